@@ -1,0 +1,31 @@
+# On a fresh machine with Python 3.11 and make: `make demo` shows what this is, `make test` checks it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint benchmark clean
+
+demo: $(STAMP)  ## the two-model experiment on embedded digits, with its report
+	$(BIN)/forgetless two-model --seeds 3 --alpha 1e3 1e5 1e7 --output runs/demo --overwrite
+
+test: $(STAMP)  ## every test and docstring example
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## style, types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+benchmark: $(STAMP)  ## cost of the Fisher and of the proximal step, as ratios
+	$(BIN)/python benchmarks/fisher.py
+	$(BIN)/python benchmarks/proximal_step.py
+
+clean:  ## remove the environment and caches; runs stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
