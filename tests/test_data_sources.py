@@ -1,0 +1,326 @@
+"""Where bytes come from: the search order, downloads from a server on this machine, checksums, folders and zips."""
+
+import dataclasses
+import gzip
+import hashlib
+import http.server
+import io
+import logging
+import socket
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pooch
+import pytest
+
+from forgetless.data import sources
+from forgetless.data.sources import Source
+from forgetless.errors import InputError
+
+CONTENT = b"forty-two" * 1000
+PACKED = gzip.compress(CONTENT, mtime=0)
+SOURCE = Source(
+    paths=("set/numbers", "set/numbers.gz", "numbers"),
+    sha256=hashlib.sha256(CONTENT).hexdigest(),
+    url="http://127.0.0.1:9/numbers.gz",
+    download_path="set/numbers.gz",
+    download_hash="md5:" + hashlib.md5(PACKED).hexdigest(),
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and no folder named in the environment."""
+    monkeypatch.setattr(sources, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.delenv("FORGETLESS_DATA", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return tmp_path / "cache"
+
+
+class Server:
+    """A web server on 127.0.0.1 with the files in `files`; it notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.requests: list[str] = []
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.requests.append(self.path)
+                content = server.files.get(self.path)
+                self.send_response(404 if content is None else 200)
+                self.send_header("Content-Length", str(len(content or b"")))
+                self.end_headers()
+                self.wfile.write(content or b"")
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.http.server_port}"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    thread = threading.Thread(target=running.http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield running
+    running.http.shutdown()
+    thread.join()
+    running.http.server_close()
+
+
+def at(server: Server, **changes: str) -> Source:
+    return dataclasses.replace(SOURCE, url=f"{server.address}/numbers.gz", **changes)
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_named_folder_is_the_only_one_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORGETLESS_DATA", str(tmp_path / "environment"))
+    assert sources.search_folders(tmp_path) == (tmp_path,)
+
+
+def test_the_environment_goes_before_the_cache(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_cache = write(cache / "set/numbers", CONTENT)
+    assert sources.fetch(SOURCE, None) == in_cache
+    monkeypatch.setenv("FORGETLESS_DATA", str(tmp_path / "environment"))
+    assert sources.fetch(SOURCE, None) == in_cache
+    in_environment = write(tmp_path / "environment/numbers", CONTENT)
+    assert sources.fetch(SOURCE, None) == in_environment
+
+
+def test_an_empty_environment_variable_counts_as_none(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORGETLESS_DATA", "")
+    assert sources.search_folders(None) == (cache,)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_paths_of_a_source_are_tried_in_order(tmp_path: Path, number: int) -> None:
+    folder = tmp_path / "here"
+    for path in SOURCE.paths[number:]:
+        write(folder / path, b"")
+    assert sources.fetch(SOURCE, folder) == folder / SOURCE.paths[number]
+
+
+def test_the_home_folder_can_be_written_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = write(tmp_path / "data/numbers", b"")
+    assert sources.fetch(SOURCE, "~/data") == found
+
+
+def test_a_named_folder_without_the_file_is_an_error_and_downloads_nothing(tmp_path: Path, server: Server) -> None:
+    server.files["/numbers.gz"] = PACKED
+    pattern = rf"^Expected the file set/numbers or set/numbers.gz or numbers in {tmp_path}, but got no such file\. Put"
+    with pytest.raises(InputError, match=pattern):
+        sources.fetch(at(server), tmp_path)
+    assert server.requests == []
+
+
+def test_a_file_without_an_address_is_an_error(cache: Path) -> None:
+    with pytest.raises(InputError, match=rf"in {cache}, but got no such file\..*--data-dir or FORGETLESS_DATA"):
+        sources.fetch(Source(paths=("mine.txt",)), None)
+    with pytest.raises(InputError, match=r"^Expected mine\.txt to have an address, but got None\."):
+        sources.download(Source(paths=("mine.txt",)))
+
+
+def test_a_download_happens_once(
+    server: Server,
+    cache: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pooch.get_logger(), "handlers", [caplog.handler])
+    server.files["/numbers.gz"] = PACKED
+    for _ in range(2):
+        path = sources.fetch(at(server), None)
+        assert path == cache / "set/numbers.gz"
+        assert sources.read_bytes(path) == CONTENT
+    assert server.requests == ["/numbers.gz"]
+    assert capfd.readouterr() == ("", "")  # no terminal, no progress
+    assert caplog.records == []
+
+
+def test_a_damaged_copy_in_the_cache_is_downloaded_again(server: Server, cache: Path) -> None:
+    write(cache / "set/numbers.gz", PACKED[:-1])
+    server.files["/numbers.gz"] = PACKED
+    assert sources.fetch(at(server), None).read_bytes() == PACKED
+
+
+def test_a_copy_in_a_named_folder_is_never_replaced(server: Server, cache: Path) -> None:
+    damaged = write(cache / "set/numbers.gz", PACKED[:-1])
+    server.files["/numbers.gz"] = PACKED
+    assert sources.fetch(at(server), cache) == damaged
+    assert server.requests == []
+
+
+def test_a_download_with_a_wrong_checksum_leaves_nothing(server: Server, cache: Path) -> None:
+    server.files["/numbers.gz"] = PACKED + b"more"
+    with pytest.raises(InputError, match=rf"^Expected the download {server.address}/numbers.gz to have the checksum"):
+        sources.fetch(at(server), None)
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
+
+
+def test_a_missing_address_is_told(server: Server) -> None:
+    with pytest.raises(InputError, match=r"but got HTTPError: 404 .*\. Check the network, or name a local folder"):
+        sources.fetch(at(server), None)
+
+
+def test_a_dead_server_is_told_in_one_sentence_with_its_address() -> None:
+    with socket.socket() as unused:  # bound and not listening: nobody else can take the port
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/numbers.gz"
+        with pytest.raises(
+            InputError, match=rf"^Expected to download {url} into .*, but got ConnectionRefusedError: "
+        ) as caught:
+            sources.fetch(dataclasses.replace(SOURCE, url=url), None)
+    assert "--data-dir or FORGETLESS_DATA" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cache_that_cannot_be_written_is_told(server: Server, cache: Path) -> None:
+    cache.write_bytes(b"a file where the folder should be")
+    server.files["/numbers.gz"] = PACKED
+    with pytest.raises(InputError, match=rf"^Expected to download .* into {cache}, but got"):
+        sources.fetch(at(server), None)
+
+
+def test_pooch_gets_its_log_level_back(server: Server) -> None:
+    server.files["/numbers.gz"] = PACKED
+    logger = pooch.get_logger()
+    before = logger.level
+    logger.setLevel(logging.DEBUG)
+    try:
+        sources.fetch(at(server), None)
+        assert logger.level == logging.DEBUG
+    finally:
+        logger.setLevel(before)
+
+
+def test_a_terminal_is_shown_the_progress(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    server.files["/numbers.gz"] = PACKED
+    sources.fetch(at(server), None)
+    assert "numbers.gz" in terminal.getvalue()
+
+
+def test_gzip_files_are_decompressed(tmp_path: Path) -> None:
+    assert sources.read_bytes(write(tmp_path / "a", PACKED)) == PACKED
+    assert sources.read_bytes(write(tmp_path / "a.gz", PACKED)) == CONTENT
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"plain", PACKED[:-9], PACKED[:40] + b"?" + PACKED[41:], PACKED[:10] + b"\xff", b"\x1f"]
+)
+def test_a_damaged_gzip_file_is_told(tmp_path: Path, damaged: bytes) -> None:
+    path = write(tmp_path / "a.gz", damaged)
+    with pytest.raises(InputError, match=rf"^Expected {path} to be a whole gzip file, but got .*\. Download it again"):
+        sources.read_bytes(path)
+
+
+def test_an_unreadable_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"^Expected {tmp_path} to be readable, but got Is a directory\."):
+        sources.read_bytes(tmp_path)
+    with pytest.raises(InputError, match=r"none to be readable, but got No such file or directory\."):
+        sources.file_hash(tmp_path / "none", "md5")
+
+
+def test_checksums(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", CONTENT)
+    assert sources.file_hash(path, "md5") == hashlib.md5(CONTENT).hexdigest()
+    sources.check_sha256(CONTENT, path, SOURCE.sha256)
+    sources.check_sha256(b"anything", path, None)
+    found = hashlib.sha256(b"other").hexdigest()
+    pattern = rf"^Expected {path} to have the SHA-256 checksum {SOURCE.sha256}, but got {found}\."
+    with pytest.raises(InputError, match=pattern):
+        sources.check_sha256(b"other", path, SOURCE.sha256)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "deep/a"
+    sources.write_atomically(path, lambda stream: stream.write(b"old"))
+
+    def interrupted(stream: io.BufferedWriter) -> None:
+        stream.write(b"new")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sources.write_atomically(path, interrupted)
+    assert path.read_bytes() == b"old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+FILES = {"b/2.png": b"two", "a/1.png": b"one", "B.txt": b"three"}
+HIDDEN = ("a/.DS_Store", ".git/config", "__MACOSX/a/1.png", "a/.hidden/1.png", "../outside.png")
+
+
+def test_folders_and_archives_list_the_same_files(tmp_path: Path) -> None:
+    folder, archive = tmp_path / "folder", tmp_path / "archive.zip"
+    (folder / "inside").mkdir(parents=True)
+    with zipfile.ZipFile(archive, "w") as writer:
+        writer.mkdir("empty")
+        for name in (*FILES, *HIDDEN):
+            write(folder / "inside" / name, FILES.get(name, b"hidden"))
+            writer.writestr(name, FILES.get(name, b"hidden"))
+    for path in (folder / "inside", archive):
+        with sources.open_tree(path) as tree:
+            assert tree.path == path
+            assert tree.names == ("B.txt", "a/1.png", "b/2.png")
+            assert {name: tree.read(name) for name in tree.names} == FILES
+
+
+def test_linked_folders_are_followed(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere/1.png", b"one")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/a").symlink_to(tmp_path / "elsewhere")
+    with sources.open_tree(tmp_path / "folder") as tree:
+        assert tree.names == ("a/1.png",)
+
+
+def test_a_file_that_is_no_archive_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zip", b"no archive")
+    pattern = rf"^Expected {path} to be a folder or a \.zip archive, but got File is not a zip file\."
+    with pytest.raises(InputError, match=pattern), sources.open_tree(path):
+        pass
+
+
+def test_a_damaged_entry_of_an_archive_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as writer:
+        writer.writestr("a/1.png", b"one")
+    write(path, path.read_bytes().replace(b"one", b"two", 1))
+    with (
+        sources.open_tree(path) as tree,
+        pytest.raises(InputError, match=rf"^Expected a/1\.png in {path} to be readable, but got Bad CRC-32"),
+    ):
+        tree.read("a/1.png")
+
+
+def test_an_encrypted_entry_of_an_archive_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as writer:
+        writer.writestr("a/1.png", b"one")
+    content = bytearray(path.read_bytes())
+    content[6] |= 1  # the flag in the entry's own header and in the table at the end
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    write(path, bytes(content))
+    with (
+        sources.open_tree(path) as tree,
+        pytest.raises(InputError, match=r"^Expected a/1\.png in .* but got .* is encrypted"),
+    ):
+        tree.read("a/1.png")
