@@ -1,0 +1,572 @@
+"""The weight plasticity loss: what model A needs is kept while model B trains on shared weights.
+
+    L_WPL(θ₂, θ_s) = L₂(θ₂, θ_s) + α/2 Σ_i F_i (θ_s,i − θ̂_s,i)²
+
+Source: Benyahia et al., Overcoming Multi-Model Forgetting, ICML 2019, arXiv:1902.08232, eq. 8. The anchor θ̂ is where
+A left the shared weights, the importance F is A's Fisher information there. `quadratic_penalty` is the added term,
+`proximal_step` its implicit form, which is finite for every α; `WeightPlasticity` holds anchor and importance and
+applies either in anybody's loop.
+"""
+
+import copy
+import math
+import warnings
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from forgetless.errors import expect_one_of
+from forgetless.importance import unwrapped
+
+AccumulationRule = Literal["replace", "sum", "ema", "merge"]
+
+# Keeps lr·α and its inverse finite in float32 for every α.
+_LARGEST_SCALE = 1e30
+# A weight of this importance is held as firmly as can be; sums of such stay finite.
+_LARGEST_IMPORTANCE = 1e30
+# Added to F + d/(lr·α): 0/0 is no pull.
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def quadratic_penalty(
+    parameters: Sequence[Tensor], anchors: Sequence[Tensor], importances: Sequence[Tensor], alpha: float
+) -> Tensor:
+    """The penalty α/2 Σ_i F_i (θ_i − θ̂_i)², differentiable in the parameters.
+
+    Its gradient is α F_i (θ_i − θ̂_i). Gradient descent on it is stable only while lr·α·F_i < 2 for every i; the
+    proximal step has no such limit.
+
+    Source: arXiv:1902.08232, eq. 8.
+
+    Args:
+        parameters: The shared weights θ.
+        anchors: θ̂, in the same order and shapes.
+        importances: F ≥ 0, in the same order and shapes.
+        alpha: Strength α ≥ 0.
+
+    Returns:
+        A scalar in the unit of the loss; 0 for no parameters.
+
+    Raises:
+        ValueError: If `alpha` is negative or not finite.
+
+    >>> theta = torch.tensor([1.0, 3.0], requires_grad=True)
+    >>> penalty = quadratic_penalty([theta], [torch.zeros(2)], [torch.tensor([2.0, 0.0])], alpha=10.0)
+    >>> penalty.item(), torch.autograd.grad(penalty, theta)[0].tolist()
+    (10.0, [20.0, 0.0])
+    """
+    _check_alpha(alpha)
+    total = parameters[0].new_zeros(()) if parameters else torch.zeros(())
+    for theta, anchor, importance in zip(parameters, anchors, importances, strict=True):
+        total = total + (importance * (theta - anchor).square()).sum()
+    return alpha / 2 * total
+
+
+@torch.no_grad()
+def proximal_step(
+    parameters: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    importances: Sequence[Tensor],
+    *,
+    alpha: float,
+    learning_rate: float,
+    metric: float | Sequence[Tensor] = 1.0,
+) -> None:
+    """Draw the parameters towards their anchors, in place, by the proximal operator of the quadratic penalty.
+
+        θ_i ← (θ_i + s_i θ̂_i) / (1 + s_i),    s_i = lr · α · F_i / d_i
+
+    It minimises α/2 Σ F_i (θ'_i − θ̂_i)² + 1/(2 lr) Σ d_i (θ'_i − θ_i)², is finite for every α in [0, ∞), and leaves
+    the parameters bit for bit where α or F is 0.
+
+    Args:
+        parameters: The shared weights θ after the optimizer's own step. Changed in place.
+        anchors: θ̂, in the same order, shapes, types and devices.
+        importances: F ≥ 0, in the same order and shapes.
+        alpha: Strength α ≥ 0.
+        learning_rate: lr of the step just taken.
+        metric: The optimizer's preconditioner d > 0: a number, or one tensor per parameter.
+
+    Raises:
+        ValueError: If `alpha` is negative or not finite.
+
+    >>> theta = torch.tensor([1.0, 1.0])
+    >>> proximal_step([theta], [torch.zeros(2)], [torch.tensor([1.0, 0.0])], alpha=3.0, learning_rate=1.0)
+    >>> theta
+    tensor([0.2500, 1.0000])
+    """
+    _check_alpha(alpha)
+    if alpha == 0 or learning_rate == 0 or not parameters:
+        return
+    scale = _inverse(alpha * learning_rate)
+    if isinstance(metric, float | int):
+        pulls = _pulls(importances, metric * scale + _TINY, parameters)
+    else:
+        scaled = list(torch._foreach_mul([values.to(_wide(values.dtype)) for values in metric], scale))
+        torch._foreach_add_(scaled, _TINY)
+        pulls = _pulls(importances, scaled, parameters)
+    torch._foreach_lerp_(list(parameters), list(anchors), pulls)
+
+
+def _check_alpha(alpha: float) -> None:
+    if not (math.isfinite(alpha) and alpha >= 0):
+        raise ValueError(f"Expected alpha to be finite and at least 0, but got {alpha}. 0 switches the protection off.")
+
+
+def _inverse(strength: float) -> float:
+    """1/(lr·α), kept finite."""
+    return 1 / min(max(strength, 1 / _LARGEST_SCALE), _LARGEST_SCALE)
+
+
+def _pulls(
+    importances: Sequence[Tensor], scaled_metric: float | list[Tensor], parameters: Sequence[Tensor]
+) -> list[Tensor]:
+    """s/(1 + s) = F / (F + d/(lr·α)), in the parameters' types.
+
+    `scaled_metric` is d/(lr·α) + `_TINY`; tensors are overwritten. Nothing overflows: F is finite, and where d/(lr·α)
+    is not there is no pull.
+    """
+    importances = [importance.to(_wide(importance.dtype)) for importance in importances]
+    if isinstance(scaled_metric, float):
+        denominators = list(torch._foreach_add(importances, scaled_metric))
+    else:
+        denominators = scaled_metric
+        torch._foreach_add_(denominators, importances)
+    pulls = torch._foreach_div(importances, denominators)
+    return [pull.to(parameter.dtype) for pull, parameter in zip(pulls, parameters, strict=True)]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+class WeightPlasticity:
+    """Keeps what earlier models need of shared weights while other models train on them.
+
+    Train model A as ever and `consolidate` it; then train B as ever, with the plasticity attached to B's optimizer
+    (or with `penalty()` added to B's loss). Weights are matched by identity, so a shared tensor may have another name
+    in each model. The weights themselves are never copied into a model; there is one anchor and one importance per
+    shared weight, however many models there were.
+
+    After each `consolidate`, for the weights that model used (θ_j its present values, F_j its importance):
+
+    | rule | importance | anchor |
+    |---|---|---|
+    | `replace` | F ← F_j | θ̂ ← θ_j |
+    | `sum` | F ← F + F_j | θ̂ ← θ_j |
+    | `ema` | F ← decay·F + (1 − decay)·F_j, the first time F_j | θ̂ ← θ_j |
+    | `merge` | F' = decay·F + F_j | θ̂ ← (decay·F·θ̂ + F_j·θ_j) / F', and the weights themselves move there |
+
+    Source: arXiv:1902.08232; `merge` is the recursion of its two-model posterior, compare Matena and Raffel 2022
+    (arXiv:2111.09832). α multiplies when the penalty is computed and is never stored into F.
+
+    Args:
+        shared_parameters: The shared weights: any iterable of parameters or of (name, parameter) pairs. Only their
+            identity matters; a weight that is never consolidated is never held.
+        alpha: Strength α ≥ 0. 10⁵ keeps a classifier of a few 100,000 weights within a tenth of a point.
+        rule: How importance accumulates over models; see the table.
+        decay: For `ema` and `merge`, how much of the old importance stays, in [0, 1].
+
+    Raises:
+        ValueError: If `alpha` is negative or not finite, `rule` is unknown or `decay` lies outside [0, 1].
+        TypeError: If a shared parameter is not a tensor.
+
+    >>> trunk = nn.Linear(2, 2)
+    >>> a, b = nn.Sequential(trunk, nn.Linear(2, 3)), nn.Sequential(trunk, nn.Linear(2, 5))
+    >>> optimizer = SGD(b.parameters(), lr=0.1)
+    >>> plasticity = WeightPlasticity(trunk.parameters(), alpha=1e5).attach(optimizer)
+    >>> plasticity.consolidate(a, {name: torch.ones_like(weight) for name, weight in a.named_parameters()})
+    >>> before = trunk.weight.clone()
+    >>> b(torch.ones(1, 2)).sum().backward()
+    >>> optimizer.step()
+    >>> torch.allclose(trunk.weight, before, atol=1e-3)
+    True
+    """
+
+    def __init__(
+        self,
+        shared_parameters: Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+        alpha: float = 1e5,
+        *,
+        rule: AccumulationRule = "sum",
+        decay: float = 0.9,
+    ) -> None:
+        expect_one_of("rule", rule, get_args(AccumulationRule))
+        if not 0 <= decay <= 1:
+            raise ValueError(
+                f"Expected decay in [0, 1], but got {decay}. It is the share of the old importance that stays."
+            )
+        self.alpha = alpha
+        self.rule: AccumulationRule = rule
+        self.decay = decay
+        self._parameters = _unique_tensors(shared_parameters)
+        self._index = {id(parameter): i for i, parameter in enumerate(self._parameters)}
+        self._anchors: list[Tensor | None] = [None] * len(self._parameters)
+        self._importances: list[Tensor | None] = [None] * len(self._parameters)
+        self._attached: list[tuple[weakref.ref[Optimizer], RemovableHandle]] = []
+        # Per optimizer and group: (what s/(1 + s) depends on, s/(1 + s)).
+        self._pulls: dict[tuple[int, int], tuple[Any, list[Tensor]]] = {}
+
+    @property
+    def alpha(self) -> float:
+        """Strength α of the protection; may be set at any time."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        _check_alpha(value)
+        self._alpha = float(value)
+
+    @property
+    def shared_parameters(self) -> tuple[Tensor, ...]:
+        """The shared weights, in the order given."""
+        return tuple(self._parameters)
+
+    def anchor(self, parameter: Tensor) -> Tensor | None:
+        """θ̂ of a shared weight; None before the first model that used it was consolidated."""
+        return self._anchors[self._index[id(parameter)]]
+
+    def importance(self, parameter: Tensor) -> Tensor | None:
+        """F of a shared weight; None before the first model that used it was consolidated."""
+        return self._importances[self._index[id(parameter)]]
+
+    # ---- after a model ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def consolidate(self, model: nn.Module, importance: Mapping[str, Tensor]) -> None:
+        """Remember where a trained model left the shared weights, and how much it needs each.
+
+        Weights that the model does not hold, or that `importance` does not name, keep anchor and importance.
+
+        Args:
+            model: The model just trained.
+            importance: F_j ≥ 0 by the parameter names of `model`, as `diagonal_fisher` returns it. Names of weights
+                that are not shared are allowed and ignored.
+
+        Raises:
+            ValueError: If a name is not a parameter of `model`, a shape differs, a value is negative or not finite,
+                a device differs, or `importance` names none of the shared weights. Nothing is changed then.
+        """
+        model = unwrapped(model)
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        found: dict[int, Tensor] = {}
+        for name, value in importance.items():
+            if name not in parameters:
+                raise ValueError(
+                    f"Expected importance by the parameter names of the model, but got {name!r}. "
+                    "Compute it from the same model that is consolidated."
+                )
+            i = self._index.get(id(parameters[name]))
+            if i is not None:
+                _check_importance(name, parameters[name], value)
+                found[i] = value
+        if self._parameters and not found:
+            raise ValueError(
+                "Expected importance of some of the shared parameters, but got it of none. "
+                "Shared weights are matched by identity: pass the model itself, not a copy."
+            )
+        self._held(found)
+        for i, value in found.items():
+            self._fold(i, value)
+        self._pulls.clear()
+
+    def _fold(self, i: int, value: Tensor) -> None:
+        parameter, old = self._parameters[i], self._importances[i]
+        value = value.detach().to(_wide(parameter.dtype), copy=True).clamp_(max=_LARGEST_IMPORTANCE)
+        anchor = self._anchors[i]
+        if old is None or anchor is None or self.rule == "replace":
+            self._importances[i] = value
+        elif self.rule == "sum":
+            self._importances[i] = value.add_(old)
+        elif self.rule == "ema":
+            self._importances[i] = value.lerp_(old, self.decay)
+        else:
+            total = value + self.decay * old
+            # Where neither model needs the weight it stays where the later one left it.
+            share = torch.where(total > 0, self.decay * old / total.clamp_min(torch.finfo(total.dtype).tiny), 0.0)
+            parameter.lerp_(anchor, share.to(parameter.dtype))
+            self._importances[i] = total
+        self._anchors[i] = parameter.detach().clone()
+
+    def reset(self) -> None:
+        """Forget every anchor and importance; nothing is held until the next `consolidate`."""
+        self._anchors = [None] * len(self._parameters)
+        self._importances = [None] * len(self._parameters)
+        self._pulls.clear()
+
+    # ---- while another model trains --------------------------------------------------------------------------
+
+    def penalty(self) -> Tensor:
+        """The penalty α/2 Σ F_i (θ_i − θ̂_i)² of the present weights: a differentiable scalar, 0 if nothing is held.
+
+        For loops that add losses. Do not also `attach`: the protection would count twice.
+
+        Raises:
+            ValueError: If an anchor is on another device or of another type than its weight.
+        """
+        held = self._held(range(len(self._parameters)))
+        if not held:
+            reference = self._parameters[0] if self._parameters else torch.zeros(())
+            return reference.new_zeros(())
+        return quadratic_penalty(*self._columns(held), self.alpha)
+
+    def attach(self, optimizer: Optimizer) -> Self:
+        """Follow every step of an optimizer by a proximal step on the shared weights it moved.
+
+        The proximal step is taken in the optimizer's own metric, s_i = lr · α · F_i / d_i, with d chosen such that a
+        weight comes to rest where the gradient of the whole loss of eq. 8 vanishes, at the same α for each:
+
+        | optimizer | d_i |
+        |---|---|
+        | SGD | 1 |
+        | SGD with momentum μ, dampening τ, Nesterov or not | (1 − μ) / (1 − τ): a steady gradient moves it lr·g/d |
+        | Adam, AdamW | √v̂_i + ε (v̂ its bias-corrected second moment) |
+        | any other | 1, with a warning |
+
+        Learning rates are read from the parameter groups at each step, so groups and schedules are honoured. Weights
+        without a gradient are left alone, as the optimizer leaves them.
+
+        Args:
+            optimizer: Trains the next model. May be attached before or after `consolidate`.
+
+        Returns:
+            This object.
+
+        Raises:
+            ValueError: If the optimizer holds none of the shared weights, or is attached already.
+        """
+        if any(reference() is optimizer for reference, _ in self._attached):
+            raise ValueError("Expected an optimizer that is not attached yet, but got one that is. Detach it first.")
+        groups = optimizer.param_groups
+        if self._parameters and not any(id(p) in self._index for group in groups for p in group["params"]):
+            raise ValueError(
+                "Expected an optimizer of some of the shared parameters, but got one that holds none. "
+                "Attach to the optimizer that trains the shared weights."
+            )
+        if not isinstance(optimizer, SGD | Adam):
+            warnings.warn(
+                f"forgetless knows the metric of SGD, Adam and AdamW, not of {type(optimizer).__name__}: "
+                "the proximal step uses the identity, so that alpha has another meaning.",
+                stacklevel=2,
+            )
+        handle = optimizer.register_step_post_hook(self._after_step)
+        self._attached = [pair for pair in self._attached if pair[0]() is not None]
+        self._attached.append((weakref.ref(optimizer), handle))
+        return self
+
+    def detach(self, optimizer: Optimizer | None = None) -> None:
+        """Stop following an optimizer, or all of them. Anchor and importance stay.
+
+        Args:
+            optimizer: The one to leave; all if None.
+        """
+        kept = []
+        for reference, handle in self._attached:
+            if optimizer is None or reference() is optimizer:
+                handle.remove()
+            else:
+                kept.append((reference, handle))
+        self._attached = kept
+        self._pulls.clear()
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        if self.alpha == 0:
+            return
+        for g, group in enumerate(optimizer.param_groups):
+            moved = (self._index[id(p)] for p in group["params"] if id(p) in self._index and p.grad is not None)
+            held = self._held(moved)
+            learning_rate = float(group["lr"])
+            if not held or learning_rate == 0:
+                continue
+            parameters, anchors, importances = self._columns(held)
+            scale = _inverse(self.alpha * learning_rate)
+            if isinstance(optimizer, Adam):
+                pulls = _pulls(importances, _adam_metric(optimizer, group, parameters, scale), parameters)
+            else:
+                # The metric is constant: s/(1 + s) changes with lr and α only, and the step is one fused pass.
+                metric = _sgd_metric(group) if isinstance(optimizer, SGD) else 1.0
+                signature = (scale, metric, tuple(held))
+                if self._pulls.get((id(optimizer), g), (None,))[0] != signature:
+                    self._pulls[id(optimizer), g] = (signature, _pulls(importances, metric * scale + _TINY, parameters))
+                pulls = self._pulls[id(optimizer), g][1]
+            torch._foreach_lerp_(parameters, anchors, pulls)
+
+    def _held(self, indices: Iterable[int]) -> list[int]:
+        """Those of the shared weights that have an anchor, after a check that it fits."""
+        held = []
+        for i in indices:
+            anchor = self._anchors[i]
+            if anchor is None:
+                continue
+            parameter = self._parameters[i]
+            if anchor.device != parameter.device or anchor.dtype != parameter.dtype:
+                raise ValueError(
+                    f"Expected an anchor like its weight ({parameter.dtype} on {parameter.device}), but got "
+                    f"{anchor.dtype} on {anchor.device}. Call plasticity.to(...) after moving the model."
+                )
+            held.append(i)
+        return held
+
+    def _columns(self, held: Iterable[int]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        rows = [(self._parameters[i], self._anchors[i], self._importances[i]) for i in held]
+        parameters, anchors, importances = zip(*rows, strict=True)
+        return list(parameters), list(anchors), list(importances)
+
+    # ---- state -----------------------------------------------------------------------------------------------
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move anchors and importances, as `nn.Module.to` moves the weights.
+
+        Args:
+            device: The device of the weights.
+            dtype: Their floating-point type; importances stay at least float32.
+
+        Returns:
+            This object.
+        """
+        wide = None if dtype is None else _wide(dtype)
+        self._anchors = [None if a is None else a.to(device=device, dtype=dtype) for a in self._anchors]
+        self._importances = [None if f is None else f.to(device=device, dtype=wide) for f in self._importances]
+        self._pulls.clear()
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the weights: α, rule, decay, and anchor and importance in the order of the shared weights."""
+        return {
+            "alpha": self.alpha,
+            "rule": self.rule,
+            "decay": self.decay,
+            "anchors": [None if a is None else a.clone() for a in self._anchors],
+            "importances": [None if f is None else f.clone() for f in self._importances],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned, for the same shared weights in the same order.
+
+        Args:
+            state: From `state_dict`. It is copied.
+
+        Raises:
+            ValueError: If a key is missing, the number of shared weights or a shape differs, or a value is one that
+                the constructor or `consolidate` refuses. Nothing is changed then.
+        """
+        if missing := {"alpha", "rule", "decay", "anchors", "importances"} - state.keys():
+            raise ValueError(
+                f"Expected the state of a WeightPlasticity, but got one without {', '.join(sorted(missing))}. "
+                "Pass what state_dict returned."
+            )
+        anchors, importances = state["anchors"], state["importances"]
+        if len(anchors) != len(self._parameters) or len(importances) != len(self._parameters):
+            raise ValueError(
+                f"Expected the state of {len(self._parameters)} shared parameters, but got {len(anchors)} anchors and "
+                f"{len(importances)} importances. Build the plasticity from the same weights, in the same order."
+            )
+        for i, (parameter, anchor, importance) in enumerate(zip(self._parameters, anchors, importances, strict=True)):
+            _check_state(i, parameter, anchor, importance)
+        settings = WeightPlasticity((), state["alpha"], rule=state["rule"], decay=state["decay"])
+        self.alpha, self.rule, self.decay = settings.alpha, settings.rule, settings.decay
+        devices = [parameter.device for parameter in self._parameters]
+        self._anchors = [_copied(a, device) for a, device in zip(anchors, devices, strict=True)]
+        self._importances = [_copied(f, device) for f, device in zip(importances, devices, strict=True)]
+        self._pulls.clear()
+
+    def __repr__(self) -> str:
+        held = sum(anchor is not None for anchor in self._anchors)
+        return (
+            f"WeightPlasticity(alpha={self.alpha:g}, rule={self.rule!r}, "
+            f"{held} of {len(self._parameters)} shared parameters held)"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "WeightPlasticity":
+        """A copy for a deep copy of the model: same memo, same weights; attached to no optimizer."""
+        twin = WeightPlasticity(
+            [copy.deepcopy(parameter, memo) for parameter in self._parameters],
+            self.alpha,
+            rule=self.rule,
+            decay=self.decay,
+        )
+        twin.load_state_dict(self.state_dict())
+        return twin
+
+
+def _unique_tensors(shared_parameters: Iterable[Any]) -> list[Tensor]:
+    unique: dict[int, Tensor] = {}
+    for item in shared_parameters:
+        parameter = item[1] if isinstance(item, tuple) and len(item) == 2 else item
+        if not isinstance(parameter, Tensor):
+            raise TypeError(
+                f"Expected shared parameters to be tensors or (name, tensor) pairs, but got {type(item).__name__}. "
+                "Pass module.parameters() or module.named_parameters()."
+            )
+        unique.setdefault(id(parameter), parameter)
+    return list(unique.values())
+
+
+def _check_state(i: int, parameter: Tensor, anchor: Tensor | None, importance: Tensor | None) -> None:
+    if (anchor is None) != (importance is None):
+        raise ValueError(
+            f"Expected anchor and importance {i} to be held together, but got one without the other. "
+            "Pass what state_dict returned."
+        )
+    for kind, value in (("anchor", anchor), ("importance", importance)):
+        if value is not None and value.shape != parameter.shape:
+            raise ValueError(
+                f"Expected {kind} {i} of shape {tuple(parameter.shape)}, but got {tuple(value.shape)}. "
+                "Build the plasticity from the same weights, in the same order."
+            )
+        if value is not None and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"Expected finite {kind} {i}, but got inf or nan. The state is damaged.")
+    if importance is not None and bool((importance < 0).any()):
+        raise ValueError(f"Expected importance {i} to be at least 0, but got a negative one. The state is damaged.")
+
+
+def _check_importance(name: str, parameter: Tensor, value: Tensor) -> None:
+    if value.shape != parameter.shape:
+        raise ValueError(
+            f"Expected importance of {name!r} in the weight's shape {tuple(parameter.shape)}, but got "
+            f"{tuple(value.shape)}. Compute it from the same model that is consolidated."
+        )
+    if value.device != parameter.device:
+        raise ValueError(
+            f"Expected importance of {name!r} on {parameter.device}, but got {value.device}. Move it there first."
+        )
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(
+            f"Expected finite importance of {name!r}, but got inf or nan. Check that the model has not diverged."
+        )
+    if bool((value < 0).any()):
+        raise ValueError(
+            f"Expected importance of {name!r} to be at least 0, but got {value.min().item():g}. "
+            "A Fisher information is a mean of squares."
+        )
+
+
+def _copied(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone().to(device)
+
+
+def _sgd_metric(group: Mapping[str, Any]) -> float:
+    """(1 − μ)/(1 − τ): a steady gradient g moves a weight by lr·g·(1 − τ)/(1 − μ) per step of SGD with momentum."""
+    momentum, dampening = float(group.get("momentum", 0.0)), float(group.get("dampening", 0.0))
+    if momentum == 0 or momentum >= 1 or dampening >= 1:
+        return 1.0
+    return (1 - momentum) / (1 - dampening)
+
+
+def _adam_metric(optimizer: Adam, group: Mapping[str, Any], parameters: Sequence[Tensor], scale: float) -> list[Tensor]:
+    """(√v̂ + ε) · scale + `_TINY`, with v̂ = v / (1 − β₂ᵗ) and, with amsgrad, the largest v so far."""
+    moment = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
+    states = [optimizer.state[parameter] for parameter in parameters]
+    metric = list(torch._foreach_sqrt([state[moment].to(_wide(state[moment].dtype)) for state in states]))
+    beta2 = float(group["betas"][1])
+    # A step that a gradient scaler skipped leaves t and v at 0.
+    corrections = [math.sqrt(1 - beta2 ** max(float(state["step"]), 1.0)) for state in states]
+    torch._foreach_mul_(metric, [scale / correction for correction in corrections])
+    torch._foreach_add_(metric, group["eps"] * scale + _TINY)
+    return metric

@@ -1,0 +1,93 @@
+"""Slow and obvious versions of the package's formulas: the oracle of the tests, and nothing else.
+
+Each is written from its formula, one example and one number at a time where that is clearest, and shares no code with
+the version it checks.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def diagonal_fisher(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Tensor]],
+    loss_fn: Callable[[Any, Tensor], Tensor],
+    kind: str = "empirical",
+) -> dict[str, Tensor]:
+    """F_i = 1/N Σ_n (∂ℓ_n/∂θ_i)², by one backward pass per example (and class) through a copy of the model.
+
+    Args:
+        model: Any module; its inputs are single tensors.
+        batches: Pairs (inputs, targets), examples along dim 0.
+        loss_fn: (outputs, targets) of a batch → scalar, the mean over examples.
+        kind: `empirical`, `exact` (logits (B, C)) or `batch`.
+
+    Returns:
+        Parameter name → F.
+    """
+    model = copy.deepcopy(model).eval()
+    names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    fisher = {name: torch.zeros_like(weight) for name, weight in model.named_parameters() if name in names}
+    count = 0
+
+    def add_square(inputs: Tensor, targets: Tensor, weight: float) -> None:
+        model.zero_grad()
+        loss_fn(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None and name in fisher:
+                fisher[name] += weight * parameter.grad**2
+
+    for inputs, targets in batches:
+        count += len(targets)
+        if kind == "batch":
+            add_square(inputs, targets, float(len(targets)))
+            continue
+        for n in range(len(targets)):
+            x, y = inputs[n : n + 1], targets[n : n + 1]
+            if kind == "empirical":
+                add_square(x, y, 1.0)
+            else:
+                probabilities = torch.softmax(model(x).detach(), -1)[0]
+                for label, probability in enumerate(probabilities):
+                    add_square(x, torch.full_like(y, label), float(probability))
+    return {name: total / count for name, total in fisher.items()}
+
+
+def quadratic_penalty(
+    weights: Sequence[Tensor], anchors: Sequence[Tensor], importances: Sequence[Tensor], alpha: float
+) -> float:
+    """α/2 Σ_i F_i (θ_i − θ̂_i)², one weight at a time."""
+    total = 0.0
+    for weight, anchor, importance in zip(weights, anchors, importances, strict=True):
+        triples = zip(weight.flatten().tolist(), anchor.flatten().tolist(), importance.flatten().tolist(), strict=True)
+        for theta, theta_hat, fisher in triples:
+            total += alpha / 2 * fisher * (theta - theta_hat) ** 2
+    return total
+
+
+def proximal_step(
+    weight: Tensor,
+    anchor: Tensor,
+    importance: Tensor,
+    *,
+    alpha: float,
+    learning_rate: float,
+    metric: Tensor | float,
+) -> Tensor:
+    """(θ + s θ̂) / (1 + s) with s = lr·α·F/d, one weight at a time."""
+    metric = torch.as_tensor(metric, dtype=weight.dtype).expand_as(weight)
+    result = []
+    for theta, theta_hat, fisher, d in zip(
+        weight.flatten().tolist(),
+        anchor.flatten().tolist(),
+        importance.flatten().tolist(),
+        metric.flatten().tolist(),
+        strict=True,
+    ):
+        s = learning_rate * alpha * fisher / d
+        result.append((theta + s * theta_hat) / (1 + s))
+    return torch.tensor(result, dtype=weight.dtype).reshape(weight.shape)
