@@ -1,0 +1,587 @@
+"""Two models that share hidden layers: how much of A is lost while B trains, and what protects it.
+
+Figures 1 and 3 of Benyahia et al., Overcoming Multi-Model Forgetting, ICML 2019 (arXiv:1902.08232). Model A is
+trained to convergence, or stopped on the way; then B trains on the same data, on some of A's layers, and A's accuracy
+is followed. Every protection sees the same initial weights and the same batches, so that curves of one seed differ by
+the protection alone.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from forgetless.data.images import load_images
+from forgetless.errors import InputError, expect_one_of
+from forgetless.forgetting import Interval, mean_interval, reduction
+from forgetless.importance import FisherKind, diagonal_fisher
+from forgetless.protection import PROTECTIONS, NoProtection, Protection, make_protection
+from forgetless.supernets.mlp import ACTIVATIONS, MLP, MOST_SHARED, Wiring, chain_of_models, shared_parameters
+from forgetless.tasks import ImageClassification
+from forgetless.training import train
+
+OptimizerName = Literal["sgd", "adam", "adamw"]
+
+MATCHED = "matched-lr"
+"""The control arm: no protection, and a lower learning rate for the shared weights."""
+
+ARMS = (*PROTECTIONS, MATCHED)
+
+LEARNING_RATES: dict[str, float] = {"sgd": 0.1, "adam": 0.005, "adamw": 0.005}
+
+# The control arm's mean step may differ by this much from the protected arm's.
+_STEP_TOLERANCE = 0.05
+_MOST_TRIES = 8
+
+# A stopped early is looked at after every step on this many validation images, because an accuracy of 38 % is passed
+# within a few steps.
+_IMAGES_TO_STOP = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoModelConfig:
+    """What `forgetless two-model` is asked to do.
+
+    Attributes:
+        data: `digits`, `mnist`, `cifar10`, or a folder of images by class.
+        data_dir: Where named data lies; FORGETLESS_DATA or a download if None.
+        wiring: How B reuses A's hidden layers: `prefix` or `crossed`.
+        shared: How many of A's hidden layers are shared; several give several panels.
+        convergence: A is stopped when its validation accuracy passes this share of what it reaches, in (0, 1].
+        protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl` and `matched-lr` (the control arm: no
+            protection, the shared weights' learning rate lowered until their mean step is that under `wpl`).
+        alpha: Strengths α of `wpl`.
+        l2_alpha: Strengths of `l2`, whose importance is 1 and whose α therefore has another scale.
+        seeds: How many seeds, 0, 1, …: initial weights and batches.
+        models: How many models in all, at least 2; the third and later ones share with A and with B.
+        iterations: Training steps of B, and of each later model.
+        iterations_a: Training steps of A to convergence.
+        optimizer: `sgd`, `adam` or `adamw`, for every model.
+        learning_rate: 0.1 for SGD and 0.005 for Adam and AdamW if None.
+        momentum: Of SGD.
+        batch_size: Examples per step.
+        width: Units per hidden layer.
+        activation: `relu`, `sigmoid`, `tanh` or `gelu`.
+        fisher: Kind of A's Fisher information; see `diagonal_fisher`.
+        evaluate_every: Steps between two points of the curves.
+        device: Where to train: `cpu`, `cuda`, `cuda:1`, `mps`.
+        threads: Threads of the CPU. Sums are ordered by it, so that it decides the last bits of every result; small
+            models are fastest with one.
+    """
+
+    data: str = "digits"
+    data_dir: str | None = None
+    wiring: Wiring = Wiring.CROSSED
+    shared: tuple[int, ...] = (3,)
+    convergence: tuple[float, ...] = (1.0,)
+    protection: tuple[str, ...] = ("none", "matched-lr", "freeze", "l2", "wpl")
+    alpha: tuple[float, ...] = (1e5,)
+    l2_alpha: tuple[float, ...] = (1.0,)
+    seeds: int = 5
+    models: int = 2
+    iterations: int = 1500
+    iterations_a: int = 3000
+    optimizer: OptimizerName = "adam"
+    learning_rate: float | None = None
+    momentum: float = 0.9
+    batch_size: int = 128
+    width: int = 100
+    activation: str = "relu"
+    fisher: FisherKind = "empirical"
+    evaluate_every: int = 50
+    device: str = "cpu"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        expect_one_of("wiring", self.wiring, list(Wiring))
+        object.__setattr__(self, "wiring", Wiring(self.wiring))
+        for name in ("shared", "convergence", "protection", "alpha", "l2_alpha"):
+            values = tuple(getattr(self, name))
+            object.__setattr__(self, name, tuple(dict.fromkeys(values)))
+            if not values:
+                raise InputError(f"Expected at least one value of {name}, but got none.")
+        for k in self.shared:
+            if not 1 <= k <= MOST_SHARED[self.wiring]:
+                raise InputError(
+                    f"Expected shared between 1 and {MOST_SHARED[self.wiring]} for {self.wiring} wiring, but got {k}. "
+                    "A has 4 hidden layers; crosswise, its first cannot be shared because it reads the pixels."
+                )
+        for share in self.convergence:
+            if not 0 < share <= 1:
+                raise InputError(f"Expected convergence in (0, 1], but got {share}. 1 trains A to the end.")
+        for name in ("alpha", "l2_alpha"):
+            for alpha in getattr(self, name):
+                if not (math.isfinite(alpha) and alpha >= 0):
+                    raise InputError(f"Expected {name} to be finite and at least 0, but got {alpha}.")
+        for protection in self.protection:
+            expect_one_of("protection", protection, ARMS)
+        if MATCHED in self.protection and "wpl" not in self.protection:
+            raise InputError(f"Expected wpl among the protections, because {MATCHED} matches its steps. Add wpl.")
+        expect_one_of("optimizer", self.optimizer, get_args(OptimizerName))
+        expect_one_of("activation", self.activation, ACTIVATIONS)
+        expect_one_of("fisher", self.fisher, get_args(FisherKind))
+        for name, least in (("seeds", 1), ("models", 2), ("iterations", 1), ("iterations_a", 1), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"Expected {name} to be at least {least}, but got {getattr(self, name)}.")
+        for name in ("width", "evaluate_every", "threads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"Expected {name} to be at least 1, but got {getattr(self, name)}.")
+        rate = self.learning_rate
+        if rate is not None and not (math.isfinite(rate) and rate > 0):
+            raise InputError(f"Expected learning_rate to be finite and above 0, but got {rate}.")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"Expected momentum in [0, 1), but got {self.momentum}.")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"Expected a device that this machine has, but got {self.device!r}.") from error
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TwoModelConfig":
+        """The configuration that `dataclasses.asdict` or a TOML file holds.
+
+        Args:
+            values: Option → value; options left out have their defaults.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            InputError: If an option is unknown or a value does not fit.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            expect_one_of("option", name, known)
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run to make: B (and later models) trained from one state of A under one protection."""
+
+    seed: int
+    shared: int
+    convergence: float
+    protection: str
+    alpha: float | None
+
+    @property
+    def label(self) -> str:
+        """For a progress line, such as `wpl α=1e+05`."""
+        return self.protection if self.alpha is None else f"{self.protection} α={self.alpha:g}"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, for a display.
+
+    Attributes:
+        done: Finished arms.
+        total: All arms.
+        label: What is being trained.
+        step: Training step within it.
+        num_steps: Its steps in all.
+        accuracies: Present test accuracies by model, such as {"A": 0.97, "B": 0.93}.
+    """
+
+    done: int
+    total: int
+    label: str
+    step: int
+    num_steps: int
+    accuracies: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TwoModelResult:
+    """The runs made so far, and their summary over seeds.
+
+    Attributes:
+        config: What was asked.
+        runs: One dict per arm, with the keys that docs/metrics.md explains.
+    """
+
+    config: TwoModelConfig
+    runs: list[dict[str, Any]]
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One dict per protection, strength, number of shared layers and convergence: means with 95 % intervals.
+
+        `reduction` is None for the unprotected arm, and where that arm does not forget.
+
+        Returns:
+            Dicts in the order of the configuration.
+        """
+        return [
+            _summarise(runs, self._unprotected(runs))
+            for key in dict.fromkeys(_key(run) for run in self.runs)
+            if (runs := [run for run in self.runs if _key(run) == key])
+        ]
+
+    def _unprotected(self, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The unprotected runs of the same seeds and the same A, or nothing if one is missing."""
+        plain = {
+            (run["seed"], run["shared"], run["convergence"]): run for run in self.runs if run["protection"] == "none"
+        }
+        keys = [(run["seed"], run["shared"], run["convergence"]) for run in runs]
+        return [plain[key] for key in keys] if all(key in plain for key in keys) else []
+
+
+def _key(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(run[name] for name in ("shared", "convergence", "protection", "alpha"))
+
+
+def _summarise(runs: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def over_seeds(name: str) -> dict[str, float | None]:
+        return dataclasses.asdict(mean_interval([run[name] for run in runs]))
+
+    first = runs[0]
+    prevented: Interval | None = None
+    cost: Interval | None = None
+    if plain and first["protection"] != "none":
+        prevented = reduction([run["forgetting"] for run in runs], [run["forgetting"] for run in plain])
+        cost = mean_interval([p["accuracy_b"] - run["accuracy_b"] for run, p in zip(runs, plain, strict=True)])
+    return {
+        **{name: first[name] for name in ("protection", "wiring", "shared", "convergence", "alpha")},
+        "num_seeds": len(runs),
+        **{
+            name: over_seeds(name)
+            for name in ("accuracy_a_before", "accuracy_a_after", "accuracy_a_min", "accuracy_b", "forgetting")
+        },
+        "reduction": None if prevented is None else dataclasses.asdict(prevented),
+        "cost_b": None if cost is None else dataclasses.asdict(cost),
+        "seconds": sum(run["seconds"] for run in runs),
+    }
+
+
+def arms(config: TwoModelConfig) -> list[Arm]:
+    """Every run that a configuration asks for, in the order they are made.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        The arms: by seed, shared layers and convergence; within these, the control arm after the arm it is matched to.
+    """
+
+    def strengths(protection: str) -> tuple[float | None, ...]:
+        if protection in {"wpl", MATCHED}:
+            return config.alpha
+        return config.l2_alpha if protection == "l2" else (None,)
+
+    order = sorted(config.protection, key=lambda protection: protection == MATCHED)
+    return [
+        Arm(seed, shared, convergence, protection, alpha)
+        for seed in range(config.seeds)
+        for shared in config.shared
+        for convergence in config.convergence
+        for protection in order
+        for alpha in strengths(protection)
+    ]
+
+
+def run(
+    config: TwoModelConfig,
+    *,
+    finished: Sequence[dict[str, Any]] = (),
+    on_run: Callable[[dict[str, Any]], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> TwoModelResult:
+    """Make every run that the configuration asks for and that is not finished yet.
+
+    Args:
+        config: What to do.
+        finished: Runs of an earlier, interrupted call with the same configuration.
+        on_run: Called with each new run as soon as it is finished.
+        on_progress: Called now and then while training.
+
+    Returns:
+        All runs, finished and new. Numbers do not depend on where an earlier call was interrupted.
+
+    Raises:
+        InputError: If the data is missing or damaged.
+    """
+    task = load_task(config)
+    runs = list(finished)
+    todo = arms(config)
+    order = {arm: i for i, arm in enumerate(todo)}
+    with _threads(config.threads):
+        _make(config, task, runs, todo, on_run, on_progress)
+    return TwoModelResult(config, sorted(runs, key=lambda run: order[_arm_of(run)]))
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _make(
+    config: TwoModelConfig,
+    task: ImageClassification,
+    runs: list[dict[str, Any]],
+    todo: Sequence[Arm],
+    on_run: Callable[[dict[str, Any]], None] | None,
+    on_progress: Callable[[Progress], None] | None,
+) -> None:
+    """Append to `runs` those of the arms that are missing there."""
+    done = {_arm_of(run) for run in runs}
+    trainer: _Trainer | None = None
+
+    def report(label: str, step: int, num_steps: int, accuracies: Mapping[str, float]) -> None:
+        if on_progress is not None:
+            on_progress(Progress(len(runs), len(todo), label, step, num_steps, accuracies))
+
+    for arm in todo:
+        if arm in done:
+            continue
+        if trainer is None or trainer.state_of_a != (arm.seed, arm.shared, arm.convergence):
+            trainer = _Trainer(config, task, arm, report)
+        protected = next((run for run in runs if _arm_of(run) == dataclasses.replace(arm, protection="wpl")), None)
+        record = trainer.run(arm, protected)
+        runs.append(record)
+        if on_run is not None:
+            on_run(record)
+
+
+def load_task(config: TwoModelConfig) -> ImageClassification:
+    """The data that a configuration names, as a task.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        Image classification on the configured device.
+    """
+    return ImageClassification(load_images(config.data, config.data_dir), config.batch_size, config.device)
+
+
+def _arm_of(run: Mapping[str, Any]) -> Arm:
+    return Arm(run["seed"], run["shared"], run["convergence"], run["protection"], run["alpha"])
+
+
+class _Trainer:
+    """Trains A once, then B (and later models) from that A, once per arm."""
+
+    def __init__(
+        self,
+        config: TwoModelConfig,
+        task: ImageClassification,
+        arm: Arm,
+        report: Callable[[str, int, int, Mapping[str, float]], None],
+    ) -> None:
+        self.config, self.task, self.report = config, task, report
+        self.state_of_a = (arm.seed, arm.shared, arm.convergence)
+        self.models = chain_of_models(
+            config.wiring,
+            arm.shared,
+            num_models=config.models,
+            num_inputs=math.prod(task.data.image_shape),
+            num_classes=task.data.num_classes,
+            width=config.width,
+            activation=config.activation,
+            seed=arm.seed,
+        )
+        for model in self.models:
+            model.to(config.device)
+        self.shared = shared_parameters(self.models)
+        self.steps_of_a = self._train_a(arm)
+        self.start = copy.deepcopy([model.state_dict() for model in self.models])
+        self.before = self._accuracies(self.models[0])
+
+    def _train_a(self, arm: Arm) -> int:
+        """Train A as far as asked; returns the steps taken."""
+        config, model = self.config, self.models[0]
+        initial = copy.deepcopy(model.state_dict())
+        label = f"seed {arm.seed}: A"
+        images, labels = next(self.task.batches("validation", _IMAGES_TO_STOP))
+        passed: list[float] = []  # validation accuracy after each step
+
+        def watch(step: int) -> None:
+            if arm.convergence < 1:
+                with torch.no_grad():
+                    passed.append(float((model(images).argmax(-1) == labels).float().mean()))
+            self._show(label, step, config.iterations_a, {"A": model})
+
+        self._train(model, config.iterations_a, arm.seed, NoProtection(self.shared), after_step=watch)
+        if arm.convergence == 1:
+            return config.iterations_a
+        # What A would reach is known only now: start again and stop where it first passed the asked share of it.
+        reached = 1 - self.task.error(model, "validation")
+        steps = next(i for i, accuracy in enumerate([*passed, 1.0], 1) if accuracy >= arm.convergence * reached)
+        steps = min(steps, config.iterations_a)
+        model.load_state_dict(initial)
+        self._train(model, steps, arm.seed, NoProtection(self.shared))
+        return steps
+
+    def run(self, arm: Arm, protected: Mapping[str, Any] | None) -> dict[str, Any]:
+        """One arm, from the stored A."""
+        started = time.perf_counter()
+        if arm.protection == MATCHED:
+            if protected is None:
+                raise InputError(f"Expected the wpl run that {MATCHED} is matched to among the finished runs.")
+            record = self._matched(arm, protected["mean_step"])
+        else:
+            record = self._train_rest(arm, self.config_rate)
+        return {**record, "seconds": time.perf_counter() - started}
+
+    @property
+    def config_rate(self) -> float:
+        rate = self.config.learning_rate
+        return LEARNING_RATES[self.config.optimizer] if rate is None else rate
+
+    def _matched(self, arm: Arm, wanted: float) -> dict[str, Any]:
+        """Unprotected, with the shared weights' learning rate such that their mean step is the wanted one.
+
+        The step grows with the rate, nearly in proportion: the rate is multiplied by wanted/found, within the bracket
+        that the tries so far leave.
+        """
+        low, high = 0.0, math.inf
+        rate = self.config_rate
+        for _ in range(_MOST_TRIES):
+            record = self._train_rest(arm, rate)
+            found = record["mean_step"]
+            if found == 0 or wanted == 0 or abs(found / wanted - 1) <= _STEP_TOLERANCE:
+                break
+            low, high = (rate, high) if found < wanted else (low, rate)
+            proposed = rate * wanted / found
+            if not low < proposed < high:
+                proposed = math.sqrt(low * high) if low > 0 else high / 4
+            rate = proposed
+        return record
+
+    def _train_rest(self, arm: Arm, shared_rate: float) -> dict[str, Any]:
+        """Train B and the later models under an arm's protection, following A."""
+        config, models = self.config, self.models
+        for model, state in zip(models, self.start, strict=True):
+            model.load_state_dict(state)
+        name = "none" if arm.protection == MATCHED else arm.protection
+        protection = make_protection(name, self.shared, arm.alpha or 0.0)
+        protection.consolidate(models[0], self._fisher)
+        first = [self.before]  # accuracies of each model right after its own training
+        curve: dict[str, list[float]] = {"iteration": [0], "accuracy_a": [self.before["test"]], "accuracy_b": []}
+        curve["accuracy_b"].append(self._accuracies(models[1])["test"])
+        steps = _MeanStep(self.shared)
+        for j, model in enumerate(models[1:], start=1):
+            offset, letter = (j - 1) * config.iterations, _letter(j)
+
+            def follow(step: int, model: MLP = model, offset: int = offset, letter: str = letter) -> None:
+                steps.update()
+                if step % config.evaluate_every == 0 or step == config.iterations:
+                    curve["iteration"].append(offset + step)
+                    curve["accuracy_a"].append(self._accuracies(models[0])["test"])
+                    curve["accuracy_b"].append(self._accuracies(model)["test"])
+                    present = {"A": curve["accuracy_a"][-1], letter: curve["accuracy_b"][-1]}
+                    total = (len(models) - 1) * config.iterations
+                    self.report(f"seed {arm.seed}: {arm.label}", offset + step, total, present)
+
+            steps.start()
+            self._train(model, config.iterations, arm.seed + 1000 * j, protection, shared_rate, follow)
+            first.append(self._accuracies(model))
+            if j + 1 < len(models):
+                protection.consolidate(model, self._fisher)
+        last = [self._accuracies(model) for model in models]
+        return {
+            **dataclasses.asdict(arm),
+            "wiring": str(config.wiring),
+            "accuracy_a_before": self.before["test"],
+            "accuracy_a_after": last[0]["test"],
+            "accuracy_a_min": min(curve["accuracy_a"]),
+            "accuracy_b": first[1]["test"],
+            "forgetting": self.before["test"] - last[0]["test"],
+            "validation_forgetting": self.before["validation"] - last[0]["validation"],
+            "validation_b": first[1]["validation"],
+            "steps_of_a": self.steps_of_a,
+            "mean_step": steps.mean,
+            "shared_learning_rate": shared_rate,
+            "models": [
+                {
+                    "model": _letter(j),
+                    "accuracy_before": before["test"],
+                    "accuracy_after": after["test"],
+                    "forgetting": before["test"] - after["test"],
+                }
+                for j, (before, after) in enumerate(zip(first, last, strict=True))
+            ],
+            "curve": curve,
+        }
+
+    def _train(
+        self,
+        model: MLP,
+        num_steps: int,
+        seed: int,
+        protection: Protection,
+        shared_rate: float | None = None,
+        after_step: Callable[[int], None] | None = None,
+    ) -> None:
+        model.train()
+        batches = self.task.training_batches(num_steps, torch.Generator().manual_seed(seed))
+        optimizer = self._optimizer(model, self.config_rate if shared_rate is None else shared_rate)
+        train(model, batches, self.task.loss, optimizer, protection, after_step=after_step)
+
+    def _optimizer(self, model: MLP, shared_rate: float) -> Optimizer:
+        shared_ids = {id(parameter) for parameter in self.shared}
+        shared = [p for p in model.parameters() if id(p) in shared_ids]
+        private = [p for p in model.parameters() if id(p) not in shared_ids]
+        groups: list[dict[str, Any]] = [{"params": shared, "lr": shared_rate}, {"params": private}]
+        if self.config.optimizer == "sgd":
+            return SGD(groups, lr=self.config_rate, momentum=self.config.momentum)
+        return (Adam if self.config.optimizer == "adam" else AdamW)(groups, lr=self.config_rate)
+
+    def _fisher(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        return diagonal_fisher(
+            model, self.task.batches("importance"), self.task.loss, self.config.fisher, parameters=self.shared
+        )
+
+    def _accuracies(self, model: nn.Module) -> dict[str, float]:
+        return {"validation": 1 - self.task.error(model, "validation"), "test": 1 - self.task.error(model, "test")}
+
+    def _show(self, label: str, step: int, num_steps: int, models: Mapping[str, nn.Module]) -> None:
+        if step % (10 * self.config.evaluate_every) == 0 or step == num_steps:
+            accuracies = {name: 1 - self.task.error(model, "validation") for name, model in models.items()}
+            self.report(label, step, num_steps, accuracies)
+
+
+class _MeanStep:
+    """Mean over steps of ‖θ_s(t+1) − θ_s(t)‖₂, all shared weights together."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._parameters: list[torch.Tensor] = list(parameters)
+        self._total = 0.0
+        self._count = 0
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Before a model's first step."""
+        self._previous = [parameter.clone() for parameter in self._parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """After a step."""
+        torch._foreach_sub_(self._previous, self._parameters)
+        norms = torch._foreach_norm(self._previous)
+        self._total += float(torch.linalg.vector_norm(torch.stack(list(norms))))
+        self._count += 1
+        torch._foreach_copy_(self._previous, self._parameters)
+
+    @property
+    def mean(self) -> float:
+        return self._total / max(1, self._count)
+
+
+def _letter(j: int) -> str:
+    """A, B, …, Z, then model 27, …."""
+    return chr(ord("A") + j) if j < 26 else f"model {j + 1}"

@@ -1,0 +1,218 @@
+"""A run folder: what was asked, on what machine, and every result as it came; enough to go on after any interruption.
+
+| file | content |
+|---|---|
+| `config.toml` | the complete configuration, reusable as input |
+| `environment.json` | versions, git revision, device |
+| `metrics.jsonl` | one JSON object per finished unit of work; docs/metrics.md explains every key |
+| `report.html` | made from the others, never read |
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from forgetless.errors import InputError
+
+CONFIG = "config.toml"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+REPORT = "report.html"
+
+
+def environment(device: str = "cpu") -> dict[str, str | int | None]:
+    """What a result may depend on besides its configuration.
+
+    Args:
+        device: The device that does the work.
+
+    Returns:
+        Versions, git revision of the source (None outside a checkout), processor or accelerator.
+    """
+    packages = ("forgetless", "torch", "numpy", "scipy", "scikit-learn")
+    accelerator = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+    return {
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in packages},
+        "git_revision": _git_revision(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "device": accelerator or device,
+    }
+
+
+def _git_revision() -> str | None:
+    """The commit of the source, with `-dirty` where tracked files differ from it; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        # The package may lie in somebody else's repository, inside an environment: only its own source counts.
+        tracked = subprocess.run(
+            ["git", "ls-files", "--error-unmatch", Path(__file__).name], cwd=folder, capture_output=True, check=False
+        )
+        if tracked.returncode:
+            return None
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            check=False,
+            text=True,
+        )
+    except OSError:
+        return None
+    return described.stdout.strip() or None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({len(names)} logical)" if names else platform.processor()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file by new text, so that at any moment it holds the old text or the new, whole.
+
+    Args:
+        path: The file.
+        text: Its new content.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes private files; give the mode that the user's umask would.
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class RunFolder:
+    """An existing run folder.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        InputError: If it is no run folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / CONFIG).is_file():
+            raise InputError(f"Expected a run folder with a {CONFIG}, but got {self.path}. Name one that a run made.")
+
+    @classmethod
+    def create(
+        cls, path: str | Path, config: Mapping[str, Any], *, device: str = "cpu", overwrite: bool = False
+    ) -> "RunFolder":
+        """Make a run folder for a new run.
+
+        Args:
+            path: Where; parents are made.
+            config: The complete configuration; None values are left out of the TOML file.
+            device: The device that does the work.
+            overwrite: Replace an existing run folder. Only a folder with a config.toml is ever removed.
+
+        Returns:
+            The folder, without metrics.
+
+        Raises:
+            InputError: If the path exists and is not to be overwritten, or cannot be written.
+        """
+        path = Path(path)
+        is_run = (path / CONFIG).is_file()
+        occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+        if occupied and not overwrite:
+            advice = "Resume it with `forgetless resume`, or pass --overwrite." if is_run else "Choose another."
+            raise InputError(f"Expected an output folder that does not exist yet, but got {path}. {advice}")
+        if occupied and not is_run:
+            raise InputError(
+                f"Expected to overwrite a run folder, but {path} holds no {CONFIG}. Choose another folder."
+            )
+        try:
+            if occupied:
+                shutil.rmtree(path)
+            path.mkdir(parents=True, exist_ok=True)
+            (path / METRICS).touch()
+            write_atomically(path / ENVIRONMENT, json.dumps(environment(device), indent=2) + "\n")
+            # Last, because a folder with a config is a run.
+            write_atomically(path / CONFIG, tomli_w.dumps({k: v for k, v in config.items() if v is not None}))
+        except OSError as error:
+            raise InputError(f"Expected a folder that can be written, but got {path} ({error.strerror}).") from error
+        return cls(path)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration as read from config.toml.
+
+        Raises:
+            InputError: If the file is not valid TOML.
+        """
+        try:
+            return tomllib.loads((self.path / CONFIG).read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"Expected valid TOML in {self.path / CONFIG}, but got: {error}.") from error
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What environment.json says, or nothing where it is gone."""
+        try:
+            found: dict[str, Any] = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            return {}
+        return found
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl and force it to the disk.
+
+        Args:
+            record: JSON-serialisable values.
+        """
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def records(self) -> list[dict[str, Any]]:
+        """What metrics.jsonl holds. A last line cut short by a crash is dropped, from the file too.
+
+        Returns:
+            One dict per line.
+
+        Raises:
+            InputError: If another line is damaged.
+        """
+        path = self.path / METRICS
+        content = path.read_bytes() if path.exists() else b""
+        whole, _, cut = content.rpartition(b"\n")
+        if cut:
+            write_atomically(path, whole.decode("utf-8") + "\n" if whole else "")
+        records = []
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise InputError(
+                    f"Expected one JSON object per line in {path}, but line {number} is damaged."
+                ) from error
+        return records

@@ -1,0 +1,248 @@
+import copy
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from forgetless.errors import InputError
+from forgetless.experiments import two_model
+from forgetless.experiments.two_model import Arm, TwoModelConfig, TwoModelResult, arms, run
+from forgetless.plasticity import WeightPlasticity
+from forgetless.supernets.mlp import chain_of_models, shared_parameters
+from forgetless.tasks import ImageClassification
+
+SMALL = TwoModelConfig(seeds=1, iterations=40, iterations_a=60, evaluate_every=20, width=24, alpha=(1e7,))
+
+
+@pytest.fixture(scope="module")
+def result():
+    return run(dataclasses.replace(SMALL, seeds=2, convergence=(1.0, 0.6)))
+
+
+def without_time(runs):
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in runs]
+
+
+def test_every_arm_is_run_once(result):
+    made = [Arm(r["seed"], r["shared"], r["convergence"], r["protection"], r["alpha"]) for r in result.runs]
+    assert made == arms(result.config)
+    assert len(made) == 2 * 2 * 5
+
+
+def test_arms_of_one_seed_start_from_the_same_models_and_differ_afterwards(result):
+    for convergence in (1.0, 0.6):
+        group = [r for r in result.runs if r["seed"] == 0 and r["convergence"] == convergence]
+        assert len({(r["accuracy_a_before"], r["steps_of_a"]) for r in group}) == 1
+        assert len({r["curve"]["accuracy_b"][0] for r in group}) == 1
+        assert len({json.dumps(r["curve"]) for r in group}) > 2
+
+
+def test_the_numbers_of_a_run_agree_with_each_other(result):
+    for r in result.runs:
+        assert r["forgetting"] == r["accuracy_a_before"] - r["accuracy_a_after"]
+        assert r["curve"]["iteration"] == [0, 20, 40]
+        assert r["curve"]["accuracy_a"][0] == r["accuracy_a_before"]
+        assert r["curve"]["accuracy_a"][-1] == r["accuracy_a_after"]
+        assert r["curve"]["accuracy_b"][-1] == r["accuracy_b"]
+        assert r["accuracy_a_min"] == min(r["curve"]["accuracy_a"])
+        assert r["models"][0]["forgetting"] == r["forgetting"]
+        assert r["models"][1]["accuracy_before"] == r["accuracy_b"]
+        assert r["mean_step"] >= 0
+
+
+def test_freeze_forgets_nothing_and_protection_helps(result):
+    by = {(s["protection"], s["convergence"]): s for s in result.summary()}
+    for convergence in (1.0, 0.6):
+        plain, frozen = by["none", convergence], by["freeze", convergence]
+        assert frozen["forgetting"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+        assert plain["forgetting"]["mean"] > 0.1
+        assert by["wpl", convergence]["forgetting"]["mean"] < plain["forgetting"]["mean"]
+        assert frozen["reduction"]["mean"] == 1.0
+
+
+def test_a_stopped_early_is_stopped_early(result):
+    steps = {(r["seed"], r["convergence"]): r["steps_of_a"] for r in result.runs}
+    for seed in (0, 1):
+        assert steps[seed, 1.0] == 60
+        assert 1 <= steps[seed, 0.6] < 60
+
+
+def test_the_matched_arm_steps_as_far_as_the_protected_one(result):
+    for r in result.runs:
+        if r["protection"] == "matched-lr":
+            wpl = next(
+                o
+                for o in result.runs
+                if o["protection"] == "wpl"
+                and (o["seed"], o["convergence"]) == (r["seed"], r["convergence"])
+            )
+            assert r["shared_learning_rate"] < 0.005
+            assert r["mean_step"] == pytest.approx(wpl["mean_step"], rel=0.05)
+
+
+def test_unprotected_training_is_a_plain_loop():
+    """The harness adds nothing: the same numbers from a loop written out here."""
+    config = dataclasses.replace(SMALL, protection=("none",), optimizer="sgd")
+    record = run(config).runs[0]
+    task = two_model.load_task(config)
+    a, b = chain_of_models(config.wiring, 3, num_inputs=64, num_classes=10, width=24, seed=0)
+    for model, steps, seed in ((a, 60, 0), (b, 40, 1000)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for x, y in task.training_batches(steps, torch.Generator().manual_seed(seed)):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    assert record["accuracy_a_after"] == 1 - task.error(a, "test")
+    assert record["accuracy_b"] == 1 - task.error(b, "test")
+
+
+def test_wpl_in_the_harness_is_wpl_in_a_plain_loop():
+    config = dataclasses.replace(SMALL, protection=("wpl",), alpha=(1e5,))
+    record = run(config).runs[0]
+    task = two_model.load_task(config)
+    a, b = chain_of_models(config.wiring, 3, num_inputs=64, num_classes=10, width=24, seed=0)
+    plasticity = WeightPlasticity(shared_parameters([a, b]), 1e5)
+    for model, steps, seed in ((a, 60, 0), (b, 40, 1000)):
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
+        plasticity.attach(optimizer)
+        for x, y in task.training_batches(steps, torch.Generator().manual_seed(seed)):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        if model is a:
+            plasticity.consolidate(a, two_model.diagonal_fisher(a, task.batches("importance"), task.loss))
+    assert record["accuracy_a_after"] == 1 - task.error(a, "test")
+    assert record["accuracy_b"] == 1 - task.error(b, "test")
+
+
+def test_alpha_zero_is_no_protection():
+    result = run(dataclasses.replace(SMALL, protection=("none", "wpl"), alpha=(0.0,)))
+    plain, zero = result.runs
+    assert plain["curve"] == zero["curve"]
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 7])
+def test_interrupted_and_resumed_gives_the_same_numbers(result, stop_after):
+    class Stop(Exception):
+        pass
+
+    finished = []
+
+    def keep(record):
+        finished.append(json.loads(json.dumps(record)))  # as the run folder does
+        if len(finished) == stop_after:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(result.config, on_run=keep)
+    resumed = run(result.config, finished=finished)
+    assert without_time(resumed.runs) == without_time(result.runs)
+
+
+def test_a_chain_reports_every_model():
+    config = dataclasses.replace(SMALL, models=4, protection=("none", "freeze"))
+    plain, frozen = run(config).runs
+    assert [m["model"] for m in plain["models"]] == ["A", "B", "C", "D"]
+    assert plain["curve"]["iteration"][-1] == 3 * 40
+    assert plain["models"][3]["forgetting"] == 0.0  # the last one was overwritten by nobody
+    assert all(m["forgetting"] == 0.0 for m in frozen["models"])
+    assert sum(m["forgetting"] for m in plain["models"]) > 0.1
+
+
+def test_summary_against_numpy(result):
+    plain = [r for r in result.runs if r["protection"] == "none" and r["convergence"] == 1.0]
+    held = [r for r in result.runs if r["protection"] == "wpl" and r["convergence"] == 1.0]
+    summary = next(s for s in result.summary() if s["protection"] == "wpl" and s["convergence"] == 1.0)
+    forgotten, free = ([r["forgetting"] for r in runs] for runs in (held, plain))
+    assert summary["forgetting"]["mean"] == pytest.approx(np.mean(forgotten))
+    assert summary["reduction"]["mean"] == pytest.approx(1 - np.mean(forgotten) / np.mean(free))
+    assert summary["cost_b"]["mean"] == pytest.approx(
+        np.mean([p["accuracy_b"] - h["accuracy_b"] for p, h in zip(plain, held, strict=True)])
+    )
+    assert summary["num_seeds"] == 2
+
+
+def test_no_forgetting_to_reduce_is_no_percentage(result):
+    runs = copy.deepcopy(result.runs)
+    for r in runs:
+        if r["protection"] == "none":
+            r["forgetting"] = -0.01
+    assert {s["reduction"] and s["reduction"]["mean"] for s in TwoModelResult(result.config, runs).summary()} == {None}
+
+
+def test_every_alpha_up_to_1e12_stays_finite():
+    for optimizer in ("sgd", "adam"):
+        config = dataclasses.replace(
+            SMALL, protection=("wpl",), alpha=(0.0, 1e3, 1e6, 1e9, 1e12), optimizer=optimizer, iterations=20
+        )
+        for r in run(config).runs:
+            assert math.isfinite(r["mean_step"])
+            assert r["accuracy_a_after"] > 0.3 or r["alpha"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shared": (4,)}, "Expected shared between 1 and 3 for crossed wiring, but got 4"),
+        ({"shared": (5,), "wiring": "prefix"}, "Expected shared between 1 and 4 for prefix wiring, but got 5"),
+        ({"convergence": (0.0,)}, r"Expected convergence in \(0, 1\], but got 0.0"),
+        ({"convergence": (1.5,)}, "but got 1.5"),
+        ({"convergence": (math.nan,)}, "but got nan"),
+        ({"alpha": (-1.0,)}, "Expected alpha to be finite and at least 0, but got -1.0"),
+        ({"alpha": (math.nan,)}, "Expected alpha to be finite and at least 0, but got nan"),
+        ({"l2_alpha": (math.inf,)}, "Expected l2_alpha to be finite"),
+        ({"protection": ("wlp",)}, "Did you mean 'wpl'"),
+        ({"protection": ()}, "at least one value of protection"),
+        ({"protection": ("none", "matched-lr")}, "Expected wpl among the protections"),
+        ({"wiring": "prefiks"}, "Did you mean 'prefix'"),
+        ({"optimizer": "adamm"}, "Did you mean 'adam'"),
+        ({"activation": "rellu"}, "Did you mean 'relu'"),
+        ({"fisher": "empiric"}, "Did you mean 'empirical'"),
+        ({"seeds": 0}, "Expected seeds to be at least 1, but got 0"),
+        ({"models": 1}, "Expected models to be at least 2, but got 1"),
+        ({"iterations": 0}, "Expected iterations to be at least 1"),
+        ({"width": 0}, "Expected width to be at least 1"),
+        ({"learning_rate": -0.1}, "Expected learning_rate to be finite and above 0"),
+        ({"momentum": 1.0}, r"Expected momentum in \[0, 1\)"),
+        ({"device": "gpu"}, "Expected a device that this machine has, but got 'gpu'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(InputError, match=message):
+        TwoModelConfig(**options)
+
+
+def test_config_round_trip_and_unknown_option():
+    values = json.loads(json.dumps(dataclasses.asdict(SMALL)))
+    assert TwoModelConfig.from_dict(values) == SMALL
+    with pytest.raises(InputError, match="Did you mean 'alpha'"):
+        TwoModelConfig.from_dict({"alfa": [1.0]})
+
+
+def test_training_batches_are_shuffled_passes():
+    task = two_model.load_task(SMALL)
+    size = len(task.data.train.labels)
+    batches = list(task.training_batches(size // 128 + 2, torch.Generator().manual_seed(3)))
+    assert [len(y) for _, y in batches] == [128] * (size // 128 + 2)
+    first_pass = torch.cat([x.flatten(1) for x, _ in batches[: size // 128]])
+    images = {tuple(row.tolist()) for row in task.data.train.images.flatten(1)}
+    drawn = {tuple(row.tolist()) for row in first_pass}
+    assert drawn <= images
+    assert len(drawn) >= len(first_pass) - (size - len(images))  # each once, but for images that occur twice
+    again = list(task.training_batches(3, torch.Generator().manual_seed(3)))
+    assert all(torch.equal(x, z) for (x, _), (z, _) in zip(batches, again, strict=False))
+    assert not torch.equal(batches[0][0], batches[size // 128][0])
+
+
+def test_error_is_counted_over_the_whole_split_and_restores_the_mode():
+    task = two_model.load_task(SMALL)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10), torch.nn.Dropout(0.9)).train()
+    logits = model[1](task.data.test.images.flatten(1))
+    expected = sum(int(row.argmax()) != int(y) for row, y in zip(logits, task.data.test.labels, strict=True))
+    assert task.error(model, "test") == expected / len(task.data.test.labels)
+    assert model.training
+    assert isinstance(task, ImageClassification)
