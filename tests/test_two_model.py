@@ -77,8 +77,7 @@ def test_the_matched_arm_steps_as_far_as_the_protected_one(result):
             wpl = next(
                 o
                 for o in result.runs
-                if o["protection"] == "wpl"
-                and (o["seed"], o["convergence"]) == (r["seed"], r["convergence"])
+                if o["protection"] == "wpl" and (o["seed"], o["convergence"]) == (r["seed"], r["convergence"])
             )
             assert r["shared_learning_rate"] < 0.005
             assert r["mean_step"] == pytest.approx(wpl["mean_step"], rel=0.05)
@@ -105,7 +104,7 @@ def test_wpl_in_the_harness_is_wpl_in_a_plain_loop():
     record = run(config).runs[0]
     task = two_model.load_task(config)
     a, b = chain_of_models(config.wiring, 3, num_inputs=64, num_classes=10, width=24, seed=0)
-    plasticity = WeightPlasticity(shared_parameters([a, b]), 1e5)
+    plasticity = WeightPlasticity(shared_parameters([a, b]), 1e5, damping=1e-3)
     for model, steps, seed in ((a, 60, 0), (b, 40, 1000)):
         optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
         plasticity.attach(optimizer)
@@ -127,7 +126,7 @@ def test_alpha_zero_is_no_protection():
 
 @pytest.mark.parametrize("stop_after", [1, 4, 7])
 def test_interrupted_and_resumed_gives_the_same_numbers(result, stop_after):
-    class Stop(Exception):
+    class PowerCutError(Exception):
         pass
 
     finished = []
@@ -135,9 +134,9 @@ def test_interrupted_and_resumed_gives_the_same_numbers(result, stop_after):
     def keep(record):
         finished.append(json.loads(json.dumps(record)))  # as the run folder does
         if len(finished) == stop_after:
-            raise Stop
+            raise PowerCutError
 
-    with pytest.raises(Stop):
+    with pytest.raises(PowerCutError):
         run(result.config, on_run=keep)
     resumed = run(result.config, finished=finished)
     assert without_time(resumed.runs) == without_time(result.runs)
@@ -207,6 +206,7 @@ def test_every_alpha_up_to_1e12_stays_finite():
         ({"iterations": 0}, "Expected iterations to be at least 1"),
         ({"width": 0}, "Expected width to be at least 1"),
         ({"learning_rate": -0.1}, "Expected learning_rate to be finite and above 0"),
+        ({"damping": -1.0}, "Expected damping to be finite and at least 0"),
         ({"momentum": 1.0}, r"Expected momentum in \[0, 1\)"),
         ({"device": "gpu"}, "Expected a device that this machine has, but got 'gpu'"),
     ],

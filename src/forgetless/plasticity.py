@@ -171,9 +171,14 @@ class WeightPlasticity:
         alpha: Strength α ≥ 0. 10⁵ keeps a classifier of a few 100,000 weights within a tenth of a point.
         rule: How importance accumulates over models; see the table.
         decay: For `ema` and `merge`, how much of the old importance stays, in [0, 1].
+        damping: Added to every importance of a model, as a share of their mean: F_i + damping · mean(F), at least 0.
+            The curvature of the log joint holds the prior's precision, which the Fisher leaves out; without it,
+            weights around a unit that is silent in A have F = 0, are free to move, and can wake it. 0 is the paper's
+            penalty; 10⁻³ protects models that were stopped early.
 
     Raises:
-        ValueError: If `alpha` is negative or not finite, `rule` is unknown or `decay` lies outside [0, 1].
+        ValueError: If `alpha` or `damping` is negative or not finite, `rule` is unknown or `decay` lies outside
+            [0, 1].
         TypeError: If a shared parameter is not a tensor.
 
     >>> trunk = nn.Linear(2, 2)
@@ -195,8 +200,13 @@ class WeightPlasticity:
         *,
         rule: AccumulationRule = "sum",
         decay: float = 0.9,
+        damping: float = 0.0,
     ) -> None:
         expect_one_of("rule", rule, get_args(AccumulationRule))
+        if not (math.isfinite(damping) and damping >= 0):
+            raise ValueError(
+                f"Expected damping to be finite and at least 0, but got {damping}. 0 is the paper's penalty."
+            )
         if not 0 <= decay <= 1:
             raise ValueError(
                 f"Expected decay in [0, 1], but got {decay}. It is the share of the old importance that stays."
@@ -204,6 +214,7 @@ class WeightPlasticity:
         self.alpha = alpha
         self.rule: AccumulationRule = rule
         self.decay = decay
+        self.damping = damping
         self._parameters = _unique_tensors(shared_parameters)
         self._index = {id(parameter): i for i, parameter in enumerate(self._parameters)}
         self._anchors: list[Tensor | None] = [None] * len(self._parameters)
@@ -271,8 +282,9 @@ class WeightPlasticity:
                 "Shared weights are matched by identity: pass the model itself, not a copy."
             )
         self._held(found)
+        floor = self.damping * _mean_over_all(found.values()) if found else 0.0
         for i, value in found.items():
-            self._fold(i, value)
+            self._fold(i, value + floor)
         self._pulls.clear()
 
     def _fold(self, i: int, value: Tensor) -> None:
@@ -437,11 +449,12 @@ class WeightPlasticity:
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the weights: α, rule, decay, and anchor and importance in the order of the shared weights."""
+        """Everything but the weights: the options, and anchor and importance in the order of the shared weights."""
         return {
             "alpha": self.alpha,
             "rule": self.rule,
             "decay": self.decay,
+            "damping": self.damping,
             "anchors": [None if a is None else a.clone() for a in self._anchors],
             "importances": [None if f is None else f.clone() for f in self._importances],
         }
@@ -490,6 +503,7 @@ class WeightPlasticity:
             self.alpha,
             rule=self.rule,
             decay=self.decay,
+            damping=self.damping,
         )
         twin.load_state_dict(self.state_dict())
         return twin
@@ -545,6 +559,12 @@ def _check_importance(name: str, parameter: Tensor, value: Tensor) -> None:
             f"Expected importance of {name!r} to be at least 0, but got {value.min().item():g}. "
             "A Fisher information is a mean of squares."
         )
+
+
+def _mean_over_all(tensors: Iterable[Tensor]) -> float:
+    """Mean over the elements of all tensors together."""
+    totals = [(float(tensor.sum(dtype=torch.float64)), tensor.numel()) for tensor in tensors]
+    return sum(total for total, _ in totals) / max(1, sum(count for _, count in totals))
 
 
 def _copied(tensor: Tensor | None, device: torch.device) -> Tensor | None:

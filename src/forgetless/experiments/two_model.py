@@ -60,6 +60,7 @@ class TwoModelConfig:
             protection, the shared weights' learning rate lowered until their mean step is that under `wpl`).
         alpha: Strengths α of `wpl`.
         l2_alpha: Strengths of `l2`, whose importance is 1 and whose α therefore has another scale.
+        damping: Floor of the importance under `wpl`, as a share of its mean; 0 is the paper's penalty.
         seeds: How many seeds, 0, 1, …: initial weights and batches.
         models: How many models in all, at least 2; the third and later ones share with A and with B.
         iterations: Training steps of B, and of each later model.
@@ -85,6 +86,7 @@ class TwoModelConfig:
     protection: tuple[str, ...] = ("none", "matched-lr", "freeze", "l2", "wpl")
     alpha: tuple[float, ...] = (1e5,)
     l2_alpha: tuple[float, ...] = (1.0,)
+    damping: float = 1e-3
     seeds: int = 5
     models: int = 2
     iterations: int = 1500
@@ -96,7 +98,7 @@ class TwoModelConfig:
     width: int = 100
     activation: str = "relu"
     fisher: FisherKind = "empirical"
-    evaluate_every: int = 50
+    evaluate_every: int = 75
     device: str = "cpu"
     threads: int = 1
 
@@ -137,6 +139,8 @@ class TwoModelConfig:
         rate = self.learning_rate
         if rate is not None and not (math.isfinite(rate) and rate > 0):
             raise InputError(f"Expected learning_rate to be finite and above 0, but got {rate}.")
+        if not (math.isfinite(self.damping) and self.damping >= 0):
+            raise InputError(f"Expected damping to be finite and at least 0, but got {self.damping}.")
         if not 0 <= self.momentum < 1:
             raise InputError(f"Expected momentum in [0, 1), but got {self.momentum}.")
         try:
@@ -468,11 +472,14 @@ class _Trainer:
         for model, state in zip(models, self.start, strict=True):
             model.load_state_dict(state)
         name = "none" if arm.protection == MATCHED else arm.protection
-        protection = make_protection(name, self.shared, arm.alpha or 0.0)
+        protection = make_protection(name, self.shared, arm.alpha or 0.0, damping=config.damping)
         protection.consolidate(models[0], self._fisher)
         first = [self.before]  # accuracies of each model right after its own training
-        curve: dict[str, list[float]] = {"iteration": [0], "accuracy_a": [self.before["test"]], "accuracy_b": []}
-        curve["accuracy_b"].append(self._accuracies(models[1])["test"])
+        curve: dict[str, list[float]] = {
+            "iteration": [0],
+            "accuracy_a": [self.before["test"]],
+            "accuracy_b": [1 - self.task.error(models[1], "test")],
+        }
         steps = _MeanStep(self.shared)
         for j, model in enumerate(models[1:], start=1):
             offset, letter = (j - 1) * config.iterations, _letter(j)
@@ -481,8 +488,8 @@ class _Trainer:
                 steps.update()
                 if step % config.evaluate_every == 0 or step == config.iterations:
                     curve["iteration"].append(offset + step)
-                    curve["accuracy_a"].append(self._accuracies(models[0])["test"])
-                    curve["accuracy_b"].append(self._accuracies(model)["test"])
+                    curve["accuracy_a"].append(1 - self.task.error(models[0], "test"))
+                    curve["accuracy_b"].append(1 - self.task.error(model, "test"))
                     present = {"A": curve["accuracy_a"][-1], letter: curve["accuracy_b"][-1]}
                     total = (len(models) - 1) * config.iterations
                     self.report(f"seed {arm.seed}: {arm.label}", offset + step, total, present)

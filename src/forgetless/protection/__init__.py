@@ -23,13 +23,16 @@ from forgetless.protection.wpl import WPL
 PROTECTIONS: dict[str, type[Protection]] = {"none": NoProtection, "freeze": Freeze, "l2": L2, "wpl": WPL}
 
 
-def make_protection(name: str, shared_parameters: Iterable[Tensor], alpha: float = 1e5) -> Protection:
+def make_protection(
+    name: str, shared_parameters: Iterable[Tensor], alpha: float = 1e5, *, damping: float = 0.0
+) -> Protection:
     """A protection by its name.
 
     Args:
         name: A key of PROTECTIONS.
         shared_parameters: The weights that several models use.
         alpha: Strength, for those that have one.
+        damping: Floor of `wpl`'s importance, as a share of its mean; the others have none.
 
     Returns:
         The protection, holding nothing yet.
@@ -38,6 +41,8 @@ def make_protection(name: str, shared_parameters: Iterable[Tensor], alpha: float
         InputError: If the name is unknown.
     """
     expect_one_of("protection", name, PROTECTIONS)
+    if name == "wpl":
+        return WPL(shared_parameters, alpha, damping)
     return PROTECTIONS[name](shared_parameters, alpha)
 
 

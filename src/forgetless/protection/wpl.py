@@ -14,14 +14,19 @@ from forgetless.protection.base import FisherOf, Protection
 class WPL(Protection):
     """Draws each shared weight back to where earlier models left it, as strongly as they need it.
 
+    Args:
+        shared_parameters: The weights that several models use.
+        alpha: Strength α.
+        damping: Floor of the importance, as a share of its mean.
+
     Source: Benyahia et al. 2019, arXiv:1902.08232, eq. 8; see `forgetless.WeightPlasticity`.
     """
 
     uses_alpha: ClassVar[bool] = True
 
-    def __init__(self, shared_parameters: Iterable[Tensor], alpha: float = 1e5) -> None:
+    def __init__(self, shared_parameters: Iterable[Tensor], alpha: float = 1e5, damping: float = 0.0) -> None:
         super().__init__(shared_parameters, alpha)
-        self.plasticity = WeightPlasticity(self.shared_parameters, alpha)
+        self.plasticity = WeightPlasticity(self.shared_parameters, alpha, damping=damping)
 
     @contextlib.contextmanager
     def during(self, optimizer: Optimizer) -> Iterator[None]:

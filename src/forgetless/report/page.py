@@ -1,0 +1,337 @@
+"""The report: one HTML file that needs nothing else, made from run folders."""
+
+import base64
+import dataclasses
+import importlib.resources
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+
+from forgetless.errors import InputError
+from forgetless.experiments.two_model import LEARNING_RATES, TwoModelConfig, TwoModelResult
+from forgetless.report.figures import accuracy_curves, chain_forgetting, colour, forgetting_bars, trade_off
+from forgetless.report.findings import finding, headline_sentences, paired
+from forgetless.report.table import reduction_text
+from forgetless.report.words import (
+    NAMES,
+    Panel,
+    chosen_alpha,
+    command_line,
+    duration,
+    groups,
+    later_models,
+    listed,
+    main_protection,
+    number,
+    panel_name,
+    panels,
+    points,
+    progress,
+)
+from forgetless.runs import RunFolder, write_atomically
+
+EXPERIMENT = "two-model"
+
+_NEEDED = frozenset({
+    "seed", "shared", "convergence", "protection", "alpha", "accuracy_a_before", "accuracy_a_after", "accuracy_a_min",
+    "accuracy_b", "forgetting", "validation_forgetting", "validation_b", "models", "curve", "seconds",
+})  # fmt: skip
+
+
+def write_report(folders: Sequence[RunFolder], path: str | Path) -> Path:
+    """Write the report of one run, or of several side by side.
+
+    The same folders always give the same file, byte for byte.
+
+    Args:
+        folders: Finished or unfinished runs of the two-model experiment.
+        path: The HTML file to write or replace.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: If there is no folder, one is of another experiment or damaged, or the file cannot be written.
+    """
+    path = Path(path)
+    page = report_html(folders)
+    try:
+        write_atomically(path, page)
+    except OSError as error:
+        raise InputError(f"Expected a report file that can be written, but got {path} ({error.strerror}).") from error
+    return path
+
+
+def report_html(folders: Sequence[RunFolder]) -> str:
+    """The report as text; see `write_report`.
+
+    Args:
+        folders: Finished or unfinished runs of the two-model experiment.
+
+    Returns:
+        A whole HTML document without outside resources.
+
+    Raises:
+        InputError: If there is no folder, or one is of another experiment or damaged.
+    """
+    if not folders:
+        raise InputError("Expected at least one run folder to report on, but got none. Name the folder of a run.")
+    results = [load_result(folder) for folder in folders]
+    template = importlib.resources.files("forgetless.report").joinpath("template.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    sections = [_section(i, folder, result) for i, (folder, result) in enumerate(zip(folders, results, strict=True))]
+    return environment.from_string(template).render(
+        sections=sections,
+        comparison=_comparison(folders, results) if len(folders) > 1 else None,
+    )
+
+
+def load_result(folder: RunFolder) -> TwoModelResult:
+    """The configuration and records of a run folder.
+
+    Args:
+        folder: A run of the two-model experiment.
+
+    Returns:
+        The result, as far as the run got.
+
+    Raises:
+        InputError: If the folder is of another experiment, or a record lacks what every record has.
+    """
+    values = folder.config
+    experiment = values.pop("experiment", EXPERIMENT)
+    if experiment != EXPERIMENT:
+        raise InputError(f"Expected a run of the {EXPERIMENT} experiment, but {folder.path} is one of {experiment!r}.")
+    # The device does not matter here, and need not exist on the machine that makes the report.
+    device = values.pop("device", "cpu")
+    config = TwoModelConfig.from_dict(values)
+    object.__setattr__(config, "device", device)
+    records = folder.records()
+    for line, record in enumerate(records, start=1):
+        if missing := _NEEDED - record.keys():
+            raise InputError(
+                f"Expected a record of the {EXPERIMENT} experiment in line {line} of {folder.path}/metrics.jsonl, but "
+                f"it lacks {', '.join(sorted(missing))}. Run the experiment again."
+            )
+    return TwoModelResult(config, records)
+
+
+def _section(index: int, folder: RunFolder, result: TwoModelResult) -> dict[str, Any]:
+    """Everything the template shows of one run."""
+    config, shown = result.config, panels(result)
+    done, wanted = progress(result)
+    summary, said = result.summary(), headline_sentences(result)
+    return {
+        "id": f"run-{index + 1}",
+        "path": str(folder.path),
+        "settings": _settings(config),
+        "headline": said[0],
+        "details": " ".join(said[1:]),
+        "findings": [(panel_name(p, shown), finding(result, p)) for p in shown] if len(shown) > 1 else [],
+        "unfinished": f"{done} of {wanted} runs are finished" if done < wanted else "",
+        "figures": _figures(result),
+        "trade_off_command": _trade_off_command(result),
+        "summary": [(panel_name(p, shown), _summary_rows(result, p, summary)) for p in shown],
+        "models": [(panel_name(p, shown), _model_rows(result, p)) for p in shown] if config.models > 2 else [],
+        "seeds": [_seed_row(run) for run in result.runs],
+        "num_seeds": len({run["seed"] for run in result.runs}),
+        "command": command_line(config),
+        "environment": {key: "not known" if v is None else str(v) for key, v in folder.environment.items()},
+        "num_runs": len(result.runs),
+        "later": listed(later_models(result)) if result.runs else "B",
+        "time": duration(sum(run["seconds"] for run in result.runs)),
+    }
+
+
+def _settings(config: TwoModelConfig) -> str:
+    rate = LEARNING_RATES[config.optimizer] if config.learning_rate is None else config.learning_rate
+    return ", ".join(
+        [
+            config.data,
+            f"{config.wiring} wiring",
+            f"{config.models} models of width {config.width}",
+            f"{config.optimizer} at {number(rate)}",
+            f"{config.iterations} iterations",
+            f"{config.seeds} seed{'' if config.seeds == 1 else 's'}",
+        ]
+    )
+
+
+def _figures(result: TwoModelResult) -> list[dict[str, str]]:
+    if not result.runs:
+        return []
+    config = result.config
+    seeds = len({run["seed"] for run in result.runs})
+    over = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
+    strengths = {name: sorted({r["alpha"] for r in result.runs if r["protection"] == name}) for name in ("wpl", "l2")}
+    several = [name for name, alphas in strengths.items() if len(alphas) > 1]
+    rule = "".join(
+        f" Of {len(strengths[name])} strengths of {NAMES[name]} this is α = {number(chosen_alpha(result, name) or 0)}, "
+        "under which A and B together have the highest mean validation accuracy; test data had no part in the choice."
+        for name in several
+    )
+    spread = (
+        ", with the 95 % interval (Student's t; an arrowhead where it goes on beyond the axis)" if seeds > 1 else ""
+    )
+    dots = " and a dot per seed" if seeds > 1 else ""
+    band = ", in a band from the lowest to the highest seed" if seeds > 1 else ""
+    later = listed(later_models(result)) + (" trains" if config.models == 2 else " train")
+    dashed = "B" if config.models == 2 else "the model in training"
+    text = f"Test accuracy while {later}, {over}: A solid{band}, {dashed} dashed; dotted, A before.{rule}"
+    drawn = [(accuracy_curves(result), text)]
+    text = f"What A lost by the end, {over}{spread}{dots}. The numbers at the right are the means.{rule}"
+    drawn.append((forgetting_bars(result), text))
+    if config.models > 2:
+        text = f"What each model lost by the end, {over}{spread}{dots}. Nothing is trained after the last model."
+        drawn.append((chain_forgetting(result), text))
+    for name in several:
+        text = "Stability against plasticity: test accuracy of A (solid) and B (dashed) by the strength α, "
+        text += f"{over}{spread}. Horizontal lines: arms without a strength"
+        text += "; the control arm is matched to each α." if name == "wpl" else "."
+        drawn.append((trade_off(result, name), text))
+    return [{"source": _data_uri(figure), "caption": caption} for figure, caption in drawn]
+
+
+def _data_uri(figure: Figure) -> str:
+    """The figure as SVG in a data URI: sharp at any size, and apart from the page's other identifiers and styles."""
+    text = io.StringIO()
+    # Without these, identifiers are random and the file carries the date.
+    with mpl.rc_context({"svg.hashsalt": "forgetless", "svg.fonttype": "path"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(text.getvalue().encode()).decode()
+
+
+def _trade_off_command(result: TwoModelResult) -> str:
+    """How to get the trade-off figure, where it cannot be drawn."""
+    if "wpl" not in result.config.protection or len(result.config.alpha) > 1:
+        return ""
+    return command_line(result.config, alpha=(1e2, 1e3, 1e4, 1e5, 1e6, 1e7))
+
+
+def _summary_rows(result: TwoModelResult, panel: Panel, summary: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    here = [entry for entry in summary if panel.holds(entry)]
+    unprotected = any(entry["protection"] == "none" for entry in here)
+    here.sort(key=lambda entry: result.config.protection.index(entry["protection"]))
+    several = {e["protection"] for e in here if sum(other["protection"] == e["protection"] for other in here) > 1}
+    return [
+        {
+            "name": NAMES.get(entry["protection"], entry["protection"]),
+            "colour": colour(entry["protection"], result),
+            "chosen": entry["protection"] in several and entry["alpha"] == chosen_alpha(result, entry["protection"]),
+            "cells": [
+                "" if entry["alpha"] is None else number(entry["alpha"]),
+                *(plus_minus(entry[key]) for key in ("accuracy_a_before", "accuracy_a_after", "forgetting")),
+                _reduction(entry, unprotected=unprotected),
+                plus_minus(entry["accuracy_b"]),
+                plus_minus(entry["cost_b"]),
+            ],
+        }
+        for entry in here
+    ]
+
+
+def _reduction(entry: Mapping[str, Any], *, unprotected: bool) -> str:
+    prevented = entry["reduction"]
+    if prevented is None:
+        text = reduction_text(entry, unprotected=unprotected)
+        return text if text == "–" else "no forgetting to reduce"
+    ends = (
+        ("−∞" if prevented["low"] is None else points(prevented["low"], 1)),
+        ("∞" if prevented["high"] is None else points(prevented["high"], 1)),
+    )
+    return points(prevented["mean"], 2) + (f" ({ends[0]} to {ends[1]})" if entry["num_seeds"] > 1 else "")
+
+
+def plus_minus(interval: Mapping[str, float | None] | None) -> str:
+    """Mean ± half the width of the interval, in per cent with two decimals; – for nothing."""
+    if interval is None or interval["mean"] is None:
+        return "–"
+    half = None if interval["high"] is None else interval["high"] - interval["mean"]
+    return points(interval["mean"], 2) + ("" if half is None else f" ± {points(half, 2)}")
+
+
+def _model_rows(result: TwoModelResult, panel: Panel) -> list[dict[str, Any]]:
+    """Per protection and model of a chain: accuracies and forgetting, as mean over seeds."""
+    rows = []
+    for group in groups(result, panel):
+        for j, model in enumerate(group.runs[0]["models"]):
+            means = {
+                key: sum(run["models"][j][key] for run in group.runs) / len(group.runs)
+                for key in ("accuracy_before", "accuracy_after", "forgetting")
+            }
+            rows.append(
+                {
+                    "name": group.label,
+                    "colour": colour(group.protection, result),
+                    "cells": [model["model"], *(points(value, 2) for value in means.values())],
+                }
+            )
+    return rows
+
+
+def _seed_row(run: Mapping[str, Any]) -> list[str]:
+    name = str(run["protection"])
+    return [
+        str(run["seed"]),
+        str(run["shared"]),
+        f"{number(round(100 * run['convergence'], 6))} %",
+        NAMES.get(name, name),
+        "" if run["alpha"] is None else number(run["alpha"]),
+        *(
+            points(run[key], 2)
+            for key in ("accuracy_a_before", "accuracy_a_after", "accuracy_a_min", "accuracy_b", "forgetting")
+        ),
+        str(run.get("steps_of_a", "")),
+        f"{run['shared_learning_rate']:.3g}" if "shared_learning_rate" in run else "",
+        f"{run['seconds']:.1f}",
+    ]
+
+
+def _comparison(folders: Sequence[RunFolder], results: Sequence[TwoModelResult]) -> dict[str, Any]:
+    """Several runs side by side: the options in which they differ, and the main finding of each panel."""
+    configs = [_options(result.config) for result in results]
+    names = [name for name in configs[0] if len({config[name] for config in configs}) > 1]
+    everywhere = [panel for result in results for panel in panels(result)]
+    rows = []
+    for i, (folder, result) in enumerate(zip(folders, results, strict=True)):
+        main = main_protection(result)
+        for panel in panels(result):
+            pair = paired(result, panel)
+            found = {group.protection: group for group in groups(result, panel)}
+            one = next(iter(found.values()))
+            free, held = pair or (None, None)
+            rows.append(
+                {
+                    "link": f"#run-{i + 1}",
+                    "run": folder.path.name or str(folder.path),
+                    "cells": [
+                        panel_name(panel, everywhere),
+                        found[main].label if main in found else one.label,
+                        "–" if free is None else plus_minus(free["forgetting"]),
+                        "–" if held is None else plus_minus(held["forgetting"]),
+                        "–" if held is None else _reduction(held, unprotected=True),
+                        "–" if held is None else plus_minus(held["cost_b"]),
+                    ],
+                }
+            )
+    return {
+        "options": [(name, [config[name] for config in configs]) for name in names],
+        "runs": [(f"#run-{i + 1}", folder.path.name or str(folder.path)) for i, folder in enumerate(folders)],
+        "rows": rows,
+    }
+
+
+def _options(config: TwoModelConfig) -> dict[str, str]:
+    """Every option as text."""
+    return {name: _option(value) for name, value in dataclasses.asdict(config).items()}
+
+
+def _option(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(_option(item) for item in value)
+    return number(value) if isinstance(value, float) else "–" if value is None else str(value)
