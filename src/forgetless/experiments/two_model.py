@@ -72,7 +72,8 @@ class TwoModelConfig:
         width: Units per hidden layer.
         activation: `relu`, `sigmoid`, `tanh` or `gelu`.
         fisher: Kind of A's Fisher information; see `diagonal_fisher`.
-        evaluate_every: Steps between two points of the curves.
+        evaluate_every: Steps between two points of the curves. The first interval, in which most is lost, has points
+            at its eighth, quarter and half too.
         device: Where to train: `cpu`, `cuda`, `cuda:1`, `mps`.
         threads: Threads of the CPU. Sums are ordered by it, so that it decides the last bits of every result; small
             models are fastest with one.
@@ -480,13 +481,14 @@ class _Trainer:
             "accuracy_a": [self.before["test"]],
             "accuracy_b": [1 - self.task.error(models[1], "test")],
         }
+        points = {config.evaluate_every // part for part in (8, 4, 2)}
         steps = _MeanStep(self.shared)
         for j, model in enumerate(models[1:], start=1):
             offset, letter = (j - 1) * config.iterations, _letter(j)
 
             def follow(step: int, model: MLP = model, offset: int = offset, letter: str = letter) -> None:
                 steps.update()
-                if step % config.evaluate_every == 0 or step == config.iterations:
+                if step in points or step % config.evaluate_every == 0 or step == config.iterations:
                     curve["iteration"].append(offset + step)
                     curve["accuracy_a"].append(1 - self.task.error(models[0], "test"))
                     curve["accuracy_b"].append(1 - self.task.error(model, "test"))
