@@ -246,3 +246,25 @@ def test_error_is_counted_over_the_whole_split_and_restores_the_mode():
     assert task.error(model, "test") == expected / len(task.data.test.labels)
     assert model.training
     assert isinstance(task, ImageClassification)
+
+
+def test_the_matched_arm_of_an_arm_that_does_not_move_does_not_move():
+    config = dataclasses.replace(SMALL, protection=("none", "wpl", "matched-lr"), alpha=(1e12,))
+    task = two_model.load_task(config)
+    trainer = two_model._Trainer(config, task, arms(config)[0], lambda *_: None)
+    still = trainer.run(Arm(0, 3, 1.0, "matched-lr", 1e12), {"mean_step": 0.0})
+    assert still["shared_learning_rate"] == 0
+    assert still["forgetting"] == 0
+
+
+def test_the_closest_try_counts_where_none_is_close_enough(monkeypatch):
+    monkeypatch.setattr(two_model, "_MOST_TRIES", 3)
+    monkeypatch.setattr(two_model, "_STEP_TOLERANCE", 0.0)
+    tried = []
+    config = dataclasses.replace(SMALL, protection=("wpl", "matched-lr"))
+    trainer = two_model._Trainer(config, two_model.load_task(config), arms(config)[0], lambda *_: None)
+    plain = trainer._train_rest
+    monkeypatch.setattr(trainer, "_train_rest", lambda *a: tried.append(plain(*a)) or tried[-1])
+    kept = trainer.run(Arm(0, 3, 1.0, "matched-lr", 1e7), {"mean_step": 1e-3})
+    assert len(tried) == 3
+    assert abs(kept["mean_step"] - 1e-3) == min(abs(r["mean_step"] - 1e-3) for r in tried)

@@ -25,7 +25,7 @@ from forgetless import __version__
 from forgetless.errors import InputError, expect_one_of
 from forgetless.experiments import two_model
 from forgetless.experiments.two_model import TwoModelConfig, TwoModelResult
-from forgetless.report import summary_table, write_report
+from forgetless.report import load_result, summary_table, write_report
 from forgetless.runs import REPORT, RunFolder
 
 EXPERIMENT = "experiment"
@@ -90,7 +90,7 @@ def report(run: list[Path], /, *, output: Path | None = None) -> None:
     if not folders:
         raise InputError("Expected at least one run folder, but got none.")
     for folder in folders:
-        _config_of(folder)
+        load_result(folder)  # a damaged one is refused before anything is written
     with _writable(output or folders[0].path / REPORT) as path:
         write_report(folders, path)
     rich.print(f"Report: {path}")

@@ -60,7 +60,7 @@ class TwoModelConfig:
             protection, the shared weights' learning rate lowered until their mean step is that under `wpl`).
         alpha: Strengths α of `wpl`.
         l2_alpha: Strengths of `l2`, whose importance is 1 and whose α therefore has another scale.
-        damping: Floor of the importance under `wpl`, as a share of its mean; 0 is the paper's penalty.
+        damping: Added to the importance under `wpl`, as a share of its mean; 0 is the paper's penalty.
         seeds: How many seeds, 0, 1, …: initial weights and batches.
         models: How many models in all, at least 2; the third and later ones share with A and with B.
         iterations: Training steps of B, and of each later model.
@@ -263,6 +263,11 @@ def _summarise(runs: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, A
         },
         "reduction": None if prevented is None else dataclasses.asdict(prevented),
         "cost_b": None if cost is None else dataclasses.asdict(cost),
+        "models": [
+            {"model": first["models"][j]["model"], "forgetting": dataclasses.asdict(mean_interval(forgotten))}
+            for j in range(len(first["models"]))
+            if (forgotten := [run["models"][j]["forgetting"] for run in runs])
+        ],
         "seconds": sum(run["seconds"] for run in runs),
     }
 
@@ -451,21 +456,22 @@ class _Trainer:
         """Unprotected, with the shared weights' learning rate such that their mean step is the wanted one.
 
         The step grows with the rate, nearly in proportion: the rate is multiplied by wanted/found, within the bracket
-        that the tries so far leave.
+        that the tries so far leave. Where the tolerance is not met, the closest try counts.
         """
         low, high = 0.0, math.inf
-        rate = self.config_rate
+        rate = self.config_rate if wanted > 0 else 0.0
+        tries: list[dict[str, Any]] = []
         for _ in range(_MOST_TRIES):
-            record = self._train_rest(arm, rate)
-            found = record["mean_step"]
-            if found == 0 or wanted == 0 or abs(found / wanted - 1) <= _STEP_TOLERANCE:
+            tries.append(self._train_rest(arm, rate))
+            found = tries[-1]["mean_step"]
+            if abs(found - wanted) <= _STEP_TOLERANCE * wanted or found == 0:
                 break
             low, high = (rate, high) if found < wanted else (low, rate)
             proposed = rate * wanted / found
             if not low < proposed < high:
                 proposed = math.sqrt(low * high) if low > 0 else high / 4
             rate = proposed
-        return record
+        return min(tries, key=lambda record: abs(record["mean_step"] - wanted))
 
     def _train_rest(self, arm: Arm, shared_rate: float) -> dict[str, Any]:
         """Train B and the later models under an arm's protection, following A."""

@@ -32,7 +32,7 @@ def make_protection(
         name: A key of PROTECTIONS.
         shared_parameters: The weights that several models use.
         alpha: Strength, for those that have one.
-        damping: Floor of `wpl`'s importance, as a share of its mean; the others have none.
+        damping: Added to `wpl`'s importance, as a share of its mean; the others have none.
 
     Returns:
         The protection, holding nothing yet.

@@ -17,7 +17,7 @@ class WPL(Protection):
     Args:
         shared_parameters: The weights that several models use.
         alpha: Strength α.
-        damping: Floor of the importance, as a share of its mean.
+        damping: Added to the importance, as a share of its mean.
 
     Source: Benyahia et al. 2019, arXiv:1902.08232, eq. 8; see `forgetless.WeightPlasticity`.
     """

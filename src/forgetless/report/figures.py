@@ -7,10 +7,8 @@ is matched to it.
 """
 
 import math
-import re
-import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -23,6 +21,25 @@ from matplotlib.ticker import MaxNLocator
 from forgetless.errors import InputError
 from forgetless.experiments.two_model import MATCHED, TwoModelResult
 from forgetless.forgetting import Interval, mean_interval, reduction
+from forgetless.report.canvas import (
+    BAND,
+    COLOURS,
+    FONT,
+    INK,
+    MARK,
+    QUIET,
+    SEED,
+    colour,
+    draw_interval,
+    grid_of_panels,
+    label_outer_axes,
+    limits_of,
+    panels_to_draw,
+    percent_axis,
+    place_legends,
+    spread,
+    title_figure,
+)
 from forgetless.report.words import (
     NAMES,
     Group,
@@ -34,37 +51,10 @@ from forgetless.report.words import (
     main_protection,
     mean_forgetting,
     number,
-    panel_name,
-    panels,
     points,
     share,
     span,
 )
-
-COLOURS: Mapping[str, str] = {
-    "none": "#D55E00",
-    MATCHED: "#CC79A7",
-    "freeze": "#6E6E6E",
-    "l2": "#009E73",
-    "wpl": "#0072B2",
-}
-"""Protection → colour, from Okabe and Ito's palette for all kinds of colour vision."""
-
-_MORE_COLOURS = ("#E69F00", "#56B4E9", "#7B3294", "#000000")
-_INK, _QUIET, _GRID, _BAND = "#1A1A1A", "#5A5A5A", "#E4E4E4", "#DCE8F2"
-_WIDTH = 9.0  # inches: 900 pixels at 100 dpi
-_MOST_COLUMNS = 3
-_FONT: dict[str, Any] = {"fontfamily": "DejaVu Sans", "color": _INK}
-_MARK: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 9.5}
-_SEED: dict[str, Any] = {"marker": "o", "s": 14, "facecolor": "white", "linewidth": 1.0, "zorder": 5}
-
-
-def colour(protection: str, result: TwoModelResult) -> str:
-    """The colour of a protection; one without a fixed colour gets one by its place in the configuration."""
-    if protection in COLOURS:
-        return COLOURS[protection]
-    others = [name for name in result.config.protection if name not in COLOURS]
-    return _MORE_COLOURS[others.index(protection) % len(_MORE_COLOURS)] if protection in others else _QUIET
 
 
 def accuracy_curves(result: TwoModelResult) -> Figure:
@@ -83,31 +73,31 @@ def accuracy_curves(result: TwoModelResult) -> Figure:
     Raises:
         InputError: If there are no runs.
     """
-    shown = _panels_of(result)
-    figure, axes = _grid(shown, height=(4.6, 3.5, 2.9), share="y")
+    shown = panels_to_draw(result)
+    figure, axes = grid_of_panels(shown, height=(4.6, 3.5, 2.9), share="y")
     curves = [run["curve"][key] for run in result.runs for key in ("accuracy_a", "accuracy_b")]
-    limits = _limits([100 * value for curve in curves for value in curve], least=None)
+    limits = limits_of([100 * value for curve in curves for value in curve], least=None)
     for ax, panel in zip(axes, shown, strict=True):
         here = [run for run in result.runs if panel.holds(run)]
         before = 100 * np.mean([run["accuracy_a_before"] for run in here])
-        ax.axhline(float(before), color=_INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1.5, gid="before")
+        ax.axhline(float(before), color=INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1.5, gid="before")
         found = groups(result, panel)
         for i, (group, width) in enumerate(zip(found, _widths(found), strict=True)):
             _curves(ax, group, colour(group.protection, result), width, order=2 + i)
         _mark_models(ax, result)
         ax.set_xlim(0, max(run["curve"]["iteration"][-1] for run in here))
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        _yaxis_in_percent(ax, limits)
+        percent_axis(ax, limits)
     letters = later_models(result)
-    _outer_labels(axes, f"training iterations of {listed(letters)}", "test accuracy, %")
+    label_outer_axes(axes, f"training iterations of {listed(letters)}", "test accuracy, %")
     second = "B" if len(letters) == 1 else f"the model in training ({listed(letters)})"
     style: list[Artist] = [
-        Line2D([], [], color=_QUIET, linewidth=2.0, label="A"),
-        Line2D([], [], color=_QUIET, linewidth=1.3, linestyle="--", label=second),
-        Line2D([], [], color=_INK, linewidth=0.9, linestyle=(0, (1, 2)), label="A before"),
+        Line2D([], [], color=QUIET, linewidth=2.0, label="A"),
+        Line2D([], [], color=QUIET, linewidth=1.3, linestyle="--", label=second),
+        Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (1, 2)), label="A before"),
     ]
     _legend(figure, result, shown, style)
-    _title(figure, f"While {listed(letters)} train{'s' if len(letters) == 1 else ''}, A {_losses(result, shown)}")
+    title_figure(figure, f"While {listed(letters)} train{'s' if len(letters) == 1 else ''}, A {_losses(result, shown)}")
     return figure
 
 
@@ -123,30 +113,30 @@ def forgetting_bars(result: TwoModelResult) -> Figure:
     Raises:
         InputError: If there are no runs.
     """
-    shown = _panels_of(result)
+    shown = panels_to_draw(result)
     found = {panel: groups(result, panel) for panel in shown}
     arms = list(dict.fromkeys((g.protection, g.label) for panel in shown for g in found[panel]))
     bar = 0.34 * len(arms)
-    figure, axes = _grid(shown, height=(bar + 1.0, bar + 0.8, bar + 0.8), share="both")
-    limits = _limits([100 * value for panel in shown for g in found[panel] for value in g.values("forgetting")])
+    figure, axes = grid_of_panels(shown, height=(bar + 1.0, bar + 0.8, bar + 0.8), share="both")
+    limits = limits_of([100 * value for panel in shown for g in found[panel] for value in g.values("forgetting")])
     for ax, panel in zip(axes, shown, strict=True):
         for group in found[panel]:
             y = arms.index((group.protection, group.label))
             shade, values = colour(group.protection, result), [100 * v for v in group.values("forgetting")]
             estimate = mean_interval(values)
             ax.barh(y, estimate.mean, 0.62, color=shade, alpha=0.85, zorder=2, gid=group.protection)
-            _interval(ax, estimate, y, limits, vertical=False)
-            ax.scatter(values, np.full(len(values), y + _spread(len(values))), edgecolor=shade, **_SEED)
+            draw_interval(ax, estimate, y, limits, vertical=False)
+            ax.scatter(values, np.full(len(values), y + spread(len(values))), edgecolor=shade, **SEED)
             # Beside the panel, where no bar, dot or interval can cover it.
-            ax.text(1.03, y, points(estimate.mean / 100), transform=ax.get_yaxis_transform(), va="center", **_FONT)
-        ax.axvline(0, color=_INK, linewidth=0.9, zorder=3)
+            ax.text(1.03, y, points(estimate.mean / 100), transform=ax.get_yaxis_transform(), va="center", **FONT)
+        ax.axvline(0, color=INK, linewidth=0.9, zorder=3)
         ax.set_xlim(*limits)
         ax.set_ylim(len(arms) - 0.5, -0.5)
         ax.set_yticks(range(len(arms)), [label for _, label in arms])
-        ax.tick_params(axis="y", length=0, pad=9, labelcolor=_INK)
+        ax.tick_params(axis="y", length=0, pad=9, labelcolor=INK)
         ax.grid(visible=False, axis="y")
-    _outer_labels(axes, "points of accuracy A lost", "")
-    _title(figure, _bars_title(result, shown))
+    label_outer_axes(axes, "points of accuracy A lost", "")
+    title_figure(figure, _bars_title(result, shown))
     return figure
 
 
@@ -167,12 +157,12 @@ def trade_off(result: TwoModelResult, protection: str = "wpl") -> Figure:
         InputError: If there are no runs of that protection.
     """
     strengths = sorted({run["alpha"] for run in result.runs if run["protection"] == protection} - {None})
-    shown = [panel for panel in _panels_of(result) if any(_at(result, panel, protection, a) for a in strengths)]
+    shown = [panel for panel in panels_to_draw(result) if any(_at(result, panel, protection, a) for a in strengths)]
     if not shown:
         raise InputError(f"Expected runs with a strength α under {protection!r}, but got none. Run that protection.")
-    figure, axes = _grid(shown, height=(4.4, 3.4, 2.9), share="y")
+    figure, axes = grid_of_panels(shown, height=(4.4, 3.4, 2.9), share="y")
     chosen = chosen_alpha(result, protection)
-    limits = _limits(
+    limits = limits_of(
         [
             100 * value
             for panel in shown
@@ -197,26 +187,26 @@ def trade_off(result: TwoModelResult, protection: str = "wpl") -> Figure:
             if protection == "wpl":
                 _against_alpha(ax, [_at(result, panel, MATCHED, a) for a in strengths], key, dash, None)
         if len(strengths) > 1 and chosen is not None:
-            ax.axvline(chosen, color=_BAND, linewidth=7, zorder=0.5)
-        _yaxis_in_percent(ax, limits)
+            ax.axvline(chosen, color=BAND, linewidth=7, zorder=0.5)
+        percent_axis(ax, limits)
     name = NAMES.get(protection, protection)
-    _outer_labels(axes, f"strength α of {name}", "test accuracy at the end, %")
+    label_outer_axes(axes, f"strength α of {name}", "test accuracy at the end, %")
     style: list[Artist] = [
-        Line2D([], [], color=_QUIET, linewidth=1.8, marker="o", markersize=5, label="A"),
-        Line2D([], [], color=_QUIET, linewidth=1.8, linestyle="--", marker="o", mfc="white", markersize=5, label="B"),
+        Line2D([], [], color=QUIET, linewidth=1.8, marker="o", markersize=5, label="A"),
+        Line2D([], [], color=QUIET, linewidth=1.8, linestyle="--", marker="o", mfc="white", markersize=5, label="B"),
     ]
     if len(strengths) > 1:
-        style.append(Line2D([], [], color=_BAND, linewidth=7, label="α chosen on validation data"))
+        style.append(Line2D([], [], color=BAND, linewidth=7, label="α chosen on validation data"))
     ran = {run["protection"] for run in result.runs}
     drawn = ["none", *([MATCHED] if protection == "wpl" else []), "freeze", protection]
     lines = [Patch(color=colour(n, result), label=Group(n, None, []).label) for n in drawn if n in ran]
-    _place_legend(figure, lines, style)
+    place_legends(figure, lines, style)
     kept = [
         mean_interval(g.values("accuracy_a_after")).mean for p in shown if (g := _at(result, p, protection, chosen))
     ]
     learned = [mean_interval(g.values("accuracy_b")).mean for p in shown if (g := _at(result, p, protection, chosen))]
     told = f"At α = {number(chosen or 0)}, A ends at {span(kept)} % and B at {span(learned)} %"
-    _title(figure, told if len(strengths) > 1 else f"{told}; a trade-off takes several values of α")
+    title_figure(figure, told if len(strengths) > 1 else f"{told}; a trade-off takes several values of α")
     return figure
 
 
@@ -234,15 +224,15 @@ def chain_forgetting(result: TwoModelResult) -> Figure:
     Raises:
         InputError: If there are no runs.
     """
-    shown = _panels_of(result)
+    shown = panels_to_draw(result)
     letters = [model["model"] for model in result.runs[0]["models"][:-1]]
     found = {panel: groups(result, panel) for panel in shown}
     order = list(dict.fromkeys(g.protection for panel in shown for g in found[panel]))
     everything = [
         100 * model["forgetting"] for p in shown for g in found[p] for run in g.runs for model in run["models"]
     ]
-    figure, axes = _grid(shown, height=(3.8, 3.2, 2.8), share="y")
-    limits, width = _limits(everything), 0.8 / len(order)
+    figure, axes = grid_of_panels(shown, height=(3.8, 3.2, 2.8), share="y")
+    limits, width = limits_of(everything), 0.8 / len(order)
     for ax, panel in zip(axes, shown, strict=True):
         for group in found[panel]:
             shade = colour(group.protection, result)
@@ -251,126 +241,32 @@ def chain_forgetting(result: TwoModelResult) -> Figure:
                 values = [100 * run["models"][j]["forgetting"] for run in group.runs]
                 estimate = mean_interval(values)
                 ax.bar(x, estimate.mean, 0.86 * width, color=shade, alpha=0.85, zorder=2, gid=group.protection)
-                _interval(ax, estimate, x, limits, vertical=True)
-                ax.scatter(x + width * _spread(len(values)), values, edgecolor=shade, **_SEED)
-        ax.axhline(0, color=_INK, linewidth=0.9, zorder=3)
+                draw_interval(ax, estimate, x, limits, vertical=True)
+                ax.scatter(x + width * spread(len(values)), values, edgecolor=shade, **SEED)
+        ax.axhline(0, color=INK, linewidth=0.9, zorder=3)
         ax.set_ylim(*limits)
         ax.set_xlim(-0.5, len(letters) - 0.5)
         ax.set_xticks(range(len(letters)), letters)
-        ax.tick_params(axis="x", length=0, pad=7, labelcolor=_INK)
+        ax.tick_params(axis="x", length=0, pad=7, labelcolor=INK)
         ax.grid(visible=False, axis="x")
-    _outer_labels(axes, "model, in the order of training", "forgetting, points")
+    label_outer_axes(axes, "model, in the order of training", "forgetting, points")
     _legend(figure, result, shown, [])
     main = main_protection(result)
     kept = [_over_seeds(g, mean_forgetting) for p in shown for g in found[p] if g.protection == main]
     free = [_over_seeds(g, mean_forgetting) for p in shown for g in found[p] if g.protection == "none"]
     told = f"The models before the last lose {span(free or kept)} points on average"
     how = "" if not kept or not main else f", {span(kept)} with {NAMES.get(main, main)}" if free else ""
-    _title(figure, told + (" without protection" if free else "") + how)
+    title_figure(figure, told + (" without protection" if free else "") + how)
     return figure
 
 
 # What the figures are made of
 
 
-def _panels_of(result: TwoModelResult) -> list[Panel]:
-    """The panels row by row, see `_columns`."""
-    shown = panels(result)
-    if not shown:
-        raise InputError("Expected at least one finished run to draw, but got none. Finish a run first.")
-    if len({panel.convergence for panel in shown}) > _MOST_COLUMNS:
-        # Stable, so that the panels of one convergence keep their order.
-        shown.sort(key=lambda panel: result.config.convergence.index(panel.convergence))
-    return shown
-
-
-def _columns(shown: Sequence[Panel]) -> int:
-    """Columns by convergence, or by shared layers if that is narrower; where only one varies, as many as fit."""
-    convergences, shared = ({getattr(panel, name) for panel in shown} for name in ("convergence", "shared"))
-    if len(convergences) > 1 and len(shared) > 1 and len(shown) == len(convergences) * len(shared):
-        columns = len(convergences) if len(convergences) <= _MOST_COLUMNS else len(shared)
-        if columns <= _MOST_COLUMNS:
-            return columns
-    return 2 if len(shown) == 4 else min(len(shown), _MOST_COLUMNS)
-
-
-def _grid(shown: Sequence[Panel], height: tuple[float, float, float], share: str) -> tuple[Figure, list[Axes]]:
-    """A figure with one styled axes per panel, heights in inches for one, two, and more columns."""
-    columns = _columns(shown)
-    rows, each = math.ceil(len(shown) / columns), height[columns - 1]
-    figure = Figure(figsize=(_WIDTH, rows * each + 0.9), layout="constrained", facecolor="white", dpi=100)
-    grid = figure.subplots(
-        rows, columns, squeeze=False, sharey=share in {"y", "both"} and "all", sharex=share == "both" and "all"
-    )
-    axes: list[Axes] = list(grid.flat)
-    for ax in axes[len(shown) :]:
-        ax.remove()
-    axes = axes[: len(shown)]
-    for i, ax in enumerate(axes):
-        ax.set_facecolor("white")
-        for name, spine in ax.spines.items():
-            spine.set_visible(name in {"left", "bottom"})
-            spine.set_color(_QUIET)
-        ax.grid(visible=True, color=_GRID, linewidth=0.8)
-        ax.set_axisbelow(True)
-        last_in_column = i + columns >= len(shown)
-        ax.tick_params(
-            colors=_QUIET,
-            labelcolor=_INK,
-            labelsize=10,
-            labelfontfamily="DejaVu Sans",
-            labelleft=i % columns == 0,
-            labelbottom=last_in_column,
-        )
-        name = panel_name(shown[i], shown)
-        ax.set_title(name if columns == 1 else name.replace(", ", "\n"), loc="left", fontsize=10.5, pad=7, **_FONT)
-    return figure, axes
-
-
-def _outer_labels(axes: Sequence[Axes], x: str, y: str) -> None:
-    """Label the axes that show numbers: the left ones and the lowest ones."""
-    for ax in axes:
-        if ax.xaxis.get_tick_params()["labelbottom"]:
-            ax.set_xlabel(x, fontsize=10, **_FONT)
-        if ax.yaxis.get_tick_params()["labelleft"]:
-            ax.set_ylabel(y, fontsize=10, **_FONT)
-
-
-def _title(figure: Figure, text: str) -> None:
-    whole_ranges = re.sub(r"(?<=\d) (to) (?=[−\d])", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", text)
-    lines = "\n".join(textwrap.wrap(whole_ranges, 88))
-    figure.suptitle(lines, x=0.008, ha="left", fontsize=12.5, fontweight="bold", linespacing=1.3, **_FONT)
-
-
 def _legend(figure: Figure, result: TwoModelResult, shown: Sequence[Panel], style: list[Artist]) -> None:
     """Colours of the protections, then what the line styles mean, below the panels."""
     arms = dict.fromkeys((g.protection, g.label) for panel in shown for g in groups(result, panel))
-    _place_legend(figure, [Patch(color=colour(name, result), label=label) for name, label in arms], style)
-
-
-def _place_legend(figure: Figure, lines: Sequence[Artist], style: Sequence[Artist]) -> None:
-    rows = max(len(style), math.ceil(len(lines) / (2 if style else 4)))
-    sides: tuple[tuple[Sequence[Artist], Literal["outside lower left", "outside lower right"]], ...] = (
-        (lines, "outside lower left"),
-        (style, "outside lower right"),
-    )
-    for handles, place in sides:
-        if handles:
-            figure.legend(
-                handles=handles,
-                loc=place,
-                ncols=math.ceil(len(handles) / rows),
-                frameon=False,
-                labelcolor=_INK,
-                prop={"family": "DejaVu Sans", "size": 10},
-                columnspacing=1.8,
-                borderaxespad=0.3,
-            )
-
-
-def _yaxis_in_percent(ax: Axes, limits: tuple[float, float]) -> None:
-    ax.set_ylim(max(limits[0], -2.0), min(limits[1], 101.5))
-    ax.yaxis.set_major_locator(MaxNLocator(5))
+    place_legends(figure, [Patch(color=colour(name, result), label=label) for name, label in arms], style)
 
 
 def _widths(found: Sequence[Group]) -> list[float]:
@@ -424,8 +320,8 @@ def _mark_models(ax: Axes, result: TwoModelResult) -> None:
     each = result.runs[0]["curve"]["iteration"][-1] / len(letters)
     for j, letter in enumerate(letters):
         if j:
-            ax.axvline(j * each, color=_QUIET, linewidth=0.8, zorder=1.2)
-        ax.text((j + 0.5) * each, 0.02, f"{letter} trains", transform=ax.get_xaxis_transform(), **_MARK, **_FONT)
+            ax.axvline(j * each, color=QUIET, linewidth=0.8, zorder=1.2)
+        ax.text((j + 0.5) * each, 0.02, f"{letter} trains", transform=ax.get_xaxis_transform(), **MARK, **FONT)
 
 
 def _at(result: TwoModelResult, panel: Panel, protection: str, alpha: float | None) -> Group | None:
@@ -454,7 +350,7 @@ def _against_alpha(
     present = [group for group in found if group is not None]
     if not present:
         return
-    protection, shade = present[0].protection, COLOURS.get(present[0].protection, _QUIET)
+    protection, shade = present[0].protection, COLOURS.get(present[0].protection, QUIET)
     at = [float(group.alpha or 0) for group in present]
     estimates = [mean_interval([100 * value for value in group.values(key)]) for group in present]
     means = [estimate.mean for estimate in estimates]
@@ -467,36 +363,7 @@ def _against_alpha(
     for x, estimate in zip(at, estimates, strict=True):
         if estimate.low is not None and estimate.high is not None:
             possible = Interval(estimate.mean, max(estimate.low, 0.0), min(estimate.high, 100.0))
-            _interval(ax, possible, x, limits, vertical=True, shade=shade)
-
-
-def _interval(
-    ax: Axes, estimate: Interval, at: float, limits: tuple[float, float], *, vertical: bool, shade: str = _INK
-) -> None:
-    """The interval as a line; an arrowhead where it goes on beyond the axis."""
-    if estimate.low is None or estimate.high is None:
-        return
-    ends = (max(estimate.low, limits[0]), min(estimate.high, limits[1]))
-    line = ((at, at), ends) if vertical else (ends, (at, at))
-    ax.plot(*line, color=shade, linewidth=1.2, zorder=4, gid="interval", solid_capstyle="butt")
-    for beyond, end, heads in ((estimate.low < limits[0], ends[0], "v<"), (estimate.high > limits[1], ends[1], "^>")):
-        if beyond:
-            where = ((at,), (end,)) if vertical else ((end,), (at,))
-            ax.plot(*where, marker=heads[0 if vertical else 1], color=shade, markersize=5, clip_on=False, zorder=4)
-
-
-def _limits(values: Sequence[float], least: float | None = 0.0) -> tuple[float, float]:
-    """An axis that holds every value, with some room; one that starts at `least`, if given, and holds a point of it."""
-    low, high = min(values), max(values)
-    if least is not None:
-        low, high = min(low, least), max(high, least + 1.0)
-    room = 0.08 * max(high - low, 1.0)
-    return (low - room if low != least else low - 0.25 * room), high + room
-
-
-def _spread(count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Offsets across the bar, so that seeds with equal values show side by side."""
-    return np.linspace(-0.2, 0.2, count) if count > 1 else np.zeros(1)
+            draw_interval(ax, possible, x, limits, vertical=True, shade=shade)
 
 
 def _over_seeds(group: Group, quantity: Any) -> float:

@@ -9,11 +9,13 @@ from forgetless.report.words import (
     NAMES,
     Panel,
     Run,
+    chosen_alpha,
     groups,
     later_models,
     listed,
     main_protection,
     mean_forgetting,
+    number,
     panels,
     points,
     progress,
@@ -31,6 +33,9 @@ _IN_SENTENCES: Mapping[str, str] = {
 
 # Below this many points of accuracy a difference of B is shown as 0.0 and told as nothing.
 _NOTHING = 0.05
+
+# The control arm's steps are matched to within 5 %, seed by seed.
+_MATCHED_WITHIN = 0.06
 
 
 def headline(result: TwoModelResult) -> str:
@@ -63,6 +68,11 @@ def headline_sentences(result: TwoModelResult) -> list[str]:
     done, wanted = progress(result)
     shown = panels(result)
     first, *others = _finding(result, shown[0]) if len(shown) == 1 else _over_panels(result, shown)
+    main = main_protection(result)
+    strengths = {run["alpha"] for run in result.runs if run["protection"] == main} - {None}
+    if main is not None and len(strengths) > 1:
+        alpha = number(chosen_alpha(result, main) or 0.0)
+        others.append(f"This is told of α = {alpha}, chosen among {len(strengths)} on validation data.")
     if done < wanted:
         first = f"So far, with {done} of {wanted} runs finished: {first}"
     return [first, *others]
@@ -131,7 +141,7 @@ def _one_arm(result: TwoModelResult, panel: Panel, later: str) -> list[str]:
     before, after, b = (
         points(mean_interval(group.values(key)).mean) for key in ("accuracy_a_before", "accuracy_a_after", "accuracy_b")
     )
-    lost = mean_interval(group.values("forgetting")).mean
+    lost = round(mean_interval(group.values("forgetting")).mean, 9)
     told = f"Training {later} {_cost(lost)} {_with(name)} ({before} to {after} %), and B reached {b} %."
     return [told, _missing(name)]
 
@@ -143,7 +153,9 @@ def _missing(present: str) -> str:
 
 
 def _compared(free: Mapping[str, Any], held: Mapping[str, Any], later: str) -> str:
-    lost, kept, prevented = free["forgetting"]["mean"], held["forgetting"]["mean"], held["reduction"]
+    # Differences of equal accuracies may leave a rounding error in their mean.
+    lost, kept = (round(summary["forgetting"]["mean"], 9) for summary in (free, held))
+    prevented = held["reduction"]
     how, price = _with(held["protection"]), _price(held["cost_b"]["mean"])
     start = f"Training {later} {_cost(lost)} without protection"
     if prevented is None:
@@ -155,7 +167,9 @@ def _compared(free: Mapping[str, Any], held: Mapping[str, Any], later: str) -> s
             f"{start} ({before} to {after} %), so there is no forgetting to reduce; {how} A ends at {protected} %, "
             f"and {price}."
         )
-    ends = f"95 % interval {share_interval(prevented)}" if held["num_seeds"] > 1 else "one seed, so no interval"
+    # Where A improved, more than all of it: told as all.
+    capped = {end: None if prevented[end] is None else min(prevented[end], 1.0) for end in ("low", "high")}
+    ends = f"95 % interval {share_interval(capped)}" if held["num_seeds"] > 1 else "one seed, so no interval"
     if prevented["mean"] < 0:
         surely = held["num_seeds"] > 1 and prevented["high"] is not None and prevented["high"] < 0
         verdict = "protection made it worse" if surely else "protection did not help"
@@ -214,9 +228,11 @@ def _control(result: TwoModelResult, panel: Panel, free: Mapping[str, Any], held
     if held["protection"] != "wpl" or not set(seeds) <= set(runs):
         return []
     control = _summary(result, [runs[seed] for seed in seeds], free["runs"])["reduction"]
-    start = (
-        f"The control arm, no protection but a lower learning rate with the same mean step, prevented {share(control)}"
-    )
+    start = f"The control arm, no protection but smaller steps of the shared weights, prevented {share(control)}"
+    found, wanted = (sum(run["mean_step"] for run in arm) for arm in ([runs[seed] for seed in seeds], held["runs"]))
+    if abs(found - wanted) > _MATCHED_WITHIN * wanted:
+        ratio = f"{points(found / wanted, 0)} %" if wanted else "any number of times"
+        start += f" (with steps of {ratio} the protected arm's size, as they could not be matched)"
     more = mean_interval([runs[run["seed"]]["forgetting"] - run["forgetting"] for run in held["runs"]])
     if more.low is None or more.high is None:
         return [f"{start}."]

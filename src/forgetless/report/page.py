@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from forgetless.errors import InputError
 from forgetless.experiments.two_model import LEARNING_RATES, TwoModelConfig, TwoModelResult
-from forgetless.report.figures import accuracy_curves, chain_forgetting, colour, forgetting_bars, trade_off
+from forgetless.report.canvas import colour
+from forgetless.report.figures import accuracy_curves, chain_forgetting, forgetting_bars, trade_off
 from forgetless.report.findings import finding, headline_sentences, paired
 from forgetless.report.table import reduction_text
 from forgetless.report.words import (
@@ -39,7 +40,7 @@ EXPERIMENT = "two-model"
 
 _NEEDED = frozenset({
     "seed", "shared", "convergence", "protection", "alpha", "accuracy_a_before", "accuracy_a_after", "accuracy_a_min",
-    "accuracy_b", "forgetting", "validation_forgetting", "validation_b", "models", "curve", "seconds",
+    "accuracy_b", "forgetting", "validation_forgetting", "validation_b", "mean_step", "models", "curve", "seconds",
 })  # fmt: skip
 
 

@@ -40,8 +40,6 @@ def summary_table(result: TwoModelResult) -> Table:
     if (excess := sum(widths) + len(widths) - 1 - _WIDTH) > 0:
         widths[_REDUCTION] = max(widths[_REDUCTION] - excess, len("reduction"))
     whole = Table.grid()
-    whole.caption = _caption(result, summary)
-    whole.caption_justify = "left"
     for i, panel in enumerate(shown):
         whole.add_row(Text(("\n" if i else "") + panel_name(panel, shown), style="bold"))
         table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
@@ -51,6 +49,7 @@ def summary_table(result: TwoModelResult) -> Table:
         for cells, bold in rows[panel]:
             table.add_row(*cells, style="bold" if bold else None)
         whole.add_row(table)
+    whole.add_row(_notes(result, summary))
     return whole
 
 
@@ -107,7 +106,7 @@ def _plus_minus(interval: Mapping[str, float | None] | None) -> str:
     return f"{mean} ±{points(half, 1 if half < 0.0995 else 0)}"
 
 
-def _caption(result: TwoModelResult, summary: list[dict[str, Any]]) -> Text:
+def _notes(result: TwoModelResult, summary: list[dict[str, Any]]) -> Text:
     """How to read it, and what is missing."""
     seeds = max((entry["num_seeds"] for entry in summary), default=0)
     notes = []

@@ -43,11 +43,12 @@ class Group:
 
     @property
     def label(self) -> str:
-        """Name and strength, such as `weight plasticity, α = 1e5`."""
+        """Name and strength, such as `weight plasticity, α = 1e5`; for the control arm, that it is one."""
         name = NAMES.get(self.protection, self.protection)
         if self.protection == MATCHED:
             return f"{name} (control)"
-        return name if self.alpha is None else f"{name}, α = {number(self.alpha)}"
+        # The strength stays in one piece where a line is broken.
+        return name if self.alpha is None else f"{name}, α\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{number(self.alpha)}"
 
     def values(self, key: str) -> list[float]:
         """One quantity, one value per seed."""

@@ -1,0 +1,169 @@
+"""What every figure is drawn on: colours, the grid of panels, legends, intervals and axes."""
+
+import math
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from forgetless.errors import InputError
+from forgetless.experiments.two_model import MATCHED, TwoModelResult
+from forgetless.forgetting import Interval
+from forgetless.report.words import Panel, panel_name, panels
+
+COLOURS: Mapping[str, str] = {
+    "none": "#D55E00",
+    MATCHED: "#CC79A7",
+    "freeze": "#6E6E6E",
+    "l2": "#009E73",
+    "wpl": "#0072B2",
+}
+"""Protection → colour, from Okabe and Ito's palette for all kinds of colour vision."""
+
+_MORE_COLOURS = ("#E69F00", "#56B4E9", "#7B3294", "#000000")
+INK, QUIET, GRID, BAND = "#1A1A1A", "#5A5A5A", "#E4E4E4", "#DCE8F2"
+_WIDTH = 9.0  # inches: 900 pixels at 100 dpi
+_MOST_COLUMNS = 3
+FONT: dict[str, Any] = {"fontfamily": "DejaVu Sans", "color": INK}
+MARK: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 9.5}
+SEED: dict[str, Any] = {"marker": "o", "s": 14, "facecolor": "white", "linewidth": 1.0, "zorder": 5}
+
+
+def colour(protection: str, result: TwoModelResult) -> str:
+    """The colour of a protection; one without a fixed colour gets one by its place in the configuration."""
+    if protection in COLOURS:
+        return COLOURS[protection]
+    others = [name for name in result.config.protection if name not in COLOURS]
+    return _MORE_COLOURS[others.index(protection) % len(_MORE_COLOURS)] if protection in others else QUIET
+
+
+def panels_to_draw(result: TwoModelResult) -> list[Panel]:
+    """The panels row by row, see `_columns`."""
+    shown = panels(result)
+    if not shown:
+        raise InputError("Expected at least one finished run to draw, but got none. Finish a run first.")
+    if len({panel.convergence for panel in shown}) > _MOST_COLUMNS:
+        # Stable, so that the panels of one convergence keep their order.
+        shown.sort(key=lambda panel: result.config.convergence.index(panel.convergence))
+    return shown
+
+
+def _columns(shown: Sequence[Panel]) -> int:
+    """Columns by convergence, or by shared layers if that is narrower; where only one varies, as many as fit."""
+    convergences, shared = ({getattr(panel, name) for panel in shown} for name in ("convergence", "shared"))
+    if len(convergences) > 1 and len(shared) > 1 and len(shown) == len(convergences) * len(shared):
+        columns = len(convergences) if len(convergences) <= _MOST_COLUMNS else len(shared)
+        if columns <= _MOST_COLUMNS:
+            return columns
+    return 2 if len(shown) == 4 else min(len(shown), _MOST_COLUMNS)
+
+
+def grid_of_panels(shown: Sequence[Panel], height: tuple[float, float, float], share: str) -> tuple[Figure, list[Axes]]:
+    """A figure with one styled axes per panel, heights in inches for one, two, and more columns."""
+    columns = _columns(shown)
+    rows, each = math.ceil(len(shown) / columns), height[columns - 1]
+    figure = Figure(figsize=(_WIDTH, rows * each + 0.9), layout="constrained", facecolor="white", dpi=100)
+    grid = figure.subplots(
+        rows, columns, squeeze=False, sharey=share in {"y", "both"} and "all", sharex=share == "both" and "all"
+    )
+    axes: list[Axes] = list(grid.flat)
+    for ax in axes[len(shown) :]:
+        ax.remove()
+    axes = axes[: len(shown)]
+    for i, ax in enumerate(axes):
+        ax.set_facecolor("white")
+        for name, spine in ax.spines.items():
+            spine.set_visible(name in {"left", "bottom"})
+            spine.set_color(QUIET)
+        ax.grid(visible=True, color=GRID, linewidth=0.8)
+        ax.set_axisbelow(True)
+        last_in_column = i + columns >= len(shown)
+        ax.tick_params(
+            colors=QUIET,
+            labelcolor=INK,
+            labelsize=10,
+            labelfontfamily="DejaVu Sans",
+            labelleft=i % columns == 0,
+            labelbottom=last_in_column,
+        )
+        name = panel_name(shown[i], shown)
+        ax.set_title(name if columns == 1 else name.replace(", ", "\n"), loc="left", fontsize=10.5, pad=7, **FONT)
+    return figure, axes
+
+
+def label_outer_axes(axes: Sequence[Axes], x: str, y: str) -> None:
+    """Label the axes that show numbers: the left ones and the lowest ones."""
+    for ax in axes:
+        if ax.xaxis.get_tick_params()["labelbottom"]:
+            ax.set_xlabel(x, fontsize=10, **FONT)
+        if ax.yaxis.get_tick_params()["labelleft"]:
+            ax.set_ylabel(y, fontsize=10, **FONT)
+
+
+def title_figure(figure: Figure, text: str) -> None:
+    """A sentence over the whole figure, from the left; a range such as `0.3 to 7.6` is not broken."""
+    whole_ranges = re.sub(r"(?<=\d) (to) (?=[−\d])", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", text)
+    lines = "\n".join(textwrap.wrap(whole_ranges, 88))
+    figure.suptitle(lines, x=0.008, ha="left", fontsize=12.5, fontweight="bold", linespacing=1.3, **FONT)
+
+
+def place_legends(figure: Figure, lines: Sequence[Artist], style: Sequence[Artist]) -> None:
+    """Below the panels: what the colours mean at the left, what the line styles mean at the right."""
+    rows = max(len(style), math.ceil(len(lines) / (2 if style else 4)))
+    sides: tuple[tuple[Sequence[Artist], Literal["outside lower left", "outside lower right"]], ...] = (
+        (lines, "outside lower left"),
+        (style, "outside lower right"),
+    )
+    for handles, place in sides:
+        if handles:
+            figure.legend(
+                handles=handles,
+                loc=place,
+                ncols=math.ceil(len(handles) / rows),
+                frameon=False,
+                labelcolor=INK,
+                prop={"family": "DejaVu Sans", "size": 10},
+                columnspacing=1.8,
+                borderaxespad=0.3,
+            )
+
+
+def percent_axis(ax: Axes, limits: tuple[float, float]) -> None:
+    """A y axis for accuracies, that goes little beyond what is possible."""
+    ax.set_ylim(max(limits[0], -2.0), min(limits[1], 101.5))
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def draw_interval(
+    ax: Axes, estimate: Interval, at: float, limits: tuple[float, float], *, vertical: bool, shade: str = INK
+) -> None:
+    """The interval as a line; an arrowhead where it goes on beyond the axis."""
+    if estimate.low is None or estimate.high is None:
+        return
+    ends = (max(estimate.low, limits[0]), min(estimate.high, limits[1]))
+    line = ((at, at), ends) if vertical else (ends, (at, at))
+    ax.plot(*line, color=shade, linewidth=1.2, zorder=4, gid="interval", solid_capstyle="butt")
+    for beyond, end, heads in ((estimate.low < limits[0], ends[0], "v<"), (estimate.high > limits[1], ends[1], "^>")):
+        if beyond:
+            where = ((at,), (end,)) if vertical else ((end,), (at,))
+            ax.plot(*where, marker=heads[0 if vertical else 1], color=shade, markersize=5, clip_on=False, zorder=4)
+
+
+def limits_of(values: Sequence[float], least: float | None = 0.0) -> tuple[float, float]:
+    """An axis that holds every value, with some room; one that starts at `least`, if given, and holds a point of it."""
+    low, high = min(values), max(values)
+    if least is not None:
+        low, high = min(low, least), max(high, least + 1.0)
+    room = 0.08 * max(high - low, 1.0)
+    return (low - room if low != least else low - 0.25 * room), high + room
+
+
+def spread(count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Offsets across the bar, so that seeds with equal values show side by side."""
+    return np.linspace(-0.2, 0.2, count) if count > 1 else np.zeros(1)

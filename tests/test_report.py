@@ -1,0 +1,634 @@
+"""The report says what the records say: figures, page, table, sentences and command."""
+
+import base64
+import dataclasses
+import io
+import re
+import shlex
+import typing
+from html.parser import HTMLParser
+from xml.etree import ElementTree as ET
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from forgetless.errors import InputError
+from forgetless.experiments import two_model
+from forgetless.experiments.two_model import TwoModelConfig, TwoModelResult, arms
+from forgetless.forgetting import mean_interval
+from forgetless.report import (
+    accuracy_curves,
+    chain_forgetting,
+    chosen_alpha,
+    command_line,
+    forgetting_bars,
+    headline,
+    load_result,
+    report_html,
+    summary_table,
+    trade_off,
+    write_report,
+)
+from forgetless.report.canvas import COLOURS
+from forgetless.runs import RunFolder
+
+LOST = {"none": 0.20, "matched-lr": 0.10, "freeze": 0.0, "l2": 0.02, "wpl": 0.01}
+
+
+def made_up(lost=LOST, *, keep=lambda arm: True, spread=0.01, **options):
+    """A result with the forgetting of each protection given, a number or a function of the arm."""
+    options = {"iterations": 100, "iterations_a": 100, "evaluate_every": 25, "seeds": 3} | options
+    config = TwoModelConfig(**options)
+    runs = []
+    for arm in filter(keep, arms(config)):
+        noise = spread * (arm.seed - (config.seeds - 1) / 2)
+        before = 0.95 * arm.convergence + noise
+        given_ = lost[arm.protection]
+        f = (given_(arm) if callable(given_) else given_) * arm.shared / 3
+        f += noise if arm.protection == "none" else 0
+        b = 0.9 + noise - (0.02 if arm.protection == "wpl" else 0)
+        letters = [chr(ord("A") + j) for j in range(config.models)]
+        iterations = [0]
+        for j in range(config.models - 1):
+            iterations += [j * config.iterations + i for i in range(25, config.iterations + 1, 25)]
+        part = np.asarray(iterations) / iterations[-1]
+        accuracy = [before, b, *([0.88] * (config.models - 2))]
+        forgotten = [f, *([0.05 * (arm.protection == "none")] * (config.models - 2)), 0.0]
+        runs.append(
+            {
+                **dataclasses.asdict(arm),
+                "wiring": str(config.wiring),
+                "accuracy_a_before": before,
+                "accuracy_a_after": before - f,
+                "accuracy_a_min": before - f,
+                "accuracy_b": b,
+                "forgetting": f,
+                "validation_forgetting": f + 0.001,
+                "validation_b": b + 0.001,
+                "steps_of_a": 100,
+                "mean_step": 0.5 if arm.protection in {"matched-lr", "wpl"} else 1.0,
+                "shared_learning_rate": 0.005,
+                "models": [
+                    {"model": letter, "accuracy_before": a, "accuracy_after": a - g, "forgetting": g}
+                    for letter, a, g in zip(letters, accuracy, forgotten, strict=True)
+                ],
+                "curve": {
+                    "iteration": iterations,
+                    "accuracy_a": list(before - f * part),
+                    "accuracy_b": list(0.1 + (b - 0.1) * part),
+                },
+                "seconds": 1.5,
+            }
+        )
+    return TwoModelResult(config, runs)
+
+
+def stored(path, result, **config):
+    """A run folder that holds a result."""
+    folder = RunFolder.create(path, {"experiment": "two-model", **dataclasses.asdict(result.config), **config})
+    for run in result.runs:
+        folder.append(run)
+    return folder
+
+
+def line(ax, gid):
+    """The lines that a panel draws under a name, end to end."""
+    found = [drawn for drawn in ax.lines if drawn.get_gid() == gid]
+    assert found, f"no line {gid!r}"
+    return tuple(np.concatenate([drawn.get_data()[i] for drawn in found]) for i in (0, 1))
+
+
+def mean_of(result, protection, key, alpha=None, **where):
+    return 100 * np.mean(
+        [
+            run[key]
+            for run in result.runs
+            if run["protection"] == protection
+            and (alpha is None or run["alpha"] == alpha)
+            and all(run[name] == value for name, value in where.items())
+        ]
+    )
+
+
+# Figures
+
+
+def test_curves_are_the_means_of_the_records():
+    result = made_up(convergence=(1.0, 0.43))
+    figure = accuracy_curves(result)
+    assert len(figure.axes) == 2
+    for ax, convergence in zip(figure.axes, (1.0, 0.43), strict=True):
+        for protection in LOST:
+            runs = [r for r in result.runs if r["protection"] == protection and r["convergence"] == convergence]
+            for letter, key in (("A", "accuracy_a"), ("B", "accuracy_b")):
+                x, y = line(ax, f"{protection} {letter}")
+                np.testing.assert_array_equal(x, runs[0]["curve"]["iteration"])
+                np.testing.assert_allclose(y, 100 * np.mean([r["curve"][key] for r in runs], axis=0))
+        assert line(ax, "before")[1][0] == pytest.approx(
+            mean_of(result, "none", "accuracy_a_before", convergence=convergence)
+        )
+    drawn = {each.get_gid(): each.get_color() for each in figure.axes[0].lines}
+    assert all(drawn[f"{name} A"] == drawn[f"{name} B"] == colour for name, colour in COLOURS.items())
+
+
+def test_the_band_spans_the_seeds():
+    result = made_up(protection=("none",))
+    (band,) = accuracy_curves(result).axes[0].collections
+    last = [r["accuracy_a_after"] * 100 for r in result.runs]
+    end = band.get_paths()[0].vertices[:, 1][band.get_paths()[0].vertices[:, 0] == 100]
+    assert (end.min(), end.max()) == pytest.approx((min(last), max(last)))
+    assert not accuracy_curves(made_up(protection=("none",), seeds=1)).axes[0].collections
+
+
+def test_bars_dots_and_intervals_are_those_of_the_records():
+    result = made_up(shared=(1, 3))
+    figure = forgetting_bars(result)
+    for ax, shared in zip(figure.axes, (1, 3), strict=True):
+        for bar, dots, protection in zip(ax.patches, ax.collections, result.config.protection, strict=True):
+            runs = [r for r in result.runs if r["protection"] == protection and r["shared"] == shared]
+            assert bar.get_gid() == protection
+            assert bar.get_width() == pytest.approx(mean_of(result, protection, "forgetting", shared=shared))
+            np.testing.assert_allclose(dots.get_offsets()[:, 0], [100 * r["forgetting"] for r in runs])
+        interval = mean_interval(
+            [100 * r["forgetting"] for r in result.runs if r["protection"] == "none" and r["shared"] == shared]
+        )
+        first = next(drawn for drawn in ax.lines if drawn.get_gid() == "interval")
+        low, high = ax.get_xlim()
+        assert tuple(first.get_xdata()) == pytest.approx((max(interval.low, low), min(interval.high, high)))
+    lone = forgetting_bars(made_up(seeds=1)).axes[0]
+    assert not [drawn for drawn in lone.lines if drawn.get_gid() == "interval"]
+
+
+def test_trade_off_draws_every_alpha_and_the_arms_without_one():
+    alphas = (0.0, 1e2, 1e4)
+    result = made_up(LOST | {"wpl": lambda arm: 0.2 / (1 + arm.alpha)}, alpha=alphas, seeds=3)
+    (ax,) = trade_off(result).axes
+    for key in ("accuracy_a_after", "accuracy_b"):
+        for protection in ("wpl", "matched-lr"):
+            x, y = line(ax, f"{protection} {key}")
+            assert tuple(x) == alphas
+            np.testing.assert_allclose(y, [mean_of(result, protection, key, alpha=a) for a in alphas])
+    assert sorted(set(line(ax, "none")[1])) == pytest.approx(
+        sorted(mean_of(result, "none", key) for key in ("accuracy_a_after", "accuracy_b"))
+    )
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "100", "1e4"]
+    places = ax.transData.transform([(a, 0) for a in alphas])[:, 0]
+    assert np.all(np.diff(places) > 50)
+
+
+def test_trade_off_of_one_alpha_and_of_none():
+    assert "several values of α" in " ".join(trade_off(made_up()).get_suptitle().split())
+    trade_off(made_up(alpha=(0.0,)))
+    with pytest.raises(InputError, match="Expected runs with a strength α under 'wpl'"):
+        trade_off(made_up(protection=("none", "freeze")))
+
+
+def test_a_chain_is_drawn_model_by_model():
+    result = made_up(models=4, protection=("none", "wpl"))
+    (ax,) = chain_forgetting(result).axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["A", "B", "C"]
+    heights = {name: [p.get_height() for p in ax.patches if p.get_gid() == name] for name in ("none", "wpl")}
+    assert heights["none"] == pytest.approx([20, 5, 5])
+    assert heights["wpl"] == pytest.approx([1, 0, 0])
+    (curves,) = accuracy_curves(result).axes
+    parts = [drawn.get_xdata() for drawn in curves.lines if drawn.get_gid() == "none B"]
+    assert [(x[0], x[-1]) for x in parts] == [(0, 100), (125, 200), (225, 300)]
+    assert [text.get_text() for text in curves.texts] == ["B trains", "C trains", "D trains"]
+
+
+def test_several_alphas_are_chosen_between_on_validation_data_alone():
+    result = made_up(alpha=(1e3, 1e4, 1e5))
+    for run in result.runs:
+        if run["protection"] == "wpl":
+            run["validation_forgetting"] = {1e3: 0.05, 1e4: 0.01, 1e5: 0.0}[run["alpha"]]
+            run["validation_b"] = {1e3: 0.9, 1e4: 0.9, 1e5: 0.8}[run["alpha"]]
+            run["forgetting"] = {1e3: -0.5, 1e4: 0.011, 1e5: -0.5}[run["alpha"]]
+    assert chosen_alpha(result, "wpl") == chosen_alpha(result, "matched-lr") == 1e4
+    assert chosen_alpha(result, "l2") == 1.0
+    assert chosen_alpha(result, "none") is None
+    bars = {bar.get_gid(): bar.get_width() for bar in forgetting_bars(result).axes[0].patches}
+    assert bars["wpl"] == pytest.approx(1.1)
+    # A strength that is better but lacks a seed is compared on the seeds that all have; equal ones go to the lowest.
+    fewer = TwoModelResult(result.config, [r for r in result.runs if (r["seed"], r["alpha"]) != (2, 1e4)])
+    assert chosen_alpha(fewer, "wpl") == 1e4
+    equal = made_up(alpha=(1e5, 1e3))
+    assert chosen_alpha(equal, "wpl") == 1e3
+
+
+@pytest.mark.parametrize("draw", [accuracy_curves, forgetting_bars, trade_off, chain_forgetting])
+def test_figures_touch_no_global_state_and_need_runs(draw):
+    before = dict(mpl.rcParams)
+    result = made_up(seeds=1)
+    with mpl.rc_context({"axes.facecolor": "black", "text.color": "red", "font.size": 30}):
+        figure = draw(result)
+        assert figure.axes[0].get_facecolor() == (1, 1, 1, 1)
+    assert dict(mpl.rcParams) == before
+    assert figure.get_figwidth() == 9
+    figure.savefig(io.BytesIO(), format="png", dpi=20)
+    with pytest.raises(InputError, match=r"Expected at least one finished run"):
+        draw(TwoModelResult(result.config, []))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"convergence": (1.0, 0.55, 0.43, 0.38), "shared": (1, 3), "models": 3},
+        {"protection": ("none", "matched-lr", "freeze", "l2", "wpl"), "alpha": (0.0, 1.0, 1e3, 1e12)},
+    ],
+)
+def test_no_text_covers_another_or_leaves_the_figure(options):
+    result = made_up(seeds=2, **options)
+    for draw in (accuracy_curves, forgetting_bars, trade_off, chain_forgetting):
+        figure = draw(result)
+        figure.draw_without_rendering()
+        hidden = hidden_labels(figure)
+        texts = [t for t in figure.findobj(mpl.text.Text) if t.get_text().strip() and t.get_visible()]
+        texts = [t for t in texts if t not in hidden]
+        boxes = [t.get_window_extent() for t in texts]
+        for i, box in enumerate(boxes):
+            assert figure.bbox.x0 - 1 <= box.x0, texts[i]
+            assert box.x1 <= figure.bbox.x1 + 1, texts[i]
+            for j in range(i):
+                assert not box.padded(-2).overlaps(boxes[j].padded(-2)), (draw, texts[i], texts[j])
+
+
+def hidden_labels(figure):
+    """Tick labels that matplotlib keeps but does not draw: those of the other side, and beyond the axis."""
+    hidden = []
+    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+            hidden += [tick.label2] if low <= tick.get_loc() <= high else [tick.label1, tick.label2]
+    return hidden
+
+
+# The page
+
+
+class Page(HTMLParser):
+    """Collects what a test asks about: links, tags left open, text."""
+
+    VOID: typing.ClassVar = {"meta", "img", "br", "link", "input", "hr"}
+
+    def __init__(self, html):
+        super().__init__()
+        self.links, self.open, self.ids, self.tags, self.words = [], [], [], [], []
+        self.feed(html)
+        assert not self.open, f"left open: {self.open}"
+        assert len(set(self.ids)) == len(self.ids)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in {"src", "href", "srcset", "data", "action", "poster"}]
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in {"style", "script"}:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def test_the_page_needs_nothing_else(tmp_path):
+    folder = stored(tmp_path / "run", made_up(alpha=(1e3, 1e5), models=3))
+    path = write_report([folder], tmp_path / "report.html")
+    assert path == tmp_path / "report.html"
+    html = path.read_text(encoding="utf-8")
+    page = Page(html)
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+    assert "script" not in page.tags
+    assert not re.search(r"@import|url\(", html)
+    images = [link for link in page.links if link.startswith("data:image/svg+xml;base64,")]
+    assert len(images) == 4  # curves, bars, the chain, the trade-off
+    for image in images:
+        svg = ET.fromstring(base64.b64decode(image.split(",", 1)[1]))
+        hrefs = [v for e in svg.iter() for k, v in e.attrib.items() if k.endswith("href")]
+        assert all(href.startswith("#") for href in hrefs)
+    for expected in (
+        headline(load_result(folder)).split(":")[0],
+        "forgetless two-model",
+        "torch",
+        "mean step"[:4],
+        "α",
+    ):
+        assert expected in page.text
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
+
+
+def test_the_same_folders_give_the_same_bytes(tmp_path):
+    folder = stored(tmp_path / "run", made_up(seeds=2))
+    first, second = (write_report([folder], tmp_path / name).read_bytes() for name in ("a.html", "b.html"))
+    assert first == second
+
+
+def test_everything_is_escaped(tmp_path):
+    nasty = "<script>alert('&')</script>"
+    result = made_up(seeds=1, protection=("none", "wpl"), data=f"/data/{nasty}", data_dir='a "quoted" & dir')
+    folder = stored(tmp_path / "a & <b>", result)
+    (folder.path / "environment.json").write_text('{"processor": "<i>Fast</i>", "git_revision": null}')
+    html = report_html([folder])
+    page = Page(html)
+    assert "script" not in page.tags
+    assert "i" not in page.tags
+    assert nasty in page.text
+    assert "a & <b>" in page.text
+    assert "<i>Fast</i>" in page.text
+    assert "not known" in page.text
+
+
+def test_several_folders_are_compared(tmp_path):
+    two = {"protection": ("none", "wpl"), "seeds": 2}
+    folders = [
+        stored(tmp_path / "one", made_up(**two)),
+        stored(tmp_path / "two", made_up(**two, optimizer="sgd", convergence=(1.0, 0.43))),
+        stored(tmp_path / "three", made_up(protection=("none",), seeds=1)),
+    ]
+    page = Page(report_html(folders))
+    assert page.ids == ["run-1", "run-2", "run-3"]
+    assert page.links[:3] == ["#run-1", "#run-2", "#run-3"]
+    assert "Side by side" in page.text
+    assert "optimizer adam sgd adam" in page.text
+    assert "batch_size" not in page.text
+    same = Page(report_html([folders[2], folders[2]]))
+    assert "All options are the same." in same.text
+
+
+def test_real_runs_become_a_page(tmp_path):
+    config = TwoModelConfig(iterations=12, iterations_a=12, evaluate_every=6, seeds=1, width=16, models=3)
+    result = two_model.run(config)
+    folder = stored(tmp_path / "run", result)
+    assert load_result(folder).summary() == result.summary()
+    text = Page(report_html([folder])).text
+    assert "one seed" in text
+    assert "This run is not complete" not in text
+
+
+def test_unfinished_runs_say_so(tmp_path):
+    result = made_up(keep=lambda arm: (arm.seed, arm.protection) in {(0, "none"), (0, "wpl"), (1, "none")}, seeds=2)
+    folder = stored(tmp_path / "run", result)
+    page = Page(report_html([folder]))
+    assert "3 of 10 runs are finished" in page.text
+    assert headline(result).startswith("So far, with 3 of 10 runs finished: Training B cost A 19.5 points")
+    assert "one seed, so no interval" in headline(result)
+    nothing = stored(tmp_path / "empty", TwoModelResult(result.config, []))
+    page = Page(report_html([nothing, folder]))
+    assert "No run is finished yet." in page.text
+    assert "img" in page.tags
+
+
+def test_bad_folders_are_refused(tmp_path):
+    result = made_up(seeds=1)
+    with pytest.raises(InputError, match="Expected at least one run folder"):
+        write_report([], tmp_path / "report.html")
+    other = RunFolder.create(tmp_path / "other", {"experiment": "search"})
+    with pytest.raises(InputError, match="is one of 'search'"):
+        report_html([other])
+    folder = stored(tmp_path / "run", result)
+    folder.append({"seed": 0})
+    with pytest.raises(InputError, match=r"line 6 of .* lacks accuracy_a_after"):
+        report_html([folder])
+    good = stored(tmp_path / "good", result)
+    with pytest.raises(InputError, match="Expected a report file that can be written"):
+        write_report([good], tmp_path / "nowhere" / "report.html")
+    # The machine that makes the report need not have the device that made the run.
+    assert "--device cuda:7" in Page(report_html([stored(tmp_path / "gpu", result, device="cuda:7")])).text
+
+
+# Sentences
+
+
+def test_headline_of_one_panel():
+    assert headline(made_up(LOST | {"none": 0.142, "wpl": 0.001}, spread=0.002)) == (
+        "Training B cost A 14.2 points of accuracy without protection and 0.1 with the weight plasticity loss: 99 % of "
+        "the forgetting was prevented (95 % interval 99 %), and B pays 2.0 points. The control arm, no protection but "
+        "smaller steps of the shared weights, prevented 30 %; the weight plasticity loss keeps 9.9 points more of A."
+    )
+
+
+# name: (forgetting, options, what the headline says, what it never says)
+HEADLINES = {
+    "nothing forgotten": (
+        {"none": -0.01},
+        {},
+        "improved A by 1.0 points without protection (95.0 to 96.0 %), so there is no forgetting to reduce",
+        "prevented",
+    ),
+    "exactly nothing forgotten": ({"none": 0.0}, {"spread": 0.0}, "cost A nothing without protection", "prevented"),
+    "worse": (
+        {"wpl": 0.4},
+        {},
+        "and 40.0 with the weight plasticity loss: protection made it worse (reduction −100 %",
+        "was prevented",
+    ),
+    "worse in one seed": (
+        {"wpl": 0.4},
+        {"seeds": 1},
+        "protection did not help (reduction −100 %, one seed, so no interval)",
+        "was prevented",
+    ),
+    "better than before": (
+        {"wpl": -0.02},
+        {},
+        "with the weight plasticity loss A gained 2.0: all of the forgetting was prevented (95 % interval 100 %)",
+        "110 %",
+    ),
+    "one seed": ({}, {"seeds": 1}, "95 % of the forgetting was prevented (one seed, so no interval)", "95 % interval"),
+    "noise": ({}, {"spread": 0.2}, "its own 95 % interval includes 0", "clearly"),
+    "unprotected alone": (
+        {},
+        {"protection": ("none",)},
+        "cost A 20.0 points of accuracy without protection (95.0 to 75.0 %), and B reached 90.0 %",
+        "was prevented",
+    ),
+    "protected alone": (
+        {},
+        {"protection": ("wpl",)},
+        "How much of it was prevented takes an unprotected arm of the same seeds: `--protection none wpl`",
+        "of the forgetting",
+    ),
+    "another protection": (
+        {},
+        {"protection": ("none", "freeze")},
+        "and nothing with frozen shared weights: all of the forgetting was prevented",
+        "control",
+    ),
+    "control as good": (
+        {"matched-lr": 0.01},
+        {"spread": 0.0},
+        "prevented 95 %; these 3 seeds do not tell the two apart",
+        "keeps",
+    ),
+    "control better": (
+        {"matched-lr": 0.0},
+        {},
+        "and keeps 1.0 points more of A than the weight plasticity loss",
+        "apart",
+    ),
+    "chain": (
+        {},
+        {"models": 3},
+        "Averaged over A and B, 12.5 points are lost without protection, 0.5 with it.",
+        "nothing",
+    ),
+    "long chain": ({}, {"models": 6}, "Training B to F cost A 20.0", "and F"),
+    "several strengths": ({}, {"alpha": (1e3, 1e5)}, "told of α = 1e3, chosen among 2 on validation data", "test data"),
+    "panels": (
+        {},
+        {"shared": (1, 3)},
+        "In 2 settings, training B cost A 6.7 to 20.0 points of accuracy without protection and 0.3 to 1.0 with",
+        "more in",
+    ),
+    "panels without forgetting": (
+        {"none": -0.1},
+        {"shared": (1, 3)},
+        "without protection there is no forgetting to reduce",
+        "prevented",
+    ),
+    "panels of which one is worse": (
+        {"none": 0.3, "wpl": lambda arm: 0.6 if arm.shared == 1 else 0.0},
+        {"shared": (1, 3)},
+        "−100 to 100 % of the forgetting was prevented; with protection it was more in 1 of them",
+        "no forgetting",
+    ),
+    "panels of which one does not forget": (
+        {"none": lambda arm: 0.2 if arm.shared == 1 else -0.2},
+        {"shared": (1, 3)},
+        "in 1 of them there was no forgetting to reduce",
+        "it was more",
+    ),
+    "panels unprotected alone": (
+        {},
+        {"shared": (1, 3), "protection": ("none",)},
+        "In 2 settings, training B cost A 6.7 to 20.0 points of accuracy without protection.",
+        "was prevented",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HEADLINES)
+def test_headline_is_honest(case):
+    lost, options, expected, never = HEADLINES[case]
+    result = made_up(LOST | lost, **({"spread": 0.002} | options))
+    text = headline(result)
+    assert expected in text
+    assert never not in text
+    for draw in (accuracy_curves, forgetting_bars, chain_forgetting):
+        assert draw(result).get_suptitle()
+
+
+def test_a_control_arm_that_could_not_be_matched_is_told():
+    result = made_up()
+    for run in result.runs:
+        if run["protection"] == "wpl":
+            run["mean_step"] = 0.25
+    assert "with steps of 200 % the protected arm's size, as they could not be matched" in headline(result)
+
+
+# The terminal
+
+
+def table_lines(result, width=80):
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(summary_table(result))
+    return [text.rstrip() for text in console.file.getvalue().splitlines()]
+
+
+def test_the_table_holds_the_summary_in_80_columns():
+    result = made_up(LOST | {"none": 0.142}, convergence=(1.0, 0.43), alpha=(1e3, 1e5), spread=0.004)
+    lines = table_lines(result)
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in text for text in lines)
+    rows = [text.split() for text in lines if text.startswith("wpl")]
+    assert len(rows) == 4
+    wpl = next(e for e in result.summary() if e["protection"] == "wpl")
+    assert rows[0][:3] == ["wpl", "1e3", f"{100 * wpl['accuracy_a_before']['mean']:.1f}"]
+    assert f"{100 * wpl['reduction']['mean']:.1f}" in rows[0]
+    assert "A stopped at 43 %" in lines
+    assert lines[-2] == "In % and points of test accuracy; ± and [ ]: 95 % interval over 3 seeds."
+    assert len([text for text in table_lines(made_up(seeds=1)) if "±" in text]) == 0
+
+
+def test_the_table_says_what_is_missing():
+    lines = table_lines(made_up(LOST | {"none": -0.05}))
+    assert any("none to reduce" in text and text.startswith("wpl") for text in lines)
+    assert any("no forgetting to reduce" in text for text in lines)
+    unfinished = table_lines(made_up(keep=lambda arm: arm.seed < 2))
+    assert "Unfinished: 10 of 15 runs. Go on with `forgetless resume`." in unfinished
+    alone = table_lines(made_up(protection=("wpl",)))
+    assert next(text for text in alone if text.startswith("wpl")).split()[-1] == "–"
+    assert "Unfinished: 0 of 15 runs. Go on with `forgetless resume`." in table_lines(
+        TwoModelResult(made_up().config, [])
+    )
+
+
+# The command
+
+
+def read_back(command):
+    """The configuration that a command line asks for, by the types of its fields."""
+    first, second, *words = shlex.split(command)
+    assert (first, second) == ("forgetless", "two-model")
+    flags: dict[str, list[str]] = {}
+    for word in words:
+        if word.startswith("--"):
+            flags[word.removeprefix("--").replace("-", "_")] = last = []
+        else:
+            last.append(word)
+    types = typing.get_type_hints(TwoModelConfig)
+    values = {}
+    for name, given_ in flags.items():
+        if typing.get_origin(types[name]) is tuple:
+            values[name] = tuple(typing.get_args(types[name])[0](word) for word in given_)
+        else:
+            (word,) = given_
+            kinds = [kind for kind in (int, float) if kind is types[name] or kind in typing.get_args(types[name])]
+            values[name] = kinds[0](word) if kinds else word
+    return TwoModelConfig(**values)
+
+
+def test_command_line_prints_what_differs():
+    assert command_line(TwoModelConfig()) == "forgetless two-model"
+    config = TwoModelConfig(
+        data="mnist", convergence=(1.0, 0.43), alpha=(1e5, 2.5e6), iterations_a=10, data_dir="my data"
+    )
+    assert command_line(config) == (
+        "forgetless two-model --data mnist --data-dir 'my data' --convergence 1 0.43 --alpha 1e5 2.5e6 "
+        "--iterations-a 10"
+    )
+
+
+finite = st.floats(0, 1e300, allow_nan=False, allow_subnormal=False)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.builds(
+        TwoModelConfig,
+        data=st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), min_size=1).filter(
+            lambda s: s[0] != "-"
+        ),
+        wiring=st.sampled_from(["crossed", "prefix"]),
+        shared=st.lists(st.integers(1, 3), min_size=1),
+        convergence=st.lists(st.floats(1e-9, 1), min_size=1, max_size=3),
+        alpha=st.lists(finite, min_size=1, max_size=4),
+        learning_rate=st.none() | st.floats(1e-12, 1e3),
+        momentum=st.floats(0, 0.999),
+        damping=finite,
+        seeds=st.integers(1, 10**6),
+        optimizer=st.sampled_from(["sgd", "adam", "adamw"]),
+        protection=st.lists(st.sampled_from(["none", "freeze", "l2", "wpl"]), min_size=1),
+    )
+)
+def test_command_line_reads_back_as_the_same_configuration(config):
+    assert read_back(command_line(config)) == config
