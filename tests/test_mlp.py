@@ -48,7 +48,7 @@ def test_every_chain_runs_and_shares_with_a_and_with_each_other(wiring_and_share
     expected = sum(p.numel() for m in models for p in m.parameters())
     unique = {p: p.numel() for m in models for p in m.parameters()}
     assert sum(unique.values()) < expected
-    assert {p for p in shared_parameters(models)} < set(unique)
+    assert set(shared_parameters(models)) < set(unique)
 
 
 def test_the_seed_decides_the_weights_and_the_global_state_is_left_alone():

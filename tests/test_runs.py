@@ -57,7 +57,7 @@ def test_damaged_config(folder):
 
 def test_an_existing_run_is_kept_unless_told(folder):
     folder.append({"seed": 0})
-    with pytest.raises(InputError, match="Expected an output folder that does not exist yet.*--overwrite"):
+    with pytest.raises(InputError, match=r"Expected an output folder that does not exist yet.*--overwrite"):
         RunFolder.create(folder.path, {})
     assert folder.records() == [{"seed": 0}]
     assert RunFolder.create(folder.path, {}, overwrite=True).records() == []
@@ -65,7 +65,7 @@ def test_an_existing_run_is_kept_unless_told(folder):
 
 def test_overwrite_never_removes_what_is_no_run(tmp_path):
     (tmp_path / "thesis.tex").write_text("years")
-    with pytest.raises(InputError, match="holds no config.toml"):
+    with pytest.raises(InputError, match=r"holds no config.toml"):
         RunFolder.create(tmp_path, {}, overwrite=True)
     with pytest.raises(InputError, match="does not exist yet"):
         RunFolder.create(tmp_path, {})

@@ -284,12 +284,13 @@ class WeightPlasticity:
         self._held(found)
         floor = self.damping * _mean_over_all(found.values()) if found else 0.0
         for i, value in found.items():
-            self._fold(i, value + floor)
+            self._fold(i, value.detach().to(_wide(self._parameters[i].dtype)) + floor)
         self._pulls.clear()
 
     def _fold(self, i: int, value: Tensor) -> None:
+        """Take F_j of one weight, overwriting it, into anchor and importance."""
         parameter, old = self._parameters[i], self._importances[i]
-        value = value.detach().to(_wide(parameter.dtype), copy=True).clamp_(max=_LARGEST_IMPORTANCE)
+        value.clamp_(max=_LARGEST_IMPORTANCE)
         anchor = self._anchors[i]
         if old is None or anchor is None or self.rule == "replace":
             self._importances[i] = value
@@ -299,8 +300,8 @@ class WeightPlasticity:
             self._importances[i] = value.lerp_(old, self.decay)
         else:
             total = value + self.decay * old
-            # Where neither model needs the weight it stays where the later one left it.
-            share = torch.where(total > 0, self.decay * old / total.clamp_min(torch.finfo(total.dtype).tiny), 0.0)
+            # Where neither model needs the weight, 0/0 is 0: it stays where the later one left it.
+            share = self.decay * old / total.clamp_min(_TINY)
             parameter.lerp_(anchor, share.to(parameter.dtype))
             self._importances[i] = total
         self._anchors[i] = parameter.detach().clone()
@@ -469,7 +470,7 @@ class WeightPlasticity:
             ValueError: If a key is missing, the number of shared weights or a shape differs, or a value is one that
                 the constructor or `consolidate` refuses. Nothing is changed then.
         """
-        if missing := {"alpha", "rule", "decay", "anchors", "importances"} - state.keys():
+        if missing := {"alpha", "rule", "decay", "damping", "anchors", "importances"} - state.keys():
             raise ValueError(
                 f"Expected the state of a WeightPlasticity, but got one without {', '.join(sorted(missing))}. "
                 "Pass what state_dict returned."
@@ -482,8 +483,9 @@ class WeightPlasticity:
             )
         for i, (parameter, anchor, importance) in enumerate(zip(self._parameters, anchors, importances, strict=True)):
             _check_state(i, parameter, anchor, importance)
-        settings = WeightPlasticity((), state["alpha"], rule=state["rule"], decay=state["decay"])
-        self.alpha, self.rule, self.decay = settings.alpha, settings.rule, settings.decay
+        options = {name: state[name] for name in ("alpha", "rule", "decay", "damping")}
+        WeightPlasticity((), **options)  # refuses bad ones
+        self.alpha, self.rule, self.decay, self.damping = options.values()
         devices = [parameter.device for parameter in self._parameters]
         self._anchors = [_copied(a, device) for a, device in zip(anchors, devices, strict=True)]
         self._importances = [_copied(f, device) for f, device in zip(importances, devices, strict=True)]
