@@ -18,17 +18,21 @@ def fisher_of(model):
     return diagonal_fisher(model, [(X, Y)], F.cross_entropy)
 
 
+def loss_of(model):
+    return lambda batch: F.cross_entropy(model(batch[0]), batch[1])
+
+
 def trained(name, alpha=1e4, *, optimizer=lambda p: SGD(p, lr=0.1, momentum=0.9), before=None):
-    """A trained, consolidated; then B trained under the protection. Returns (models, shared after A, shared after B)."""
+    """A trained, consolidated; then B trained under the protection. Returns the models and the shared weights twice."""
     a, b = chain_of_models(Wiring.CROSSED, 2, num_inputs=12, num_classes=3, width=16)
     shared = shared_parameters([a, b])
     protection = make_protection(name, shared, alpha)
-    train(a, [(X, Y)] * 40, F.cross_entropy, optimizer(a.parameters()), protection)
+    train([(X, Y)] * 40, loss_of(a), optimizer(a.parameters()), protection)
     protection.consolidate(a, fisher_of)
     after_a = [p.detach().clone() for p in shared]
     if before is not None:
         protection = before(protection, shared)
-    train(b, [(X, Y.flip(0))] * 40, F.cross_entropy, optimizer(b.parameters()), protection)
+    train([(X, Y.flip(0))] * 40, loss_of(b), optimizer(b.parameters()), protection)
     return (a, b), after_a, [p.detach().clone() for p in shared]
 
 

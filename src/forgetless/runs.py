@@ -5,18 +5,21 @@
 | `config.toml` | the complete configuration, reusable as input |
 | `environment.json` | versions, git revision, device |
 | `metrics.jsonl` | one JSON object per finished unit of work; docs/metrics.md explains every key |
+| `checkpoint.pt` | what a search goes on from; `checkpoint-before.pt` is the one before |
 | `report.html` | made from the others, never read |
 """
 
 import importlib.metadata
 import json
 import os
+import pickle
 import platform
 import shutil
 import subprocess
 import tempfile
 import tomllib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,8 @@ from forgetless.errors import InputError
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoint.pt"
+CHECKPOINT_BEFORE = "checkpoint-before.pt"
 REPORT = "report.html"
 
 
@@ -192,6 +197,44 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def replace_records(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Set metrics.jsonl to other records, in one step.
+
+        Args:
+            records: JSON-serialisable values.
+        """
+        write_atomically(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in records))
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Store a state to go on from, and keep the one before; a crash at any moment leaves at least one of them.
+
+        Args:
+            state: Tensors, numbers, strings, lists and dicts of them.
+        """
+        path, temporary = self.path / CHECKPOINT, self.path / f".{CHECKPOINT}"
+        with temporary.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            path.replace(self.path / CHECKPOINT_BEFORE)
+        temporary.replace(path)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The newest state that can be read; None if there is none. A damaged one is passed over with a warning."""
+        for name in (CHECKPOINT, CHECKPOINT_BEFORE):
+            path = self.path / name
+            if not path.exists():
+                continue
+            try:
+                state: dict[str, Any] = torch.load(path, weights_only=True)
+            except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                warnings.warn(f"{path} is damaged ({reason}); going on from the one before.", stacklevel=2)
+                continue
+            return state
+        return None
 
     def records(self) -> list[dict[str, Any]]:
         """What metrics.jsonl holds. A last line cut short by a crash is dropped, from the file too.

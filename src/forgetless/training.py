@@ -1,37 +1,50 @@
 """The only training loop: one model, some batches, under some protection."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TypeVar
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from forgetless.protection import Protection
 
+Batch = TypeVar("Batch")
+
 
 def train(
-    forward: Callable[[Any], Any],
-    batches: Iterable[tuple[Any, Tensor]],
-    loss_fn: Callable[[Any, Tensor], Tensor],
+    batches: Iterable[Batch],
+    loss_of: Callable[[Batch], Tensor],
     optimizer: Optimizer,
     protection: Protection,
     *,
+    max_gradient_norm: float | None = None,
+    on_gradients: Callable[[], None] | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> None:
-    """Take one optimizer step per batch on loss_fn(forward(inputs), targets), and let the protection do its part.
+    """Take one optimizer step per batch, and let the protection do its part.
 
     Args:
-        forward: The model, or one architecture of a supernet.
-        batches: Pairs (inputs, targets); training ends with them.
-        loss_fn: (outputs, targets) → scalar, the mean over examples.
-        optimizer: Of the model's weights.
+        batches: Training ends with them.
+        loss_of: The loss of a batch, a scalar that is a mean over its examples.
+        optimizer: Of the weights that the loss depends on.
         protection: Of the weights that earlier models use.
+        max_gradient_norm: The gradient of all the optimizer's weights together is scaled down to this norm; the
+            protection takes no part in it.
+        on_gradients: Called after each backward pass, before the gradients are scaled.
         after_step: Called with the number of steps taken so far.
     """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     with protection.during(optimizer):
-        for step, (inputs, targets) in enumerate(batches, start=1):
+        for step, batch in enumerate(batches, start=1):
             optimizer.zero_grad(set_to_none=True)
-            loss_fn(forward(inputs), targets).backward()  # type: ignore[no-untyped-call]
+            loss = loss_of(batch)
+            if loss.requires_grad:  # not where a protection froze everything the loss depends on
+                loss.backward()  # type: ignore[no-untyped-call]
+            if on_gradients is not None:
+                on_gradients()
+            if max_gradient_norm is not None:
+                torch.nn.utils.clip_grad_norm_(weights, max_gradient_norm)
             optimizer.step()
             if after_step is not None:
                 after_step(step)

@@ -545,7 +545,7 @@ class _Trainer:
         model.train()
         batches = self.task.training_batches(num_steps, torch.Generator().manual_seed(seed))
         optimizer = self._optimizer(model, self.config_rate if shared_rate is None else shared_rate)
-        train(model, batches, self.task.loss, optimizer, protection, after_step=after_step)
+        train(batches, self.task.loss_of(model), optimizer, protection, after_step=after_step)
 
     def _optimizer(self, model: MLP, shared_rate: float) -> Optimizer:
         shared_ids = {id(parameter) for parameter in self.shared}

@@ -1,0 +1,112 @@
+"""What every search strategy offers: proposals, and learning from how good they were."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic
+
+import torch
+
+from forgetless.architecture import A, Space
+from forgetless.errors import InputError
+
+
+class Strategy(ABC, Generic[A]):
+    """Chooses which architectures of a space to try next.
+
+    A search calls `propose` for architectures, measures how good they are, and hands the rewards to `learn`. Nothing
+    else is asked of a strategy, and it asks nothing of the search: it draws with its own generator, on the CPU, so
+    that neither the device nor the global random state changes what it proposes. Continued from a `state_dict`, it
+    proposes and learns what it would have without the interruption, bit for bit.
+
+    A reward that is not finite means that the architecture diverged. It is counted (`num_diverged`) and left out of
+    every average; how else it is learnt from is each strategy's rule, stated in its docstring.
+
+    Args:
+        space: What to choose from.
+        seed: Of the strategy's generator.
+
+    Attributes:
+        space: What is chosen from.
+        generator: The strategy's own source of randomness, on the CPU.
+    """
+
+    def __init__(self, space: Space[A], seed: int = 0) -> None:
+        self.space = space
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def propose(self, n: int) -> list[A]:
+        """Draw the next architectures to try.
+
+        Args:
+            n: How many, at least 1. They need not differ.
+
+        Returns:
+            n members of the space.
+
+        Raises:
+            InputError: If n is below 1.
+        """
+        if n < 1:
+            raise InputError(f"Expected at least 1 architecture to be proposed, but got {n}. Ask for one or more.")
+        return self._propose(n)
+
+    def learn(self, architectures: Sequence[A], rewards: Sequence[float]) -> dict[str, float]:
+        """Take in how good architectures were.
+
+        Args:
+            architectures: Any members of the space, as a rule those that `propose` gave. One may occur several times.
+            rewards: One per architecture, larger is better; not finite where the architecture diverged.
+
+        Returns:
+            Metrics: `mean_reward` and `best_reward` over the finite rewards (absent if there is none), `num_diverged`,
+            and what else the strategy has to tell.
+
+        Raises:
+            InputError: If there is no architecture, or there are not as many rewards.
+        """
+        if len(architectures) != len(rewards):
+            raise InputError(
+                f"Expected one reward per architecture, but got {len(rewards)} for {len(architectures)}. Give the "
+                "rewards in the order of the architectures."
+            )
+        if not architectures:
+            raise InputError("Expected at least 1 architecture to learn from, but got none. Propose some first.")
+        rewards = [float(reward) for reward in rewards]
+        finite = [reward for reward in rewards if math.isfinite(reward)]
+        metrics = {"num_diverged": float(len(rewards) - len(finite))}
+        if finite:
+            metrics |= {"mean_reward": math.fsum(finite) / len(finite), "best_reward": max(finite)}
+        return metrics | self._learn(architectures, rewards)
+
+    @abstractmethod
+    def _propose(self, n: int) -> list[A]:
+        """Draw n ≥ 1 architectures."""
+
+    @abstractmethod
+    def _learn(self, architectures: Sequence[A], rewards: list[float]) -> dict[str, float]:
+        """Learn from at least one architecture; return the strategy's own metrics."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of everything needed to go on later; `torch.load` reads it with `weights_only=True`.
+
+        Returns:
+            The space in words, the generator's state, and what the strategy has learnt.
+        """
+        return {"space": str(self.space), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned, for the same space and options. `state` stays as it is.
+
+        Args:
+            state: From `state_dict`.
+
+        Raises:
+            InputError: If it was saved for another space.
+        """
+        if state["space"] != str(self.space):
+            raise InputError(
+                f"Expected the state of a strategy for {self.space}, but got one for {state['space']}. Load it into "
+                "a strategy for that space."
+            )
+        self.generator.set_state(state["generator"].cpu())

@@ -1,0 +1,400 @@
+"""ENAS: an LSTM that emits an architecture decision by decision, trained by REINFORCE.
+
+Source: Pham, Guan, Zoph, Le, Dean, *Efficient Neural Architecture Search via Parameter Sharing*, ICML 2018,
+arXiv:1802.03268, section 2; REINFORCE is Williams 1992. With decisions a_1 … a_D of an architecture a and the
+controller's probabilities π,
+
+    log p(a) = Σ_t log π(a_t | a_<t),    J = E_a[R(a)] + w · H,    H = −Σ_a p(a) log p(a)
+
+and the gradient of J is estimated from n architectures drawn from p.
+
+`EnasStrategy` is the strategy, `Controller` the network under it, `surrogate` what it maximises.
+"""
+
+import copy
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from forgetless.architecture import A, Space
+from forgetless.errors import InputError
+from forgetless.strategies.base import Strategy
+
+_INITIAL_RANGE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnasOptions:
+    """Hyper-parameters of the ENAS controller.
+
+    "Text" and "images" below are the authors' released commands `ptb_search.sh` and `cifar10_micro_search.sh`
+    (github.com/melodyguan/enas), where they differ from the paper.
+
+    Attributes:
+        num_units: Hidden units of the LSTM and length of its embeddings. Paper, text: 100; images: 64.
+        learning_rate: Of Adam. Paper: 0.00035, for 2,000 steps an epoch; text: 0.001; images: 0.0035. A search on two
+            cores has some hundred steps: on a noisy toy reward, of which uniform draws have 0.25, 200 steps of 10
+            architectures reached 0.53, 0.85 and 0.83 … 0.92 with the three, the last with half of 0.001's entropy.
+        temperature: T > 0 in logits = c · tanh(z / T). Paper, text: 5; images: 1. Larger explores longer.
+        tanh_constant: c > 0, which bounds the logits to ±c: of K options none is ever drawn with a probability above
+            1 / (1 + (K − 1) e^(−2c)), which for c = 2.5 is 0.98 of 4 options. Paper, text: 2.5; images: 1.1.
+        entropy_weight: w ≥ 0, in units of reward per nat. Paper, images: 0.0001 (0.1 in the paper's image search);
+            text: 0.001.
+        baseline_decay: d in [0, 1) of the moving average b ← d · b + (1 − d) · R̄, once per call of `learn`, R̄ the
+            mean of its finite rewards. Text and images: 0.99, once per architecture.
+        max_gradient_norm: Gradients with a larger norm, over all weights, are scaled down to it; math.inf never
+            does. The released code does not clip. With rewards up to 1 the norm stays far below the default.
+
+    Raises:
+        InputError: If a value is outside of its range.
+
+    >>> EnasOptions(temperature=0)
+    Traceback (most recent call last):
+    forgetless.errors.InputError: Expected the controller's temperature to be finite and above 0, but got 0. The paper \
+uses 5.
+    """
+
+    num_units: int = 100
+    learning_rate: float = 0.001
+    temperature: float = 5.0
+    tanh_constant: float = 2.5
+    entropy_weight: float = 0.0001
+    baseline_decay: float = 0.95
+    max_gradient_norm: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.num_units < 1:
+            self._refuse("num_units", "at least 1", "The paper uses 100.")
+        for name, hint in (
+            ("learning_rate", "The paper uses 0.00035."),
+            ("temperature", "The paper uses 5."),
+            ("tanh_constant", "The paper uses 2.5."),
+        ):
+            if not 0 < getattr(self, name) < math.inf:
+                self._refuse(name, "finite and above 0", hint)
+        if not 0 <= self.entropy_weight < math.inf:
+            self._refuse("entropy_weight", "finite and at least 0", "0 gives no bonus for entropy.")
+        if not 0 <= self.baseline_decay < 1:
+            self._refuse("baseline_decay", "in [0, 1)", "0 takes the previous batch's mean as the baseline.")
+        if not self.max_gradient_norm > 0:
+            self._refuse("max_gradient_norm", "above 0", "inf never clips.")
+
+    def _refuse(self, name: str, condition: str, hint: str) -> None:
+        raise InputError(f"Expected the controller's {name} to be {condition}, but got {getattr(self, name)}. {hint}")
+
+
+class Controller(nn.Module):
+    """A distribution over sequences of decisions, each given those before it.
+
+        h_t = LSTM(e(a_{t−1}), h_{t−1}),    π(· | a_<t) = softmax(c · tanh((W_t h_t + b_t) / T))
+
+    Every decision t has its own output layer W_t, b_t and its own embeddings e of its options, and a learnt vector
+    e(a_0) starts the sequence. A space says how many options a decision has, not what they mean, so nothing is tied:
+    option 2 of one decision ("reads node 2") need not have to do with option 2 of another ("sigmoid"). The paper ties
+    operations over nodes and picks earlier nodes by attention over their hidden states; its released text code lowers
+    the logits of far nodes, and its image code favours some operations by constants. Nothing of that is done here: at
+    the start all architectures are about equally likely.
+
+    Weights and embeddings start uniformly in ±0.1 and output biases at 0. The output layers are stored as one tensor,
+    padded to the largest number of options K; what is padded has probability 0 and gradient 0.
+
+    Args:
+        num_choices: Options of each of the D decisions.
+        num_units: Hidden units H.
+        temperature: T > 0.
+        tanh_constant: c > 0.
+        generator: For the initial weights.
+
+    >>> controller = Controller((2, 3), 8, temperature=5.0, tanh_constant=2.5, generator=torch.Generator())
+    >>> probabilities = controller(torch.tensor([[1, 0]])).exp()  # one architecture, two decisions, padded to 3 options
+    >>> probabilities.shape, probabilities[0, 0, 2].item()
+    (torch.Size([1, 2, 3]), 0.0)
+    >>> controller.sample(4, torch.Generator()).shape
+    torch.Size([4, 2])
+    """
+
+    _first_rows: Tensor
+    _padded: Tensor
+
+    def __init__(
+        self,
+        num_choices: Sequence[int],
+        num_units: int,
+        *,
+        temperature: float,
+        tanh_constant: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.tanh_constant = tanh_constant
+        shape = (len(num_choices), max(num_choices))  # (D, K)
+        # Row 0 starts the sequence; the last decision's options are nobody's input.
+        self.embedding = nn.Parameter(torch.empty(1 + sum(num_choices[:-1]), num_units))
+        # By way of "meta", because its own initialisation would draw from the global random state.
+        self.lstm = nn.LSTM(num_units, num_units, device="meta").to_empty(device="cpu")
+        self.head_weight = nn.Parameter(torch.empty(*shape, num_units))
+        self.head_bias = nn.Parameter(torch.zeros(shape))
+        for name, parameter in self.named_parameters():
+            if name != "head_bias":
+                nn.init.uniform_(parameter, -_INITIAL_RANGE, _INITIAL_RANGE, generator=generator)
+        first_rows = list(itertools.accumulate(num_choices[:-1], initial=1))
+        self.register_buffer("_first_rows", torch.tensor(first_rows), persistent=False)  # (D,)
+        padded = torch.arange(shape[1]) >= torch.tensor(num_choices).unsqueeze(1)
+        self.register_buffer("_padded", padded, persistent=False)  # (D, K)
+
+    def forward(self, decisions: Tensor) -> Tensor:
+        """Log-probabilities of every option of every decision, given the decisions before it; in one pass.
+
+        Args:
+            decisions: (n, D), integers.
+
+        Returns:
+            (n, D, K); −∞ where a decision has fewer options than K.
+        """
+        rows = F.pad(self._first_rows[:-1] + decisions[:, :-1], (1, 0))  # (n, D)
+        hidden, _ = self.lstm(F.embedding(rows.t(), self.embedding))  # (D, n, H)
+        return self._log_probabilities(hidden, slice(None)).transpose(0, 1)
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw n sequences of decisions at once.
+
+        Args:
+            n: How many.
+            generator: The source of randomness, on the controller's device.
+
+        Returns:
+            (n, D), integers.
+        """
+        rows, state, decisions = self._first_rows.new_zeros(n), None, []
+        for position, first_row in enumerate(self._first_rows):
+            hidden, state = self.lstm(F.embedding(rows, self.embedding).unsqueeze(0), state)  # (1, n, H)
+            probabilities = self._log_probabilities(hidden, slice(position, position + 1))[0].exp()  # (n, K)
+            decisions.append(torch.multinomial(probabilities, 1, generator=generator).squeeze(1))
+            rows = first_row + decisions[-1]
+        return torch.stack(decisions, 1)
+
+    def _log_probabilities(self, hidden: Tensor, positions: slice) -> Tensor:
+        """(d, n, K) from hidden states (d, n, H) at the d `positions`."""
+        bias, weight = self.head_bias[positions].unsqueeze(1), self.head_weight[positions]
+        logits = torch.baddbmm(bias, hidden, weight.mT)  # (d, n, K)
+        logits = self.tanh_constant * torch.tanh(logits / self.temperature)
+        return logits.masked_fill(self._padded[positions].unsqueeze(1), -math.inf).log_softmax(-1)
+
+
+def surrogate(
+    log_probability: Tensor,
+    entropy: Tensor,
+    advantages: Tensor,
+    *,
+    num_choices: Sequence[int],
+    entropy_weight: float,
+) -> Tensor:
+    """What REINFORCE maximises in the mean over architectures; its gradient estimates that of E[R] + w · H.
+
+        A · Σ_t ℓ_t + w · Σ_t (H_t + C_t · ℓ_t),    C_t = Σ_{s>t} (H_s − log K_s), held constant
+
+    with ℓ_t the log-probability of decision t given those before it, H_t the entropy of that decision and K_t its
+    number of options. Over architectures drawn from the controller the estimate is unbiased if A = R − b with any
+    constant b. The term in C_t is the effect of a decision on how uncertain the later ones are, log K_s a baseline
+    for it.
+
+    Source: arXiv:1802.03268, section 2.2; the paper adds the entropy of a sample to its reward. The released image code
+    adds Σ_t H_t to R as a constant: the gradient of H_t itself is missing, which for one decision is all there is. The
+    released text code adds Σ_t −π log π of the decisions made, another quantity.
+
+    Args:
+        log_probability: ℓ, (n, D), in nats; carries the gradient.
+        entropy: H_t, (n, D), in nats; carries the gradient.
+        advantages: A, (n,), in units of reward.
+        num_choices: K, D integers.
+        entropy_weight: w ≥ 0, in units of reward per nat.
+
+    Returns:
+        (n,), in units of reward.
+
+    >>> uniform = torch.tensor([[0.5, 0.5]]).log()
+    >>> surrogate(uniform, -uniform, torch.tensor([1.0]), num_choices=(2, 2), entropy_weight=0.0)
+    tensor([-1.3863])
+    """
+    excess = entropy.detach() - entropy.new_tensor(num_choices).log()
+    later = excess.sum(1, keepdim=True) - excess.cumsum(1)  # C
+    bonus = (entropy + later * log_probability).sum(1)
+    return advantages * log_probability.sum(1) + entropy_weight * bonus
+
+
+class EnasStrategy(Strategy[A]):
+    """Draws architectures from a controller, and trains it to give good ones a higher probability.
+
+    One Adam step per `learn`, on the negative mean of `surrogate` with advantages R − b. The baseline b is the
+    moving average of earlier batches' mean rewards; for the first batch it is that batch's own mean (so a first batch
+    of one architecture teaches nothing but entropy). Any architectures can be learnt from, but only those that the
+    controller as it is has drawn give an unbiased gradient.
+
+    The rule for a diverged architecture, whose reward is not finite: it counts as the lowest finite reward seen so
+    far, which is never above b, and moves neither b nor any average. While no finite reward has been seen, there is
+    nothing to compare with, and `learn` changes nothing.
+
+    Differences: n architectures are drawn, and learnt from, in one pass; see `surrogate` for the entropy and
+    `Controller` for the layers. The controller stays on the CPU: it is small, and so draws the same architectures
+    wherever the shared weights are.
+
+    Args:
+        space: What to choose from.
+        seed: Of the generator that draws the initial weights and all architectures.
+        options: Hyper-parameters.
+
+    Attributes:
+        controller: The network.
+        baseline: b, None before the first finite reward.
+
+    >>> from forgetless.architecture import RecurrentSpace
+    >>> strategy = EnasStrategy(RecurrentSpace(2), options=EnasOptions(num_units=16, learning_rate=0.02))
+    >>> for _ in range(40):  # cells with a ReLU in them are the good ones
+    ...     cells = strategy.propose(10)
+    ...     metrics = strategy.learn(cells, [float("relu" in str(cell)) for cell in cells])
+    >>> metrics["mean_reward"] > 0.9
+    True
+    """
+
+    def __init__(self, space: Space[A], seed: int = 0, options: EnasOptions | None = None) -> None:
+        super().__init__(space, seed)
+        self.options = options = options or EnasOptions()
+        self.controller = Controller(
+            space.num_choices,
+            options.num_units,
+            temperature=options.temperature,
+            tanh_constant=options.tanh_constant,
+            generator=self.generator,
+        )
+        self.baseline: float | None = None
+        self._lowest_reward = math.inf
+        self._optimizer = Adam(self.controller.parameters(), lr=options.learning_rate)
+
+    def log_probability(self, architectures: Sequence[A]) -> Tensor:
+        """Of whole architectures: log p(a) = Σ_t log π(a_t | a_<t), differentiable in the controller's weights.
+
+        Args:
+            architectures: n members of the space, proposed or not.
+
+        Returns:
+            (n,), in nats.
+        """
+        return self.per_decision(architectures)[0].sum(1)
+
+    def entropy(self, architectures: Sequence[A]) -> Tensor:
+        """Σ_t H(π(· | a_<t)), the entropy of each decision given the ones before it.
+
+        Over architectures drawn from the controller its mean is an unbiased estimate of the controller's entropy
+        H = −Σ_a p(a) log p(a), of lower variance than that of −log p(a).
+
+        Args:
+            architectures: n members of the space.
+
+        Returns:
+            (n,), in nats per architecture; at most the log of the space's size.
+        """
+        return self.per_decision(architectures)[1].sum(1)
+
+    def per_decision(self, architectures: Sequence[A]) -> tuple[Tensor, Tensor]:
+        """The log π(a_t | a_<t) of the decisions made, and the entropies H(π(· | a_<t)).
+
+        Args:
+            architectures: n members of the space.
+
+        Returns:
+            Two tensors (n, D), in nats.
+
+        Raises:
+            InputError: If an architecture is not in the space, or there is none.
+        """
+        if not architectures:
+            raise InputError("Expected at least 1 architecture, but got none. Propose some first.")
+        decisions = torch.tensor([self.space.encode(architecture) for architecture in architectures])
+        log_probabilities = self.controller(decisions)  # (n, D, K)
+        # 0 · log 0 = 0, in value and in gradient.
+        finite = log_probabilities.masked_fill(log_probabilities == -math.inf, 0)
+        entropy = -(log_probabilities.exp() * finite).sum(-1)
+        return log_probabilities.gather(-1, decisions.unsqueeze(-1)).squeeze(-1), entropy
+
+    def _propose(self, n: int) -> list[A]:
+        return [self.space.decode(decisions) for decisions in self.controller.sample(n, self.generator).tolist()]
+
+    def _learn(self, architectures: Sequence[A], rewards: list[float]) -> dict[str, float]:
+        """One step; returns the metrics.
+
+        `baseline` is b as it was subtracted, `entropy` (nats per architecture) the estimate of H before the step, and
+        `gradient_norm` is taken before clipping. Without a finite reward so far, `entropy` is the only one.
+        """
+        log_probability, entropy = self.per_decision(architectures)
+        metrics = {"entropy": entropy.sum(1).mean().item()}
+        finite = [reward for reward in rewards if math.isfinite(reward)]
+        mean = math.fsum(finite) / len(finite) if finite else None
+        lowest = min([*finite, self._lowest_reward])
+        baseline = mean if self.baseline is None else self.baseline
+        if baseline is None:
+            return metrics
+
+        advantages = [(reward if math.isfinite(reward) else lowest) - baseline for reward in rewards]
+        objective = surrogate(
+            log_probability,
+            entropy,
+            log_probability.new_tensor(advantages),
+            num_choices=self.space.num_choices,
+            entropy_weight=self.options.entropy_weight,
+        )
+        self._optimizer.zero_grad()
+        (-objective.mean()).backward()  # type: ignore[no-untyped-call]
+        gradient_norm = nn.utils.clip_grad_norm_(
+            self.controller.parameters(), self.options.max_gradient_norm, error_if_nonfinite=True
+        )
+        self._optimizer.step()
+
+        decay = self.options.baseline_decay
+        self.baseline = baseline if mean is None else decay * baseline + (1 - decay) * mean
+        self._lowest_reward = lowest
+        return metrics | {"baseline": baseline, "gradient_norm": gradient_norm.item()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Space, options, weights, optimizer, baseline, lowest reward and generator, copied."""
+        return super().state_dict() | {
+            "options": asdict(self.options),
+            "controller": copy.deepcopy(self.controller.state_dict()),
+            "optimizer": copy.deepcopy(self._optimizer.state_dict()),
+            "baseline": self.baseline,
+            "lowest_reward": self._lowest_reward,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Args:
+            state: From `state_dict`.
+
+        Raises:
+            InputError: If it was saved for another space or with other options; the message says which.
+        """
+        mine = asdict(self.options)
+        differences = [
+            f"{name}={saved} (here {mine.get(name)})"
+            for name, saved in state["options"].items()
+            if saved != mine.get(name)
+        ]
+        if differences:
+            raise InputError(
+                f"Expected the state of a controller with the same options, but got {', '.join(differences)}. "
+                "Load it into a strategy with the options it was saved with."
+            )
+        super().load_state_dict(state)
+        self.controller.load_state_dict(state["controller"])
+        # The optimizer would go on to write into the tensors that it is given.
+        self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.baseline, self._lowest_reward = state["baseline"], state["lowest_reward"]

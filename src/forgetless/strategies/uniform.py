@@ -1,0 +1,27 @@
+"""Uniform sampling: every architecture is proposed with probability 1/size, whatever the rewards were."""
+
+from collections.abc import Sequence
+
+from forgetless.architecture import A
+from forgetless.strategies.base import Strategy
+
+
+class UniformStrategy(Strategy[A]):
+    """Random search with shared weights: what any learning strategy has to beat.
+
+    Source: Li and Talwalkar, Random Search and Reproducibility for NAS, UAI 2019, arXiv:1902.07638. Architectures are
+    drawn with replacement. `learn` only reports; a reward that is not finite is counted and no more.
+
+    >>> from forgetless.architecture import RecurrentSpace
+    >>> strategy = UniformStrategy(RecurrentSpace(2), seed=3)
+    >>> [str(architecture) for architecture in strategy.propose(2)]
+    ['tanh(0) sigmoid(1)', 'tanh(0) relu(0)']
+    >>> strategy.learn(strategy.propose(3), [0.5, 0.7, float("nan")])
+    {'num_diverged': 1.0, 'mean_reward': 0.6, 'best_reward': 0.7}
+    """
+
+    def _propose(self, n: int) -> list[A]:
+        return [self.space.sample(self.generator) for _ in range(n)]
+
+    def _learn(self, architectures: Sequence[A], rewards: list[float]) -> dict[str, float]:  # noqa: ARG002
+        return {}

@@ -1,0 +1,225 @@
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+from forgetless.errors import InputError
+from forgetless.runs import CHECKPOINT, RunFolder
+from forgetless.search import (
+    Search,
+    SearchArm,
+    SearchConfig,
+    load_task,
+    reconcile,
+    run,
+    search_arms,
+)
+
+TINY = SearchConfig(
+    space="nas201",
+    protection=("none", "wpl"),
+    learning_rate=0.05,
+    epochs=3,
+    models_per_epoch=3,
+    batches_per_model=2,
+    strategy_steps=1,
+    samples_per_step=3,
+    final_samples=3,
+    units=2,
+    batch_size=16,
+    max_gradient_norm=5.0,
+)
+
+
+def without_time(records):
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A whole run, with a copy of the folder's files after each record."""
+    folder = RunFolder.create(tmp_path_factory.mktemp("search") / "run", {})
+    snapshots = []
+
+    def keep(record, state):
+        folder.save_checkpoint(state)
+        folder.append(json.loads(json.dumps(record)))
+        snapshots.append({path.name: path.read_bytes() for path in folder.path.iterdir()})
+
+    return run(TINY, on_epoch=keep), snapshots
+
+
+def resumed(tmp_path, files):
+    path = tmp_path / "resumed"
+    path.mkdir()
+    for name, content in files.items():
+        (path / name).write_bytes(content)
+    folder = RunFolder(path)
+    checkpoint = folder.load_checkpoint()
+    records = reconcile(TINY, folder.records(), checkpoint)
+    return run(TINY, records=records, checkpoint=checkpoint)
+
+
+def test_records_of_every_arm_and_epoch(stored):
+    records, _ = stored
+    assert [(r["protection"], r["event"]) for r in records] == [
+        (protection, event) for protection in ("none", "wpl") for event in ("epoch", "epoch", "epoch", "derived")
+    ]
+    json.dumps(records, allow_nan=False)
+    assert all(r["num_models"] + r["num_diverged"] == 3 for r in records if r["event"] == "epoch")
+
+
+def test_first_model_trains_alike_in_every_arm(stored):
+    """Nothing is held before the first model is consolidated."""
+    config = dataclasses.replace(TINY, models_per_epoch=1, epochs=1, final_samples=0)
+    plain, held = run(config)
+    assert plain["error_first"] == held["error_first"]
+    assert plain["mean_step"] == held["mean_step"]
+
+
+@pytest.mark.parametrize("after", [0, 2, 3, 4, 6])
+def test_killed_between_epochs_and_resumed(stored, tmp_path, after):
+    records, snapshots = stored
+    assert without_time(resumed(tmp_path, snapshots[after])) == without_time(records)
+
+
+def test_killed_between_checkpoint_and_record(stored, tmp_path):
+    records, snapshots = stored
+    files = {**snapshots[1], "metrics.jsonl": snapshots[0]["metrics.jsonl"]}
+    assert without_time(resumed(tmp_path, files)) == without_time(records)
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(stored, tmp_path):
+    records, snapshots = stored
+    files = {**snapshots[2], CHECKPOINT: snapshots[2][CHECKPOINT][:1000]}
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt is damaged .* going on from the one before"):
+        again = resumed(tmp_path, files)
+    assert without_time(again) == without_time(records)
+
+
+def test_without_any_checkpoint_the_arm_starts_again(stored, tmp_path):
+    records, snapshots = stored
+    files = {name: content for name, content in snapshots[2].items() if not name.startswith("checkpoint")}
+    assert without_time(resumed(tmp_path, files)) == without_time(records)
+
+
+def test_wpl_is_consolidated_for_used_weights_only():
+    config = dataclasses.replace(TINY, protection=("wpl",))
+    search = Search(config, load_task(config), SearchArm(0, "wpl"))
+    cell = search.strategy.space.parse("|none~0|+|none~0|none~1|+|nor_conv_1x1~0|none~1|none~2|")
+    squares = search._train(cell, 0, _NoSteps())
+    search._consolidate(cell, squares)
+    used = {id(p) for p in search.supernet.used_parameters(cell).values()}
+    held = {id(p) for p in search.supernet.parameters() if search.protection.plasticity.anchor(p) is not None}
+    assert held == used
+
+
+class _NoSteps:
+    def start(self):
+        pass
+
+    def update(self, step):
+        pass
+
+
+def test_training_importance_is_b_times_the_mean_squared_batch_gradient():
+    config = dataclasses.replace(TINY, batches_per_model=1, learning_rate=1e-9)
+    task = load_task(config)
+    search = Search(config, task, SearchArm(0, "wpl"))
+    cell = search.strategy.propose(1)[0]
+    squares = search._train(cell, 0, _NoSteps())
+    twin = Search(config, task, SearchArm(0, "wpl"))
+    twin.supernet.train()
+    ((x, y),) = task.training_batches(1, torch.Generator().manual_seed(0))
+    task.loss_of(twin.supernet, cell)((x, y)).backward()
+    for name, parameter in twin.supernet.used_parameters(cell).items():
+        torch.testing.assert_close(squares[f"supernet.{name}"], 16 * parameter.grad.square(), rtol=1e-4, atol=1e-12)
+
+
+def test_held_out_importance_is_the_fisher():
+    config = dataclasses.replace(TINY, importance="held-out", protection=("wpl",), epochs=1, final_samples=0)
+    (record,) = run(config)
+    assert record["penalty"] >= 0
+    assert math.isfinite(record["error_second"])
+
+
+def test_text_search_with_every_control():
+    config = SearchConfig(
+        protection=("none", "wpl", "matched-lr", "l2", "freeze"),
+        epochs=2,
+        models_per_epoch=2,
+        batches_per_model=1,
+        strategy_steps=1,
+        samples_per_step=2,
+        final_samples=0,
+        evaluation_batches=1,
+        units=4,
+        nodes=2,
+        batch_size=4,
+        num_steps=5,
+        single=True,
+        independent=True,
+    )
+    records = run(config)
+    assert len(records) == 2 * 5
+    by = {(r["protection"], r["epoch"]): r for r in records}
+    assert by["matched-lr", 0]["learning_rate"] == 10.0
+    assert by["matched-lr", 1]["learning_rate"] == pytest.approx(
+        10.0 * by["wpl", 0]["mean_step"] / by["matched-lr", 0]["mean_step"]
+    )
+    assert by["freeze", 1]["mean_step"] < by["none", 1]["mean_step"]
+
+
+def test_reward_of_text_is_80_over_perplexity():
+    config = SearchConfig(units=4, nodes=2, batch_size=4, num_steps=5, evaluation_batches=1)
+    search = Search(config, load_task(config), SearchArm(0, "none"))
+    assert search._reward_of(math.log(160.0)) == pytest.approx(0.5)
+    assert math.isnan(search._reward_of(math.nan))
+
+
+def test_control_arm_comes_after_wpl():
+    config = dataclasses.replace(TINY, protection=("matched-lr", "none", "wpl"), seeds=2)
+    assert [a.protection for a in search_arms(config)] == ["none", "wpl", "matched-lr"] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protection": ("wlp",)}, "Did you mean 'wpl'"),
+        ({"protection": ("matched-lr",)}, "Expected wpl among the protections"),
+        ({"strategy": "enaz"}, "Did you mean 'enas'"),
+        ({"space": "recurent"}, "Did you mean 'recurrent'"),
+        ({"space": "nas201", "data": "ptb"}, "Expected data that fits the space nas201, but got 'ptb'"),
+        ({"data": "mnist"}, "Expected data that fits the space recurrent, but got 'mnist'"),
+        ({"alpha": math.nan}, "Expected alpha to be finite"),
+        ({"epochs": 0}, "Expected epochs to be at least 1"),
+        ({"final_samples": -1}, "Expected final_samples to be at least 0"),
+        ({"learning_rate": 0.0}, "Expected learning_rate to be finite and above 0"),
+        ({"importance": "heldout"}, "Did you mean 'held-out'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(InputError, match=message):
+        SearchConfig(**options)
+
+
+def test_config_round_trip():
+    assert SearchConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(TINY)))) == TINY
+    with pytest.raises(InputError, match="Did you mean 'epochs'"):
+        SearchConfig.from_dict({"epoch": 3})
+
+
+def test_a_checkpoint_of_another_configuration_names_the_options(stored, tmp_path):
+    _, snapshots = stored
+    (tmp_path / "checkpoint.pt").write_bytes(snapshots[1][CHECKPOINT])
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    other = dataclasses.replace(TINY, units=4, alpha=1.0)
+    with pytest.raises(InputError, match=r"another alpha \(100000.0, now 1.0\), units \(2, now 4\)"):
+        run(other, checkpoint=checkpoint)
+
+
+def test_more_units_than_memory_allows_says_how_much_it_needs():
+    with pytest.raises(InputError, match=r"nodes=4 and units=2000000 need about \d+\.\d GiB"):
+        run(SearchConfig(units=2_000_000))
