@@ -391,8 +391,8 @@ def test_bad_folders_are_refused(tmp_path):
     result = made_up(seeds=1)
     with pytest.raises(InputError, match="Expected at least one run folder"):
         write_report([], tmp_path / "report.html")
-    other = RunFolder.create(tmp_path / "other", {"experiment": "search"})
-    with pytest.raises(InputError, match="is one of 'search'"):
+    other = RunFolder.create(tmp_path / "other", {"experiment": "guess"})
+    with pytest.raises(InputError, match="is one of 'guess'"):
         report_html([other])
     folder = stored(tmp_path / "run", result)
     folder.append({"seed": 0})

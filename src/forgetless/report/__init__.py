@@ -1,24 +1,33 @@
 """Tables and pictures of finished or unfinished runs, from their records alone: nothing here trains."""
 
+from forgetless.report.cells import cell_drawing
 from forgetless.report.figures import accuracy_curves, chain_forgetting, forgetting_bars, trade_off
 from forgetless.report.findings import headline
 from forgetless.report.page import load_result, report_html, write_report
+from forgetless.report.search import forgetting_curves, search_table
+from forgetless.report.search_findings import search_headline
+from forgetless.report.search_result import SearchResult
 from forgetless.report.table import summary_table
 from forgetless.report.words import chosen_alpha, command_line
 
 __all__ = [
     # pictures
     "accuracy_curves",
+    "cell_drawing",
     "chain_forgetting",
     "forgetting_bars",
+    "forgetting_curves",
     "trade_off",
     # the page and the terminal
+    "SearchResult",
     "load_result",
     "report_html",
+    "search_table",
     "summary_table",
     "write_report",
     # words
     "chosen_alpha",
     "command_line",
     "headline",
+    "search_headline",
 ]

@@ -1,11 +1,14 @@
 """What every figure is drawn on: colours, the grid of panels, legends, intervals and axes."""
 
+import base64
+import io
 import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -15,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from forgetless.errors import InputError
 from forgetless.experiments.two_model import MATCHED, TwoModelResult
 from forgetless.forgetting import Interval
+from forgetless.report.search_result import SearchResult
 from forgetless.report.words import Panel, panel_name, panels
 
 COLOURS: Mapping[str, str] = {
@@ -35,7 +39,7 @@ MARK: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 9.5}
 SEED: dict[str, Any] = {"marker": "o", "s": 14, "facecolor": "white", "linewidth": 1.0, "zorder": 5}
 
 
-def colour(protection: str, result: TwoModelResult) -> str:
+def colour(protection: str, result: TwoModelResult | SearchResult) -> str:
     """The colour of a protection; one without a fixed colour gets one by its place in the configuration."""
     if protection in COLOURS:
         return COLOURS[protection]
@@ -67,15 +71,31 @@ def _columns(shown: Sequence[Panel]) -> int:
 def grid_of_panels(shown: Sequence[Panel], height: tuple[float, float, float], share: str) -> tuple[Figure, list[Axes]]:
     """A figure with one styled axes per panel, heights in inches for one, two, and more columns."""
     columns = _columns(shown)
-    rows, each = math.ceil(len(shown) / columns), height[columns - 1]
-    figure = Figure(figsize=(_WIDTH, rows * each + 0.9), layout="constrained", facecolor="white", dpi=100)
-    grid = figure.subplots(
-        rows, columns, squeeze=False, sharey=share in {"y", "both"} and "all", sharex=share == "both" and "all"
-    )
-    axes: list[Axes] = list(grid.flat)
-    for ax in axes[len(shown) :]:
+    names = [panel_name(panel, shown) for panel in shown]
+    titles = names if columns == 1 else [name.replace(", ", "\n") for name in names]
+    return grid(titles, columns, height[columns - 1], share)
+
+
+def grid(titles: Sequence[str], columns: int, height: float, share: str) -> tuple[Figure, list[Axes]]:
+    """A figure with one styled axes per title, filled row by row.
+
+    Args:
+        titles: What stands above each axes.
+        columns: How many side by side.
+        height: Of a row, in inches.
+        share: Which axes have the same limits, and numbers at the outer panels only: `x`, `y` or `both`.
+
+    Returns:
+        The figure and its axes in the order of the titles.
+    """
+    rows = math.ceil(len(titles) / columns)
+    figure = Figure(figsize=(_WIDTH, rows * height + 0.9), layout="constrained", facecolor="white", dpi=100)
+    share_x, share_y = share in {"x", "both"}, share in {"y", "both"}
+    found = figure.subplots(rows, columns, squeeze=False, sharey=share_y and "all", sharex=share_x and "all")
+    axes: list[Axes] = list(found.flat)
+    for ax in axes[len(titles) :]:
         ax.remove()
-    axes = axes[: len(shown)]
+    axes = axes[: len(titles)]
     for i, ax in enumerate(axes):
         ax.set_facecolor("white")
         for name, spine in ax.spines.items():
@@ -83,17 +103,16 @@ def grid_of_panels(shown: Sequence[Panel], height: tuple[float, float, float], s
             spine.set_color(QUIET)
         ax.grid(visible=True, color=GRID, linewidth=0.8)
         ax.set_axisbelow(True)
-        last_in_column = i + columns >= len(shown)
+        last_in_column = i + columns >= len(titles)
         ax.tick_params(
             colors=QUIET,
             labelcolor=INK,
             labelsize=10,
             labelfontfamily="DejaVu Sans",
-            labelleft=i % columns == 0,
+            labelleft=i % columns == 0 or share == "x",
             labelbottom=last_in_column,
         )
-        name = panel_name(shown[i], shown)
-        ax.set_title(name if columns == 1 else name.replace(", ", "\n"), loc="left", fontsize=10.5, pad=7, **FONT)
+        ax.set_title(titles[i], loc="left", fontsize=10.5, pad=7, **FONT)
     return figure, axes
 
 
@@ -167,3 +186,12 @@ def limits_of(values: Sequence[float], least: float | None = 0.0) -> tuple[float
 def spread(count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Offsets across the bar, so that seeds with equal values show side by side."""
     return np.linspace(-0.2, 0.2, count) if count > 1 else np.zeros(1)
+
+
+def data_uri(figure: Figure) -> str:
+    """The figure as SVG in a data URI: sharp at any size, and apart from the page's other identifiers and styles."""
+    text = io.StringIO()
+    # Without these, identifiers are random and the file carries the date.
+    with mpl.rc_context({"svg.hashsalt": "forgetless", "svg.fonttype": "path"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(text.getvalue().encode()).decode()

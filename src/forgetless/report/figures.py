@@ -379,10 +379,13 @@ def _losses(result: TwoModelResult, shown: Sequence[Panel]) -> str:
     for name in dict.fromkeys(("none", main or found[0].protection)):
         lost = [mean_interval(group.values("forgetting")).mean for group in found if group.protection == name]
         if lost:
-            present = "gains" if max(lost) < 0 else "loses"
-            amount = span([-value for value in lost] if max(lost) < 0 else lost)
+            gained = points(max(lost)).startswith("−")  # what reads as 0.0 is no gain
+            present = "gains" if gained else "loses"
+            amount = span([-value for value in lost] if gained else lost)
+            if amount == "0.0":
+                amount = "none"
             how = "without protection" if name == "none" else f"with {NAMES.get(name, name)}"
-            unit = "" if parts else "points "
+            unit = "" if amount == "none" or any("points" in part for part in parts) else "points "
             parts.append(f"{'' if present == verb else present + ' '}{amount} {unit}{how}")
             verb = present
     return " and ".join(parts)

@@ -1,25 +1,24 @@
 """The report: one HTML file that needs nothing else, made from run folders."""
 
-import base64
 import dataclasses
-import importlib.resources
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-from jinja2 import Environment, StrictUndefined
-from matplotlib.figure import Figure
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from forgetless.errors import InputError
 from forgetless.experiments.two_model import LEARNING_RATES, TwoModelConfig, TwoModelResult
-from forgetless.report.canvas import colour
+from forgetless.report.canvas import colour, data_uri
 from forgetless.report.figures import accuracy_curves, chain_forgetting, forgetting_bars, trade_off
 from forgetless.report.findings import finding, headline_sentences, paired
+from forgetless.report.search_page import search_comparison, search_section
+from forgetless.report.search_result import SearchResult, missing_keys
 from forgetless.report.table import reduction_text
 from forgetless.report.words import (
     NAMES,
+    SEARCH,
+    TWO_MODEL,
     Panel,
     chosen_alpha,
     command_line,
@@ -35,8 +34,7 @@ from forgetless.report.words import (
     progress,
 )
 from forgetless.runs import RunFolder, write_atomically
-
-EXPERIMENT = "two-model"
+from forgetless.search import SearchConfig
 
 _NEEDED = frozenset({
     "seed", "shared", "convergence", "protection", "alpha", "accuracy_a_before", "accuracy_a_after", "accuracy_a_min",
@@ -50,14 +48,14 @@ def write_report(folders: Sequence[RunFolder], path: str | Path) -> Path:
     The same folders always give the same file, byte for byte.
 
     Args:
-        folders: Finished or unfinished runs of the two-model experiment.
+        folders: Finished or unfinished runs, two-model experiments and searches in any mixture.
         path: The HTML file to write or replace.
 
     Returns:
         The path.
 
     Raises:
-        InputError: If there is no folder, one is of another experiment or damaged, or the file cannot be written.
+        InputError: If there is no folder, one is of an unknown experiment or damaged, or the file cannot be written.
     """
     path = Path(path)
     page = report_html(folders)
@@ -72,64 +70,85 @@ def report_html(folders: Sequence[RunFolder]) -> str:
     """The report as text; see `write_report`.
 
     Args:
-        folders: Finished or unfinished runs of the two-model experiment.
+        folders: Finished or unfinished runs, two-model experiments and searches in any mixture.
 
     Returns:
         A whole HTML document without outside resources.
 
     Raises:
-        InputError: If there is no folder, or one is of another experiment or damaged.
+        InputError: If there is no folder, or one is of an unknown experiment or damaged.
     """
     if not folders:
         raise InputError("Expected at least one run folder to report on, but got none. Name the folder of a run.")
     results = [load_result(folder) for folder in folders]
-    template = importlib.resources.files("forgetless.report").joinpath("template.html").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    sections = [_section(i, folder, result) for i, (folder, result) in enumerate(zip(folders, results, strict=True))]
-    return environment.from_string(template).render(
+    environment = Environment(
+        loader=PackageLoader("forgetless.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    sections = []
+    for i, (folder, result) in enumerate(zip(folders, results, strict=True)):
+        own = search_section(result) if isinstance(result, SearchResult) else _section(result)
+        sections.append({**own, **_common(i, folder, result)})
+    return environment.get_template("template.html").render(
         sections=sections,
+        kinds={section["kind"] for section in sections},
         comparison=_comparison(folders, results) if len(folders) > 1 else None,
     )
 
 
-def load_result(folder: RunFolder) -> TwoModelResult:
+def load_result(folder: RunFolder) -> TwoModelResult | SearchResult:
     """The configuration and records of a run folder.
 
     Args:
-        folder: A run of the two-model experiment.
+        folder: A run; `experiment` in its config.toml says of what.
 
     Returns:
         The result, as far as the run got.
 
     Raises:
-        InputError: If the folder is of another experiment, or a record lacks what every record has.
+        InputError: If the folder is of an unknown experiment, or a record lacks what every record has.
     """
     values = folder.config
-    experiment = values.pop("experiment", EXPERIMENT)
-    if experiment != EXPERIMENT:
-        raise InputError(f"Expected a run of the {EXPERIMENT} experiment, but {folder.path} is one of {experiment!r}.")
+    experiment = str(values.pop("experiment", TWO_MODEL))
+    if experiment not in {TWO_MODEL, SEARCH}:
+        raise InputError(
+            f"Expected a run of {TWO_MODEL} or {SEARCH}, but {folder.path} is one of {experiment!r}. Name another "
+            "folder."
+        )
     # The device does not matter here, and need not exist on the machine that makes the report.
     device = values.pop("device", "cpu")
-    config = TwoModelConfig.from_dict(values)
+    config = SearchConfig.from_dict(values) if experiment == SEARCH else TwoModelConfig.from_dict(values)
     object.__setattr__(config, "device", device)
     records = folder.records()
     for line, record in enumerate(records, start=1):
-        if missing := _NEEDED - record.keys():
+        if missing := missing_keys(record) if experiment == SEARCH else _NEEDED - record.keys():
             raise InputError(
-                f"Expected a record of the {EXPERIMENT} experiment in line {line} of {folder.path}/metrics.jsonl, but "
-                f"it lacks {', '.join(sorted(missing))}. Run the experiment again."
+                f"Expected a record of {experiment} in line {line} of {folder.path}/metrics.jsonl, but it lacks "
+                f"{', '.join(sorted(missing))}. Run the experiment again."
             )
-    return TwoModelResult(config, records)
+    return SearchResult(config, records) if isinstance(config, SearchConfig) else TwoModelResult(config, records)
 
 
-def _section(index: int, folder: RunFolder, result: TwoModelResult) -> dict[str, Any]:
-    """Everything the template shows of one run."""
+def _common(index: int, folder: RunFolder, result: TwoModelResult | SearchResult) -> dict[str, Any]:
+    """What the template shows of a run of any kind."""
+    return {
+        "id": f"run-{index + 1}",
+        "path": str(folder.path),
+        "command": command_line(result.config),
+        "environment": {key: "not known" if v is None else str(v) for key, v in folder.environment.items()},
+    }
+
+
+def _section(result: TwoModelResult) -> dict[str, Any]:
+    """What the template shows of a two-model run only."""
     config, shown = result.config, panels(result)
     done, wanted = progress(result)
     summary, said = result.summary(), headline_sentences(result)
     return {
-        "id": f"run-{index + 1}",
-        "path": str(folder.path),
+        "kind": TWO_MODEL,
         "settings": _settings(config),
         "headline": said[0],
         "details": " ".join(said[1:]),
@@ -141,8 +160,6 @@ def _section(index: int, folder: RunFolder, result: TwoModelResult) -> dict[str,
         "models": [(panel_name(p, shown), _model_rows(result, p)) for p in shown] if config.models > 2 else [],
         "seeds": [_seed_row(run) for run in result.runs],
         "num_seeds": len({run["seed"] for run in result.runs}),
-        "command": command_line(config),
-        "environment": {key: "not known" if v is None else str(v) for key, v in folder.environment.items()},
         "num_runs": len(result.runs),
         "later": listed(later_models(result)) if result.runs else "B",
         "time": duration(sum(run["seconds"] for run in result.runs)),
@@ -195,16 +212,7 @@ def _figures(result: TwoModelResult) -> list[dict[str, str]]:
         text += f"{over}{spread}. Horizontal lines: arms without a strength"
         text += "; the control arm is matched to each α." if name == "wpl" else "."
         drawn.append((trade_off(result, name), text))
-    return [{"source": _data_uri(figure), "caption": caption} for figure, caption in drawn]
-
-
-def _data_uri(figure: Figure) -> str:
-    """The figure as SVG in a data URI: sharp at any size, and apart from the page's other identifiers and styles."""
-    text = io.StringIO()
-    # Without these, identifiers are random and the file carries the date.
-    with mpl.rc_context({"svg.hashsalt": "forgetless", "svg.fonttype": "path"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(text.getvalue().encode()).decode()
+    return [{"source": data_uri(figure), "caption": caption} for figure, caption in drawn]
 
 
 def _trade_off_command(result: TwoModelResult) -> str:
@@ -293,13 +301,28 @@ def _seed_row(run: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _comparison(folders: Sequence[RunFolder], results: Sequence[TwoModelResult]) -> dict[str, Any]:
-    """Several runs side by side: the options in which they differ, and the main finding of each panel."""
-    configs = [_options(result.config) for result in results]
-    names = [name for name in configs[0] if len({config[name] for config in configs}) > 1]
-    everywhere = [panel for result in results for panel in panels(result)]
+def _comparison(folders: Sequence[RunFolder], results: Sequence[TwoModelResult | SearchResult]) -> dict[str, Any]:
+    """Several runs side by side, each kind for itself: the main findings, and the options in which they differ."""
+    named = [(f"#run-{i + 1}", folder.path.name or str(folder.path)) for i, folder in enumerate(folders)]
+    two = [(run, r) for run, r in zip(named, results, strict=True) if isinstance(r, TwoModelResult)]
+    searches = [(run, r) for run, r in zip(named, results, strict=True) if isinstance(r, SearchResult)]
+    return {
+        "runs": named,
+        "rows": _comparison_rows(two),
+        "search_rows": [(run, search_comparison(result)) for run, result in searches],
+        "differences": [
+            {"runs": [run for run, _ in kind], "options": _differing([result.config for _, result in kind])}
+            for kind in (two, searches)
+            if len(kind) > 1
+        ],
+    }
+
+
+def _comparison_rows(runs: Sequence[tuple[tuple[str, str], TwoModelResult]]) -> list[dict[str, Any]]:
+    """The main finding of each panel."""
+    everywhere = [panel for _, result in runs for panel in panels(result)]
     rows = []
-    for i, (folder, result) in enumerate(zip(folders, results, strict=True)):
+    for (link, name), result in runs:
         main = main_protection(result)
         for panel in panels(result):
             pair = paired(result, panel)
@@ -308,8 +331,8 @@ def _comparison(folders: Sequence[RunFolder], results: Sequence[TwoModelResult])
             free, held = pair or (None, None)
             rows.append(
                 {
-                    "link": f"#run-{i + 1}",
-                    "run": folder.path.name or str(folder.path),
+                    "link": link,
+                    "run": name,
                     "cells": [
                         panel_name(panel, everywhere),
                         found[main].label if main in found else one.label,
@@ -320,16 +343,15 @@ def _comparison(folders: Sequence[RunFolder], results: Sequence[TwoModelResult])
                     ],
                 }
             )
-    return {
-        "options": [(name, [config[name] for config in configs]) for name in names],
-        "runs": [(f"#run-{i + 1}", folder.path.name or str(folder.path)) for i, folder in enumerate(folders)],
-        "rows": rows,
-    }
+    return rows
 
 
-def _options(config: TwoModelConfig) -> dict[str, str]:
-    """Every option as text."""
-    return {name: _option(value) for name, value in dataclasses.asdict(config).items()}
+def _differing(configs: Sequence[TwoModelConfig | SearchConfig]) -> list[tuple[str, list[str]]]:
+    """The options in which configurations of one kind differ, as text."""
+    options = [{name: _option(value) for name, value in dataclasses.asdict(c).items()} for c in configs]
+    return [
+        (name, [each[name] for each in options]) for name in options[0] if len({each[name] for each in options}) > 1
+    ]
 
 
 def _option(value: object) -> str:

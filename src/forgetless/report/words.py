@@ -8,8 +8,12 @@ from decimal import Decimal
 from typing import Any
 
 from forgetless.experiments.two_model import MATCHED, TwoModelConfig, TwoModelResult, arms
+from forgetless.search import SearchConfig
 
 Run = dict[str, Any]
+
+TWO_MODEL, SEARCH = "two-model", "search"
+"""Experiments, by the name of their command and in config.toml."""
 
 NAMES: Mapping[str, str] = {
     "none": "no protection",
@@ -254,7 +258,7 @@ def later_models(result: TwoModelResult) -> list[str]:
     return [model["model"] for model in result.runs[0]["models"][1:]]
 
 
-def command_line(config: TwoModelConfig, **changes: object) -> str:
+def command_line(config: TwoModelConfig | SearchConfig, **changes: object) -> str:
     """The command that makes the same runs: only what differs from the defaults.
 
     Args:
@@ -266,14 +270,17 @@ def command_line(config: TwoModelConfig, **changes: object) -> str:
 
     >>> command_line(TwoModelConfig(data="mnist", convergence=(1.0, 0.43)))
     'forgetless two-model --data mnist --convergence 1 0.43'
+    >>> command_line(SearchConfig(data="ptb", single=True, learning_rate=20.0))
+    'forgetless search --data ptb --single --learning-rate 20'
     """
-    words = ["forgetless", "two-model"]
-    defaults = TwoModelConfig()
+    words = ["forgetless", SEARCH if isinstance(config, SearchConfig) else TWO_MODEL]
+    defaults = type(config)()
     for field in dataclasses.fields(config):
         value = changes.get(field.name, getattr(config, field.name))
         if value == getattr(defaults, field.name):
             continue
-        several = value if isinstance(value, tuple) else (value,)
+        # A switch is off by default and takes no value.
+        several = value if isinstance(value, tuple) else () if isinstance(value, bool) else (value,)
         words += ["--" + field.name.replace("_", "-"), *(_word(item) for item in several)]
     return shlex.join(words)
 

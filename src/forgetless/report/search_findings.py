@@ -1,0 +1,234 @@
+"""What a search found, in sentences that do not say more than its records show."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from forgetless.forgetting import Interval
+from forgetless.report.search_result import FORGETTING, REWARD, SearchResult, decimal
+from forgetless.report.words import NAMES, Group, share, share_interval
+from forgetless.search import MATCHED
+
+_IN_SENTENCES: Mapping[str, str] = {
+    "wpl": "the weight plasticity loss",
+    "l2": "the L2 anchor",
+    "freeze": "frozen shared weights",
+}
+
+# The control arm follows the protected arm's mean step; where the two differ by more, that is said.
+_MATCHED_WITHIN = 0.1
+
+
+def arm_label(result: SearchResult, protection: str) -> str:
+    """A protection in a legend, with its strength if it has one.
+
+    Args:
+        result: The search.
+        protection: The protection.
+    """
+    return Group(protection, result.config.alpha if protection in {"wpl", "l2"} else None, []).label
+
+
+def main_protection(result: SearchResult) -> str | None:
+    """The protection that sentences are about: wpl, or the first other one with a finished seed; None if none is."""
+    finished = [name for name in result.protections if name not in {"none", MATCHED} and result.seeds(name)]
+    return "wpl" if "wpl" in finished else next(iter(finished), None)
+
+
+def search_headline(result: SearchResult) -> str:
+    """What was found, in a few sentences; the first says the most.
+
+    Args:
+        result: Records, all or some of those asked for.
+    """
+    return " ".join(headline_sentences(result))
+
+
+def headline_sentences(result: SearchResult) -> list[str]:
+    """The sentences of `search_headline`.
+
+    Args:
+        result: Records, all or some of those asked for.
+
+    Returns:
+        At least one sentence.
+    """
+    entries = {entry["protection"]: entry for entry in result.summary()}
+    if not entries:
+        made = len(result.epochs())
+        some = f"{made} epoch{'' if made == 1 else 's'} so far" if made else "no epoch yet"
+        return [f"No search has all its epochs yet: {some}."]
+    main = main_protection(result)
+    free = entries.get("none")
+    if main is None or free is None or set(result.seeds(main)) - set(result.seeds("none")):
+        first, *others = _one_arm(result, entries, main)
+    else:
+        first, *others = _compared(result, entries, main)
+    done, wanted = result.progress
+    if done < wanted:
+        first = f"So far, with {done} of {wanted} searches finished: {first}"
+    return [first, *others, *_cautions(result, entries)]
+
+
+def curves_title(result: SearchResult) -> str:
+    """A sentence over the curves: what models lose without protection and with it.
+
+    Args:
+        result: Records of at least one epoch.
+    """
+    entries = {entry["protection"]: entry for entry in result.summary()}
+    arms = ("none", main_protection(result) or MATCHED)
+    named = [name for name in arms if name in entries and entries[name][FORGETTING[0]]]
+    if not named:
+        return "Forgetting and reward so far"
+    told: list[str] = []
+    for name in named:
+        value = entries[name][FORGETTING[0]]["mean"]
+        verb = "improve by" if value < 0 else "lose"
+        same = told and told[0].split()[0] == verb.split()[0]
+        unit = "" if told else f" {result.unit.name}"
+        how = "without protection" if name == "none" else f"with {NAMES.get(name, name)}"
+        told.append(f"{'' if same else verb + ' '}{result.unit.amount(abs(value))}{unit} {how}")
+    return f"By the end of an epoch its models {' and '.join(told)}"
+
+
+def _with(protection: str) -> str:
+    if protection == "none":
+        return "without protection"
+    return f"with {_IN_SENTENCES.get(protection, NAMES.get(protection, protection))}"
+
+
+def _change(result: SearchResult, value: float, *, short: bool = False) -> str:
+    """`lose 0.040 nats per token`, `improve by 0.2 points of accuracy`, without the unit if short."""
+    unit = "" if short else f" {result.unit.name}"
+    if not value:
+        return "lose nothing"
+    return f"{'lose' if value > 0 else 'improve by'} {result.unit.amount(abs(value))}{unit}"
+
+
+def _one_arm(result: SearchResult, entries: Mapping[str, Any], main: str | None) -> list[str]:
+    """What can be said without a comparison, and which arm it takes."""
+    name = main if main is not None and main in entries else "none" if "none" in entries else next(iter(entries))
+    lost = entries[name][FORGETTING[0]]
+    told = "all models diverged" if lost is None else f"models {_change(result, lost['mean'])}"
+    other = "wpl" if name == "none" else name
+    sentences = [
+        f"Between their own training and the end of the epoch, {told} {_with(name)} on average.",
+        f"What protection changes takes both arms with the same seeds: `--protection none {other}`.",
+    ]
+    return sentences + _derived(result, name, entries)
+
+
+def _compared(result: SearchResult, entries: Mapping[str, Any], main: str) -> list[str]:
+    free, held = entries["none"], entries[main]
+    if free[FORGETTING[0]] is None or held[FORGETTING[0]] is None:
+        name = "none" if free[FORGETTING[0]] is None else main
+        return [f"All models diverged {_with(name)}: there is nothing to compare."]
+    # Over the seeds that both arms have.
+    lost, kept = (_mean(result, name, FORGETTING[0], held_by=main) for name in ("none", main))
+    prevented, how = held["reduction_mean"], _with(main)
+    start = f"By the end of the epoch models {_change(result, lost)} on average without protection"
+    second = _change(result, kept, short=True)
+    if prevented is None:
+        told = f"{start}, so there is no forgetting to reduce; {how} they {second}."
+        return [told, *_rest(result, entries, main)]
+    capped = {end: None if prevented[end] is None else min(prevented[end], 1.0) for end in ("low", "high")}
+    ends = f"95 % interval {share_interval(capped)}" if held["num_seeds"] > 1 else "one seed, so no interval"
+    if prevented["mean"] < 0:
+        surely = held["num_seeds"] > 1 and prevented["high"] is not None and prevented["high"] < 0
+        verdict = "protection made it worse" if surely else "protection did not help"
+        told = f"{start} and {second} {how}: {verdict} (reduction {share(prevented)}, {ends})."
+        return [told, *_rest(result, entries, main)]
+    much = "all" if prevented["mean"] >= 1 else share(prevented)
+    told = f"{start} and {second} {how}: {much} of the forgetting was prevented ({ends})."
+    sentences = [told]
+    if held["num_seeds"] > 1 and (prevented["low"] is None or prevented["low"] <= 0):
+        sentences.append("The interval includes 0: these seeds do not show that the protection helps.")
+    return [*sentences, *_control(result, main), *_rest(result, entries, main)]
+
+
+def _mean(result: SearchResult, name: str, key: str, *, held_by: str) -> float:
+    free = result.by_seed(name, key, result.last_half)
+    seeds = sorted(set(free) & set(result.by_seed(held_by, key, result.last_half)) or free)
+    return sum(free[seed] for seed in seeds) / len(seeds)
+
+
+def _rest(result: SearchResult, entries: Mapping[str, Any], main: str) -> list[str]:
+    """The best five and the maximum, the reward, and the derived architecture."""
+    sentences = []
+    unit = result.unit
+    best, worst = (
+        [entries[name][key] and unit.text(entries[name][key]["mean"]) for name in ("none", main)]
+        for key in FORGETTING[1:]
+    )
+    if all((*best, *worst)):
+        sentences.append(
+            f"The five best models of an epoch: {best[0]} without, {best[1]} with; the one that loses most: "
+            f"{worst[0]} and {worst[1]}."
+        )
+    more = result.difference(main, "none", REWARD, result.last_quarter)
+    if more is not None:
+        sentences.append(_reward(entries[main]["reward"]["mean"], entries["none"]["reward"]["mean"], more, _with(main)))
+    return sentences + _derived(result, main, entries)
+
+
+def _reward(held: float, free: float, more: Interval, how: str) -> str:
+    start = f"The reward over the last quarter is {decimal(held, 3)} {how} and {decimal(free, 3)} without"
+    if more.low is None or more.high is None:
+        return f"{start}."
+    if more.low > 0 or more.high < 0:
+        return f"{start}, {'more' if more.mean > 0 else 'less'} beyond the noise of the seeds."
+    return f"{start}; the seeds do not tell them apart."
+
+
+def _control(result: SearchResult, main: str) -> list[str]:
+    """How the protection compares with smaller steps alone."""
+    apart = result.difference(MATCHED, main, FORGETTING[0], result.last_half)
+    if main != "wpl" or apart is None:
+        return []
+    alone = result.by_seed(MATCHED, FORGETTING[0], result.last_half)
+    start = f"The control arm, no protection but smaller steps, {_arm_change(result, sum(alone.values()) / len(alone))}"
+    steps = [result.by_seed(name, "mean_step", result.last_half) for name in (MATCHED, main)]
+    found, wanted = (sum(arm[seed] for seed in alone if seed in arm) for arm in steps)
+    if wanted and abs(found - wanted) > _MATCHED_WITHIN * wanted:
+        start += f" (with steps of {decimal(100 * found / wanted, 0)} % the protected arm's size)"
+    if apart.low is None or apart.high is None:
+        return [f"{start}."]
+    if apart.low > 0:
+        return [f"{start}: {result.unit.amount(apart.mean)} more than with the weight plasticity loss."]
+    if apart.high < 0:
+        return [f"{start}: {result.unit.amount(-apart.mean)} less than with the weight plasticity loss."]
+    return [f"{start}; the seeds do not tell it from the weight plasticity loss."]
+
+
+def _arm_change(result: SearchResult, value: float) -> str:
+    return _change(result, value, short=True).replace("lose", "loses", 1).replace("improve ", "improves ", 1)
+
+
+def _derived(result: SearchResult, name: str, entries: Mapping[str, Any]) -> list[str]:
+    """Whether the derived architecture is better than a random one."""
+    entry = entries[name]
+    found, random, gain = (entry[key] for key in ("derived_test_error", "random_test_error", "gain"))
+    if found is None or random is None or gain is None:
+        return []
+    unit = result.unit
+    measure = f"{unit.name} on test text" if unit.scale == 1 else "% test error"
+    start = (
+        f"Trained from scratch, the architecture derived {_with(name)} reaches {unit.text(found['mean'])} {measure}, a "
+        f"random one {unit.text(random['mean'])}"
+    )
+    if gain["low"] is None:
+        return [f"{start}, in one seed."]
+    if gain["low"] > 0:
+        return [f"{start}: better beyond the noise of the seeds."]
+    if gain["high"] < 0:
+        return [f"{start}: worse than random beyond the noise of the seeds."]
+    return [f"{start}; the seeds do not tell them apart."]
+
+
+def _cautions(result: SearchResult, entries: Mapping[str, Any]) -> list[str]:
+    cautions = []
+    if result.config.single:
+        cautions.append("One architecture only was trained, so nothing here is one model overwriting another.")
+    if lost := sum(entry["num_diverged"] for entry in entries.values()):
+        cautions.append(f"{lost} trained models diverged and are left out of the averages.")
+    return cautions

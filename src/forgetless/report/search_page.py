@@ -1,0 +1,246 @@
+"""What the HTML report shows of a search."""
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from forgetless.report.canvas import colour, data_uri
+from forgetless.report.cells import cell_drawing
+from forgetless.report.search import forgetting_curves, plus_minus, share_cell
+from forgetless.report.search_findings import headline_sentences, main_protection
+from forgetless.report.search_result import FORGETTING, REWARD, SearchResult, decimal
+from forgetless.report.words import NAMES, SEARCH, duration, number
+from forgetless.search import MATCHED, make_space
+
+_EPOCH_COLUMNS = {
+    **dict(zip(FORGETTING, ("mean", "best 5", "maximum"), strict=True)),
+    "error_first": "err₁",
+    "error_second": "err₂",
+    REWARD: "reward",
+    "strategy_entropy": "entropy",
+    "penalty": "penalty",
+    "mean_step": "mean step",
+    "learning_rate": "learning rate",
+    "num_diverged": "diverged",
+}
+_ERRORS = (*FORGETTING, "error_first", "error_second")
+
+
+def search_section(result: SearchResult) -> dict[str, Any]:
+    """What the template shows of a search.
+
+    Args:
+        result: Records, all or some of those asked for.
+
+    Returns:
+        Values for search.html, and for the parts of template.html that every run has.
+    """
+    said = headline_sentences(result)
+    done, wanted = result.progress
+    return {
+        "kind": SEARCH,
+        "settings": _settings(result),
+        "headline": said[0],
+        "details": " ".join(said[1:]),
+        "findings": [],
+        "unfinished": f"{done} of {wanted} searches are finished" if done < wanted else "",
+        "figures": _figures(result),
+        "tables": _tables(result),
+        "cells": _cells(result),
+        "cells_note": _cells_note(result),
+        "derived": _derived_rows(result),
+        "epoch_columns": list(_EPOCH_COLUMNS.values()),
+        "epochs": _epoch_rows(result),
+        **_time(result),
+    }
+
+
+def search_comparison(result: SearchResult) -> list[str]:
+    """A line of the table that sets several searches side by side.
+
+    Args:
+        result: The search.
+
+    Returns:
+        The search, its main protection, forgetting without and with it, reduction, reward without and with it.
+    """
+    summary = result.summary()
+    entries = {entry["protection"]: entry for entry in summary}
+    main = main_protection(result)
+    free, held = entries.get("none", {}), entries.get(main or "", {})
+    config, unit = result.config, result.unit
+    return [
+        f"{config.space}, {config.strategy}, {_data(result)}, {unit.name}",
+        "–" if main is None else NAMES.get(main, main),
+        *(plus_minus(entry.get(FORGETTING[0]), unit) for entry in (free, held)),
+        share_cell(held, "reduction_mean", summary) if held else "–",
+        *(plus_minus(entry.get("reward")) for entry in (free, held)),
+    ]
+
+
+def _data(result: SearchResult) -> str:
+    return result.config.data or ("kjv" if result.config.space == "recurrent" else "digits")
+
+
+def _settings(result: SearchResult) -> str:
+    config = result.config
+    sizes = {"recurrent": "{nodes} nodes of {units} units", "cell": "{nodes} blocks of {units} channels"}
+    rates = [r["learning_rate"] for r in result.epochs() if r["protection"] != MATCHED]
+    rate = f" at {number(rates[0])}" if rates else ""
+    size = sizes.get(config.space, "{units} channels").format(nodes=config.nodes, units=config.units)
+    return ", ".join(
+        [
+            f"{config.space} cells",
+            _data(result),
+            f"strategy {config.strategy}",
+            size,
+            config.optimizer + rate,
+            f"{config.epochs} epochs of {config.models_per_epoch} models × {config.batches_per_model} batches",
+            f"{config.seeds} seed{'' if config.seeds == 1 else 's'}",
+        ]
+    )
+
+
+def _figures(result: SearchResult) -> list[dict[str, str]]:
+    if not result.epochs():
+        return []
+    seeds = len({record["seed"] for record in result.epochs()})
+    over = f"mean over {seeds} seeds, in a band from the lowest to the highest" if seeds > 1 else "one seed"
+    caption = (
+        f"Forgetting of an epoch’s models by its end, and the strategy’s mean reward; {over}. Below 0 the models "
+        f"improved. Shaded: the epochs that the tables average over."
+    )
+    return [{"source": data_uri(forgetting_curves(result)), "caption": caption}]
+
+
+def _tables(result: SearchResult) -> list[dict[str, Any]]:
+    summary, unit, config = result.summary(), result.unit, result.config
+    if not summary:
+        return []
+    several = max(entry["num_seeds"] for entry in summary) > 1
+    interval = " ± is half the width of the 95 % interval over seeds; a reduction is followed by its own." * several
+    lost = [
+        [
+            "" if entry["protection"] not in {"wpl", "l2"} else number(config.alpha),
+            *(plus_minus(entry[key], unit) for key in FORGETTING),
+            *(share_cell(entry, key.replace("forgetting", "reduction"), summary) for key in FORGETTING),
+            str(entry["num_diverged"]),
+        ]
+        for entry in summary
+    ]
+    came = [
+        [
+            plus_minus(entry["reward"]),
+            *(plus_minus(entry[key], unit) for key in ("derived_test_error", "random_test_error", "gain")),
+            duration(entry["seconds"]),
+        ]
+        for entry in summary
+    ]
+    return [
+        {
+            "title": "Forgetting",
+            "note": f"In {unit.name}, mean over epochs {result.last_half.start + 1} to {config.epochs}; reductions in "
+            f"per cent.{interval}",
+            "columns": [
+                *("α", "mean", "best 5", "maximum"),
+                *(f"reduction of {name}" for name in ("mean", "best 5", "maximum")),
+                "diverged",
+            ],
+            "rows": _rows(result, [entry["protection"] for entry in summary], lost),
+        },
+        {
+            "title": "What came of it",
+            "note": f"Reward: {unit.reward}, mean over epochs {result.last_quarter.start + 1} to {config.epochs}. "
+            f"Derived and random: test {unit.error} {_percent(result)}after training from scratch.",
+            "columns": ["reward", "derived", "random", "derived better by", "time, all seeds"],
+            "rows": _rows(result, [entry["protection"] for entry in summary], came),
+        },
+    ]
+
+
+def _percent(result: SearchResult) -> str:
+    return "in nats per token " if result.unit.scale == 1 else "in per cent "
+
+
+def _rows(result: SearchResult, names: list[str], cells: list[list[str]]) -> list[dict[str, Any]]:
+    return [_row(result, name, each) for name, each in zip(names, cells, strict=True)]
+
+
+def _row(result: SearchResult, protection: str, cells: list[str]) -> dict[str, Any]:
+    return {"name": NAMES.get(protection, protection), "colour": colour(protection, result), "cells": cells}
+
+
+def _cells(result: SearchResult) -> list[dict[str, str]]:
+    """One drawing per protection: of the seed whose derived architecture has the lowest validation error."""
+    space, drawn = make_space(result.config), []
+    for protection in result.protections:
+        found = [r for r in result.derived(protection) if r["derived_validation_error"] is not None]
+        if not found:
+            continue
+        best = min(found, key=lambda record: float(record["derived_validation_error"]))
+        name = NAMES.get(protection, protection)
+        drawn.append(
+            {
+                "source": data_uri(cell_drawing(space.parse(best["architecture"]))),
+                "caption": f"{name[0].upper()}{name[1:]}, seed {best['seed']}: {best['architecture']}",
+            }
+        )
+    return drawn
+
+
+def _cells_note(result: SearchResult) -> str:
+    how = {
+        "recurrent": "x is the word, h the state before, h' the new state, the mean of what no node reads.",
+        "cell": "0 and 1 are the outputs of the two cells before; a block adds its two operations.",
+        "nas201": "0 is the cell’s input, 3 its output; a node adds what comes in, and an edge of none is not drawn.",
+    }[result.config.space]
+    return f"Of several seeds, the one with the lowest validation error after training from scratch. {how}"
+
+
+def _derived_rows(result: SearchResult) -> list[dict[str, Any]]:
+    keys = ("derived_validation_error", "derived_test_error", "random_test_error")
+    rows = []
+    for protection in result.protections:
+        for record in sorted(result.derived(protection), key=lambda record: int(record["seed"])):
+            reward = "–" if record["reward"] is None else decimal(record["reward"], 3)
+            cells = [str(record["seed"]), reward, *(_number(result, key, record[key]) for key in keys)]
+            rows.append({**_row(result, protection, cells), "architecture": record["architecture"]})
+    return rows
+
+
+def _epoch_rows(result: SearchResult) -> list[dict[str, Any]]:
+    rows = []
+    for protection in result.protections:
+        by_epoch: dict[int, list[Mapping[str, Any]]] = {}
+        for record in result.epochs(protection):
+            by_epoch.setdefault(record["epoch"], []).append(record)
+        for epoch, records in sorted(by_epoch.items()):
+            cells = [str(epoch + 1)]
+            for key in _EPOCH_COLUMNS:
+                values = [record[key] for record in records if record.get(key) is not None]
+                cells.append(_number(result, key, statistics.fmean(values) if values else None))
+            rows.append(_row(result, protection, cells))
+    return rows
+
+
+def _number(result: SearchResult, key: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    if key in _ERRORS or key.endswith("_error"):
+        return result.unit.text(value)
+    if key in {"penalty", "mean_step", "learning_rate", "num_diverged"}:
+        return f"{value:.3g}"
+    return decimal(value, 3)
+
+
+def _time(result: SearchResult) -> dict[str, str]:
+    """Wall clock over all records, and by phase, the longest first."""
+    phases: dict[str, float] = {}
+    for record in (*result.epochs(), *result.derived()):
+        for phase, seconds in record["seconds"].items():
+            phases[phase] = phases.get(phase, 0.0) + seconds
+    longest = sorted(phases.items(), key=lambda item: -item[1])
+    return {
+        "time": duration(sum(phases.values())) if phases else "",
+        "phases": ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in longest),
+    }

@@ -1,0 +1,237 @@
+"""The records of a search as the report reads them: curves by epoch, and a summary per protection over seeds."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from forgetless.forgetting import Interval, mean_interval, reduction
+from forgetless.search import SearchArm, SearchConfig, search_arms
+
+Record = dict[str, Any]
+
+FORGETTING = ("forgetting_mean", "forgetting_best", "forgetting_max")
+REWARD = "strategy_mean_reward"
+
+_NEEDED = {
+    "epoch": frozenset({
+        "seed", "protection", "epoch", *FORGETTING, "num_models", "num_diverged", "error_first", "error_second",
+        "penalty", "mean_step", "learning_rate", "seconds",
+    }),
+    "derived": frozenset({
+        "seed", "protection", "architecture", "reward", "random_architecture", "derived_validation_error",
+        "derived_test_error", "random_validation_error", "random_test_error", "seconds",
+    }),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How the errors of a search are written.
+
+    Attributes:
+        name: Such as `nats per token`.
+        scale: Times the recorded number.
+        decimals: Digits after the point.
+        error: What an error is, without its unit.
+        reward: What a reward is.
+    """
+
+    name: str
+    scale: float
+    decimals: int
+    error: str
+    reward: str
+
+    def text(self, value: float, more: int = 0) -> str:
+        """A number in this unit, with a real minus sign and never a negative zero.
+
+        Args:
+            value: As recorded.
+            more: Additional digits.
+
+        >>> NATS.text(-0.0254), POINTS.text(0.0123), NATS.text(-1e-6)
+        ('−0.025', '1.2', '0.000')
+        """
+        return decimal(self.scale * value, self.decimals + more)
+
+    def amount(self, value: float) -> str:
+        """The same with up to two more digits where it would read as zero."""
+        return self.text(value, next((more for more in (0, 1, 2) if float(self.text(abs(value), more))), 0))
+
+
+NATS = Unit("nats per token", 1.0, 3, "cross entropy", "80 / perplexity")
+POINTS = Unit("points of accuracy", 100.0, 1, "error", "accuracy")
+
+
+def decimal(value: float, decimals: int) -> str:
+    """A number with so many digits after the point, a real minus sign, and never a negative zero."""
+    text = f"{value:.{decimals}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A search: what was asked, and its records as far as it got.
+
+    Args:
+        config: What was asked.
+        records: As `forgetless.search.run` returns them, or a run folder holds them.
+    """
+
+    config: SearchConfig
+    records: list[Record]
+
+    @property
+    def unit(self) -> Unit:
+        """Of its errors, and of differences of errors."""
+        return NATS if self.config.space == "recurrent" else POINTS
+
+    @property
+    def protections(self) -> list[str]:
+        """The protections that have records, in the order of the configuration."""
+        present = {record["protection"] for record in self.epochs()}
+        return [name for name in self.config.protection if name in present]
+
+    def epochs(self, protection: str | None = None, seed: int | None = None) -> list[Record]:
+        """The records of epochs, of one protection or seed or of all.
+
+        Args:
+            protection: All if None.
+            seed: All if None.
+        """
+        return [
+            record
+            for record in self.records
+            if record["event"] == "epoch"
+            and protection in {None, record["protection"]}
+            and seed in {None, record["seed"]}
+        ]
+
+    def derived(self, protection: str | None = None) -> list[Record]:
+        """The records of derived architectures, of one protection or of all.
+
+        Args:
+            protection: All if None.
+        """
+        return [r for r in self.records if r["event"] == "derived" and protection in {None, r["protection"]}]
+
+    def seeds(self, protection: str) -> list[int]:
+        """The seeds of which a protection has all epochs.
+
+        Args:
+            protection: The protection.
+        """
+        return [s for s in range(self.config.seeds) if len(self.epochs(protection, s)) == self.config.epochs]
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many searches (a seed under a protection) are finished, and how many are asked for."""
+        wanted = search_arms(self.config)
+        ended = {SearchArm(r["seed"], r["protection"]) for r in self.derived()}
+        if not self.config.final_samples:
+            ended = {arm for arm in wanted if arm.seed in self.seeds(arm.protection)}
+        return sum(arm in ended for arm in wanted), len(wanted)
+
+    # ---- what is averaged ------------------------------------------------------------------------------------
+
+    @property
+    def last_half(self) -> range:
+        """The epochs over which forgetting is averaged, from 0: the last half, rounded up."""
+        return range(self.config.epochs // 2, self.config.epochs)
+
+    @property
+    def last_quarter(self) -> range:
+        """The epochs over which rewards are averaged, from 0: the last quarter, rounded up."""
+        return range(self.config.epochs - math.ceil(self.config.epochs / 4), self.config.epochs)
+
+    def by_seed(self, protection: str, key: str, epochs: range) -> dict[int, float]:
+        """Seed → mean of a quantity over some epochs; epochs in which it is missing are left out.
+
+        Args:
+            protection: Whose.
+            key: Of a record.
+            epochs: Which, from 0.
+
+        Returns:
+            One number per seed that has all its epochs, and a value in one of these.
+        """
+        found = {}
+        for seed in self.seeds(protection):
+            here = [record for record in self.epochs(protection, seed) if record["epoch"] in epochs]
+            values = [record[key] for record in here if record.get(key) is not None]
+            if values:
+                found[seed] = math.fsum(values) / len(values)
+        return found
+
+    def summary(self) -> list[dict[str, Any]]:
+        """What each protection did, over the seeds that have all epochs; docs/metrics.md explains the keys.
+
+        Returns:
+            One JSON-serialisable dict per protection that has such a seed, in the order of the configuration.
+        """
+        return [self._summary_of(protection) for protection in self.protections if self.seeds(protection)]
+
+    def _summary_of(self, protection: str) -> dict[str, Any]:
+        entry: dict[str, Any] = {"protection": protection, "num_seeds": len(self.seeds(protection))}
+        for key in FORGETTING:
+            mine = self.by_seed(protection, key, self.last_half)
+            entry[key] = _interval(list(mine.values()))
+            entry[key.replace("forgetting", "reduction")] = self._reduction(protection, key, mine)
+        rewards = self.by_seed(protection, REWARD, self.last_quarter)
+        derived = self.derived(protection)
+        both = [r for r in derived if r["derived_test_error"] is not None and r["random_test_error"] is not None]
+        records = [record for seed in self.seeds(protection) for record in self.epochs(protection, seed)]
+        seconds = [sum(r["seconds"].values()) for r in (*self.epochs(protection), *derived)]
+        return {
+            **entry,
+            "reward": _interval(list(rewards.values())),
+            **{
+                key: _interval([r[key] for r in derived if r[key] is not None])
+                for key in ("derived_test_error", "random_test_error")
+            },
+            "gain": _interval([r["random_test_error"] - r["derived_test_error"] for r in both]),
+            "num_models": sum(record["num_models"] for record in records),
+            "num_diverged": sum(record["num_diverged"] for record in records),
+            "seconds": math.fsum(seconds),
+        }
+
+    def _reduction(self, protection: str, key: str, mine: Mapping[int, float]) -> dict[str, float | None] | None:
+        """Against the unprotected searches of the same seeds; None where one is missing or does not forget."""
+        free = self.by_seed("none", key, self.last_half)
+        if protection == "none" or not mine or not set(mine) <= set(free):
+            return None
+        found = reduction(list(mine.values()), [free[seed] for seed in mine])
+        return None if found is None else dataclasses.asdict(found)
+
+    def difference(self, first: str, second: str, key: str, epochs: range) -> Interval | None:
+        """A quantity under one protection minus that under another, seed by seed.
+
+        Args:
+            first: One protection.
+            second: The other.
+            key: Of a record.
+            epochs: Over which it is averaged, from 0.
+
+        Returns:
+            The mean over the seeds that both have, with its interval; None if there is none.
+        """
+        one, other = (self.by_seed(name, key, epochs) for name in (first, second))
+        both = sorted(set(one) & set(other))
+        return mean_interval([one[seed] - other[seed] for seed in both]) if both else None
+
+
+def missing_keys(record: Mapping[str, Any]) -> frozenset[str]:
+    """What a record of a search lacks; events that the report does not know may hold anything.
+
+    Args:
+        record: A line of metrics.jsonl.
+    """
+    if "event" not in record:
+        return frozenset({"event"})
+    return _NEEDED.get(record["event"], frozenset()) - record.keys()
+
+
+def _interval(values: Sequence[float]) -> dict[str, float | None] | None:
+    return dataclasses.asdict(mean_interval(values)) if values else None
