@@ -1,0 +1,78 @@
+"""Time of a training step with the proximal step attached, as a ratio to the same step without.
+
+    python benchmarks/proximal_step.py --json proximal_step.json
+
+An MLP 784-512-512-512-10 on MNIST, batch 128; all weights but the classifier's are shared with 1 or 100 earlier
+models, whose importances are random numbers of a Fisher's size. A round is `--steps` training steps: forward, backward
+and the optimizer's step.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from itertools import cycle, islice
+
+import torch
+import torch.nn.functional as F
+from fisher import mlp
+from timing import Batch, Timing, compare, in_batches, mnist_or_random, parser, prepare, report
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+
+from forgetless import WeightPlasticity
+
+OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
+    "SGD": lambda model: SGD(model.parameters(), lr=0.01),
+    "SGD, momentum 0.9": lambda model: SGD(model.parameters(), lr=0.01, momentum=0.9),
+    "Adam": lambda model: Adam(model.parameters(), lr=1e-4),
+}
+
+
+def protected(model: nn.Module, optimizer: Optimizer, num_earlier: int) -> WeightPlasticity:
+    """Attach the protection of the hidden layers' weights, on behalf of so many earlier models."""
+    hidden = dict(model[:-1].named_parameters())
+    plasticity = WeightPlasticity(hidden.values(), alpha=1e4).attach(optimizer)
+    for _ in range(num_earlier):
+        plasticity.consolidate(model, {name: 1e-4 * torch.rand_like(weight) for name, weight in hidden.items()})
+    return plasticity
+
+
+def train(model: nn.Module, optimizer: Optimizer, batches: list[Batch]) -> None:
+    """One step per batch."""
+    for inputs, labels in batches:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+
+
+def measure(make_optimizer: Callable[[nn.Module], Optimizer], batches: list[Batch], rounds: int) -> list[Timing]:
+    """Times of training without protection, and with that of 1 and 100 earlier models."""
+    start = mlp()
+    functions: dict[str, Callable[[], object]] = {}
+    keep_alive = []
+    for name, num_earlier in (("plain", 0), ("1 earlier model", 1), ("100 earlier models", 100)):
+        model = copy.deepcopy(start)
+        optimizer = make_optimizer(model)
+        if num_earlier:
+            keep_alive.append(protected(model, optimizer, num_earlier))
+        functions[name] = partial(train, model, optimizer, batches)
+    return compare(functions, rounds)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    options = parser(__doc__, rounds=40)
+    options.add_argument("--steps", type=int, default=20, help="training steps in a round (default %(default)s)")
+    options = options.parse_args()
+    prepare(options.threads)
+    images, labels, data = mnist_or_random(10_000)
+    batches = list(islice(cycle(in_batches(images, labels, 128)[:-1]), options.steps))
+    tables = {
+        f"{name}, batch 128 of {data}, {options.steps} steps": measure(make, batches, options.rounds)
+        for name, make in OPTIMIZERS.items()
+    }
+    report("proximal_step", tables, options.rounds, options.json)
+
+
+if __name__ == "__main__":
+    main()
