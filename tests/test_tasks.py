@@ -1,3 +1,4 @@
+import contextlib
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from forgetless.data import ImageData, ImageSplit, TextData
 from forgetless.errors import InputError
 from forgetless.supernets.recurrent import RecurrentSupernet
 from forgetless.tasks import ImageClassification, LanguageModelling
+from forgetless.training import cpu_arithmetic
 
 SPACE = RecurrentSpace(2)
 CELL = SPACE.parse("tanh(0) relu(1)")
@@ -130,3 +132,16 @@ def test_a_diverged_architecture_has_an_infinite_or_nan_error():
 def test_texts_too_short(train, held_out, name):
     with pytest.raises(InputError, match=rf"Expected at least \d+ words of {name} text .* but got"):
         LanguageModelling(text(train=train, held_out=held_out), 4, 12)
+
+
+def test_arithmetic_of_the_cpu_is_left_as_it_was():
+    def state():
+        return torch.get_num_threads(), float(torch.tensor(1e-39) * 0.5) == 0
+
+    before = state()
+    with contextlib.suppress(KeyError), cpu_arithmetic(2, flush_denormals=True):
+        assert state() == (2, True)
+        raise KeyError
+    assert state() == before
+    with cpu_arithmetic(1):
+        assert state() == (1, before[1])

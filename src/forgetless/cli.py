@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,16 +21,21 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
-from forgetless import __version__
+from forgetless import __version__, search
 from forgetless.errors import InputError, expect_one_of
 from forgetless.experiments import two_model
-from forgetless.experiments.two_model import TwoModelConfig, TwoModelResult
-from forgetless.report import load_result, summary_table, write_report
+from forgetless.experiments.two_model import TwoModelConfig
+from forgetless.report import SearchResult, load_result, search_table, summary_table, write_report
 from forgetless.runs import REPORT, RunFolder
+from forgetless.search import SearchConfig
 
 EXPERIMENT = "experiment"
 TWO_MODEL = "two-model"
+SEARCH = "search"
+Config = TwoModelConfig | SearchConfig
+Show = Callable[[str, float, int], None]
 
 app = App(
     name="forgetless",
@@ -57,11 +63,33 @@ def two_model_command(
     """
     config = config or TwoModelConfig()
     two_model.load_task(config)  # bad data is refused before anything is written
-    stamp = dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    path = output or Path("runs") / f"{TWO_MODEL}-{Path(config.data).stem}-{stamp}"
-    values = {EXPERIMENT: TWO_MODEL, **_as_toml(config)}
-    folder = RunFolder.create(path, values, device=config.device, overwrite=overwrite)
-    _go_on(folder, as_json=as_json)
+    _start(TWO_MODEL, config, Path(config.data).stem, output, overwrite=overwrite, as_json=as_json)
+
+
+@app.command(name=SEARCH)
+def search_command(
+    config: Annotated[SearchConfig | None, Parameter(name="*")] = None,
+    *,
+    compare: bool = False,
+    output: Path | None = None,
+    overwrite: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Search an architecture on shared weights and measure how much is forgotten: figure 4 of the paper.
+
+    Args:
+        config: What to do.
+        compare: Three arms with the same seeds: unprotected, matched learning rate, weight plasticity.
+        output: Folder for the run; a new one below runs/ by default.
+        overwrite: Replace the run folder if it exists.
+        as_json: Print the result as JSON on standard output, and nothing else there.
+    """
+    config = config or SearchConfig()
+    if compare:
+        config = dataclasses.replace(config, protection=("none", search.MATCHED, "wpl"))
+    search.check_memory(config, search.load_task(config))  # bad input is refused before anything is written
+    data = Path(config.data).stem if config.data else config.space
+    _start(SEARCH, config, data, output, overwrite=overwrite, as_json=as_json)
 
 
 @app.command
@@ -140,45 +168,84 @@ def _one_sentence(error: CycloptsError) -> str:
     return " ".join(str(error).split())
 
 
-def _as_toml(config: TwoModelConfig) -> dict[str, Any]:
+def _start(experiment: str, config: Config, data: str, output: Path | None, *, overwrite: bool, as_json: bool) -> None:
+    """Make the run folder, then do all of the run."""
+    stamp = dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    path = output or Path("runs") / f"{experiment}-{data}-{stamp}"
+    values = {EXPERIMENT: experiment, **_as_toml(config)}
+    _go_on(RunFolder.create(path, values, device=config.device, overwrite=overwrite), as_json=as_json)
+
+
+def _as_toml(config: Config) -> dict[str, Any]:
     return {
         name: list(value) if isinstance(value, tuple) else str(value) if name == "wiring" else value
         for name, value in dataclasses.asdict(config).items()
     }
 
 
-def _config_of(folder: RunFolder) -> TwoModelConfig:
-    values = folder.config
-    expect_one_of(f"experiment in {folder.path}", str(values.pop(EXPERIMENT, None)), [TWO_MODEL])
-    return TwoModelConfig.from_dict(values)
-
-
 def _go_on(folder: RunFolder, *, as_json: bool) -> None:
     """Do what is left of a run, then show it."""
-    config = _config_of(folder)
+    values = folder.config
+    experiment = str(values.pop(EXPERIMENT, None))
+    expect_one_of(f"experiment in {folder.path}", experiment, _RUN)
     try:
         with _progress_bar() as show:
-            result = two_model.run(config, finished=folder.records(), on_run=folder.append, on_progress=show)
+            _RUN[experiment](folder, values, show)
     except KeyboardInterrupt:
         _complain(f"interrupted; go on with: forgetless resume {shlex.quote(str(folder.path))}")
         raise
     with _writable(folder.path / REPORT) as path:
         write_report([folder], path)
+    result = load_result(folder)
     if as_json:
-        print(json.dumps(_as_json(result, folder), allow_nan=False))  # noqa: T201
+        records = {"records": result.records} if isinstance(result, SearchResult) else {"runs": result.runs}
+        shown = {"config": folder.config, "environment": folder.environment, **records, "summary": result.summary()}
+        print(json.dumps(shown, allow_nan=False))  # noqa: T201
     else:
         console = Console()
-        console.print(summary_table(result))
+        console.print(search_table(result) if isinstance(result, SearchResult) else summary_table(result))
         console.print(f"Report: {path}", soft_wrap=True, highlight=False)
 
 
-def _as_json(result: TwoModelResult, folder: RunFolder) -> dict[str, Any]:
-    return {
-        "config": folder.config,
-        "environment": folder.environment,
-        "runs": result.runs,
-        "summary": result.summary(),
-    }
+def _run_two_model(folder: RunFolder, values: dict[str, Any], show: Show) -> None:
+    def on_progress(progress: two_model.Progress) -> None:
+        accuracies = "  ".join(f"{name} {100 * value:5.1f} %" for name, value in progress.accuracies.items())
+        done = progress.done + progress.step / max(1, progress.num_steps)
+        show(f"{progress.label}  {accuracies}", done, progress.total)
+
+    config = TwoModelConfig.from_dict(values)
+    two_model.run(config, finished=folder.records(), on_run=folder.append, on_progress=on_progress)
+
+
+def _run_search(folder: RunFolder, values: dict[str, Any], show: Show) -> None:
+    def on_progress(progress: search.SearchProgress) -> None:
+        told = "  ".join(f"{name} {value:.3f}" for name, value in progress.values.items())
+        show(f"{progress.label}  {told}", progress.done, progress.total)
+
+    def on_epoch(record: dict[str, Any], state: dict[str, Any]) -> None:
+        folder.save_checkpoint(state)
+        folder.append(record)
+
+    config = SearchConfig.from_dict(values)
+    with _warnings_in_one_line():
+        checkpoint = folder.load_checkpoint()
+    found = folder.records()
+    kept = search.reconcile(config, found, checkpoint)
+    if kept != found:
+        folder.replace_records(kept)
+    search.run(config, records=kept, checkpoint=checkpoint, on_epoch=on_epoch, on_progress=on_progress)
+
+
+_RUN: dict[str, Callable[[RunFolder, dict[str, Any], Show], None]] = {TWO_MODEL: _run_two_model, SEARCH: _run_search}
+
+
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        _complain(str(warning.message))
 
 
 @contextlib.contextmanager
@@ -190,11 +257,11 @@ def _writable(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _progress_bar() -> Iterator[Callable[[two_model.Progress], None]]:
-    """One bar over all runs, with what is being trained and its present accuracies, on standard error."""
+def _progress_bar() -> Iterator[Show]:
+    """One bar over all runs, with what is being trained and what is known so far, on standard error."""
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
+        TextColumn("{task.description}", table_column=Column(ratio=3, no_wrap=True)),
+        BarColumn(bar_width=None, table_column=Column(ratio=1)),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(compact=True),
@@ -202,13 +269,7 @@ def _progress_bar() -> Iterator[Callable[[two_model.Progress], None]]:
     with Bar(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
         task = bar.add_task("loading data", total=None)
 
-        def show(progress: two_model.Progress) -> None:
-            accuracies = "  ".join(f"{name} {100 * value:5.1f} %" for name, value in progress.accuracies.items())
-            bar.update(
-                task,
-                description=f"{progress.label}  {accuracies}",
-                total=progress.total,
-                completed=progress.done + progress.step / max(1, progress.num_steps),
-            )
+        def show(description: str, done: float, total: int) -> None:
+            bar.update(task, description=description, total=total, completed=done)
 
         yield show

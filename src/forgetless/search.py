@@ -40,7 +40,7 @@ from forgetless.supernets.cell import CellSupernet
 from forgetless.supernets.nas201 import ImageSupernet, Nas201Supernet
 from forgetless.supernets.recurrent import RecurrentSupernet
 from forgetless.tasks import ImageClassification, LanguageModelling, SplitName, Task
-from forgetless.training import train
+from forgetless.training import cpu_arithmetic, train
 
 SpaceName = Literal["recurrent", "cell", "nas201"]
 ImportanceSource = Literal["held-out", "training"]
@@ -102,7 +102,7 @@ class SearchConfig:
     data: str | None = None
     data_dir: str | None = None
     strategy: str = "enas"
-    protection: tuple[str, ...] = ("none", "wpl")
+    protection: tuple[str, ...] = ("wpl",)
     alpha: float = 1e5
     rule: AccumulationRule = "ema"
     decay: float = 0.9
@@ -260,18 +260,12 @@ def run(
     """
     if checkpoint is not None:
         _check_configuration(config, checkpoint["config"])
-    before = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    torch.set_flush_denormal(True)
-    try:
+    with cpu_arithmetic(config.threads, flush_denormals=True), torch.random.fork_rng(devices=[]):
         task = load_task(config)
         check_memory(config, task)
         made = list(records)
-        with torch.random.fork_rng(devices=[]):
-            for arm in search_arms(config):
-                _run_arm(config, task, arm, made, checkpoint, on_epoch, on_progress)
-    finally:
-        torch.set_num_threads(before)
+        for arm in search_arms(config):
+            _run_arm(config, task, arm, made, checkpoint, on_epoch, on_progress)
     return made
 
 

@@ -6,12 +6,11 @@ is followed. Every protection sees the same initial weights and the same batches
 the protection alone.
 """
 
-import contextlib
 import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -26,7 +25,7 @@ from forgetless.importance import FisherKind, diagonal_fisher
 from forgetless.protection import PROTECTIONS, NoProtection, Protection, make_protection
 from forgetless.supernets.mlp import ACTIVATIONS, MLP, MOST_SHARED, Wiring, chain_of_models, shared_parameters
 from forgetless.tasks import ImageClassification
-from forgetless.training import train
+from forgetless.training import cpu_arithmetic, train
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 
@@ -323,19 +322,9 @@ def run(
     runs = list(finished)
     todo = arms(config)
     order = {arm: i for i, arm in enumerate(todo)}
-    with _threads(config.threads):
+    with cpu_arithmetic(config.threads):
         _make(config, task, runs, todo, on_run, on_progress)
     return TwoModelResult(config, sorted(runs, key=lambda run: order[_arm_of(run)]))
-
-
-@contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _make(

@@ -121,7 +121,7 @@ def search_table(result: SearchResult) -> Table:
         span = f"epochs {result.last_half.start + 1} to {config.epochs}"
         _add(whole, f"Forgetting err₂ − err₁, {unit.name}, {span}", columns, lost)
         came = [_outcome_row(unit, entry) for entry in summary]
-        columns = ("protection", "reward", "derived", "random", "derived better by", "time")
+        columns = ("protection", "reward", "derived", "random", "better by", "time")
         test = "test error in nats per token" if unit.scale == 1 else "test error in %"
         _add(whole, f"\nReward ({unit.reward}) and {test}", columns, came)
     whole.add_row(Text("\n".join(_notes(result, summary)), style="dim"))

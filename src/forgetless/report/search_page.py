@@ -152,7 +152,7 @@ def _tables(result: SearchResult) -> list[dict[str, Any]]:
             "title": "What came of it",
             "note": f"Reward: {unit.reward}, mean over epochs {result.last_quarter.start + 1} to {config.epochs}. "
             f"Derived and random: test {unit.error} {_percent(result)}after training from scratch.",
-            "columns": ["reward", "derived", "random", "derived better by", "time, all seeds"],
+            "columns": ["reward", "derived", "random", "better by", "time, all seeds"],
             "rows": _rows(result, [entry["protection"] for entry in summary], came),
         },
     ]
