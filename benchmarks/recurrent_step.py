@@ -2,20 +2,17 @@
 
     python benchmarks/recurrent_step.py --json recurrent_step.json
 
-The yardstick is embedding → one `nn.LSTM` layer → tied decoder → cross entropy, with the same dropout. Its runs and
-the supernet's alternate within one process on one thread, each round with the next of several architectures that are
-drawn uniformly; what is printed are medians, and ratios of medians. A training step is forward and backward, without
-the optimizer; a controller step is forward in eval mode with gradients off.
+The yardstick is embedding → one `nn.LSTM` layer → tied decoder → cross entropy, with the same dropout. A training step
+is forward and backward, without the optimizer; a controller step is forward in eval mode with gradients off. Each round
+takes the next of several architectures that are drawn uniformly.
 """
 
 import argparse
-import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
+from itertools import cycle
 
+import timing
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,23 +47,27 @@ class LstmLanguageModel(nn.Module):
         return values * F.dropout(torch.ones_like(values[0]), self.dropout)
 
 
-def milliseconds(step: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    step()
-    return 1e3 * (time.perf_counter() - start)
+def training_step(model: nn.Module, loss: Callable[[], Tensor]) -> None:
+    """Forward and backward."""
+    model.train()
+    model.zero_grad()
+    loss().backward()
 
 
-def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Median milliseconds by model and kind of step."""
-    torch.manual_seed(options.seed)
-    generator = torch.Generator().manual_seed(options.seed)
-    tokens = torch.randint(options.words, (options.batch, options.steps + 1), generator=generator)
+def controller_step(model: nn.Module, loss: Callable[[], Tensor]) -> None:
+    """Forward, as the reward of an architecture is computed."""
+    model.eval()
+    with torch.no_grad():
+        loss()
+
+
+def models_and_losses(options: argparse.Namespace) -> dict[str, tuple[nn.Module, Callable[[], Tensor]]]:
+    """The yardstick first."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(options.words, (options.batch, options.words_per_sequence + 1), generator=generator)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     lstm = LstmLanguageModel(options.words, options.units, options.dropout)
-    models: dict[str, tuple[nn.Module, Callable[[int], Tensor]]] = {
-        "nn.LSTM": (lstm, lambda _: lstm.loss(inputs, targets))
-    }
+    found: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {"nn.LSTM": (lstm, partial(lstm.loss, inputs, targets))}
     for num_nodes in NUM_NODES:
         space = RecurrentSpace(num_nodes)
         supernet = RecurrentSupernet(
@@ -77,79 +78,32 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
             dropout_output=options.dropout,
             fused=not options.plain,
         )
-        cells = [space.sample(generator) for _ in range(options.architectures)]
-
-        def loss(turn: int, supernet: RecurrentSupernet = supernet, cells: list = cells) -> Tensor:
-            return supernet.loss(inputs, targets, cells[turn % len(cells)])[0]
-
-        models[f"{num_nodes} nodes"] = (supernet, loss)
-
-    def train(name: str, turn: int) -> None:
-        model, loss = models[name]
-        model.train()
-        model.zero_grad()
-        loss(turn).backward()
-
-    def evaluate(name: str, turn: int) -> None:
-        model, loss = models[name]
-        model.eval()
-        with torch.no_grad():
-            loss(turn)
-
-    times: dict[str, dict[str, list[float]]] = {name: {"training": [], "forward": []} for name in models}
-    for turn in range(-options.warmup, options.rounds):
-        for name in models:
-            training = milliseconds(lambda name=name, turn=turn: train(name, turn))
-            forward = milliseconds(lambda name=name, turn=turn: evaluate(name, turn))
-            if turn >= 0:
-                times[name]["training"].append(training)
-                times[name]["forward"].append(forward)
-    return {name: {kind: statistics.median(values) for kind, values in kinds.items()} for name, kinds in times.items()}
+        cells = cycle([space.sample(generator) for _ in range(options.architectures)])
+        found[f"{num_nodes} nodes"] = (supernet, lambda s=supernet, c=cells: s.loss(inputs, targets, next(c))[0])
+    return found
 
 
 def main() -> None:
-    """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=64, help="sequences")
-    parser.add_argument("--steps", type=int, default=35, help="words per sequence")
-    parser.add_argument("--units", type=int, default=200)
-    parser.add_argument("--words", type=int, default=10_000, help="vocabulary")
-    parser.add_argument("--dropout", type=float, default=0.0, help="locked, on inputs and outputs of both models")
-    parser.add_argument("--architectures", type=int, default=8, help="drawn uniformly per number of nodes")
-    parser.add_argument("--rounds", type=int, default=24, help="timed runs of each model")
-    parser.add_argument("--warmup", type=int, default=2, help="runs that are not timed")
-    parser.add_argument("--seed", type=int, default=0)
+    """Measure and report."""
+    parser = timing.parser(__doc__, rounds=24)
+    parser.add_argument("--batch", type=int, default=64, help="sequences (default %(default)s)")
+    parser.add_argument("--words-per-sequence", type=int, default=35, help="(default %(default)s)")
+    parser.add_argument("--units", type=int, default=200, help="(default %(default)s)")
+    parser.add_argument("--words", type=int, default=10_000, help="vocabulary (default %(default)s)")
+    parser.add_argument("--dropout", type=float, default=0.0, help="on inputs and outputs (default %(default)s)")
+    parser.add_argument("--architectures", type=int, default=8, help="per number of nodes (default %(default)s)")
     parser.add_argument("--plain", action="store_true", help="time the plain path (fused=False)")
-    parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-
-    medians = measure(options)
-    yardstick = medians["nn.LSTM"]
-    print(f"{'':10} {'training':>12} {'ratio':>6} {'forward':>12} {'ratio':>6}")
-    for name, kinds in medians.items():
-        columns = (f"{value:9.1f} ms {value / yardstick[kind]:6.3f}" for kind, value in kinds.items())
-        print(f"{name:10} {' '.join(columns)}")
-    if options.json:
-        result = {
-            "options": {name: value for name, value in vars(options).items() if name != "json"},
-            "environment": {"torch": torch.__version__, "python": platform.python_version(), "cpu": cpu_name()},
-            "median_milliseconds": medians,
-            "ratio": {
-                name: {kind: value / yardstick[kind] for kind, value in kinds.items()}
-                for name, kinds in medians.items()
-            },
-        }
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def cpu_name() -> str:
-    """The processor's model name."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    timing.prepare(options.threads)
+    models = models_and_losses(options)
+    sizes = f"batch {options.batch} × {options.words_per_sequence}, {options.units} units, {options.words:,} words"
+    tables = {
+        f"{title}, {sizes}": timing.compare(
+            {name: partial(step, *model) for name, model in models.items()}, options.rounds
+        )
+        for title, step in (("training step", training_step), ("controller step", controller_step))
+    }
+    timing.report("recurrent_step", tables, options.rounds, options.json)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +12,13 @@ import torch
 
 from forgetless.cli import main
 from forgetless.experiments.two_model import TwoModelConfig
-from forgetless.runs import METRICS, REPORT, RunFolder
+from forgetless.runs import CHECKPOINT, METRICS, REPORT, RunFolder
+from forgetless.search import SearchConfig
 
+TINY = (
+    "--space nas201 --units 2 --epochs 2 --models-per-epoch 2 --batches-per-model 1 --strategy-steps 1 "
+    "--samples-per-step 2 --final-samples 2 --batch-size 16"
+)
 SMALL = ["--seeds", "1", "--iterations", "20", "--iterations-a", "30", "--width", "16", "--evaluate-every", "10"]
 RUN_KEYS = {
     "seed",
@@ -27,6 +34,13 @@ RUN_KEYS = {
     "forgetting",
     "seconds",
 }
+
+
+def tiny_search(*changes):
+    """The words of a small search, with some options beside its own or in their place."""
+    words = TINY.split()
+    kept = [word for pair in zip(words[::2], words[1::2], strict=True) if pair[0] not in changes for word in pair]
+    return ["search", *kept, *changes]
 
 
 def without_time(runs):
@@ -155,13 +169,26 @@ def test_images_by_class_from_a_folder(here, capfd):
     assert json.loads(capfd.readouterr().out)["runs"][0]["accuracy_b"] >= 0.5
 
 
+INTERRUPTED = {
+    "two-model": ["two-model", "--seeds", "3", *SMALL[2:], "--protection", "none", "wpl", "freeze"],
+    "search": tiny_search("--epochs", "3", "--protection", "none", "wpl"),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The records of each of these commands, never interrupted."""
+    paths = {command: tmp_path_factory.mktemp("whole") / "run" for command in INTERRUPTED}
+    for command, arguments in INTERRUPTED.items():
+        assert main([*arguments, "--output", str(paths[command])]) == 0
+    return {command: RunFolder(path).records() for command, path in paths.items()}
+
+
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
-def test_interrupted_at_any_moment_and_resumed(here, capfd, stop, code):
-    arguments = ["two-model", "--seeds", "3", *SMALL[2:], "--protection", "none", "wpl", "freeze"]
-    assert main([*arguments, "--output", "whole"]) == 0
-    whole = RunFolder(here / "whole").records()
+@pytest.mark.parametrize("command", INTERRUPTED)
+def test_interrupted_at_any_moment_and_resumed(here, capfd, whole, command, stop, code):
     process = subprocess.Popen(
-        [sys.executable, "-m", "forgetless", *arguments, "--output", "run"],
+        [sys.executable, "-m", "forgetless", *INTERRUPTED[command], "--output", "run"],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -171,6 +198,7 @@ def test_interrupted_at_any_moment_and_resumed(here, capfd, stop, code):
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 3) and time.monotonic() < deadline:
         time.sleep(0.002)
+    time.sleep(random.uniform(0, 0.1))
     process.send_signal(stop)
     error = process.communicate(timeout=60)[1]
     if process.returncode == 0:
@@ -179,14 +207,173 @@ def test_interrupted_at_any_moment_and_resumed(here, capfd, stop, code):
     if stop is signal.SIGINT:
         assert "go on with: forgetless resume run" in error
         assert "Traceback" not in error
-    assert 3 <= len(RunFolder(here / "run").records()) < len(whole)
+    assert 3 <= len(RunFolder(here / "run").records()) < len(whole[command])
     capfd.readouterr()
     assert main(["resume", "run", "--json"]) == 0
-    assert without_time(json.loads(capfd.readouterr().out)["runs"]) == without_time(whole)
+    result = json.loads(capfd.readouterr().out)
+    assert without_time(result["records" if command == "search" else "runs"]) == without_time(whole[command])
+    assert without_time(RunFolder(here / "run").records()) == without_time(whole[command])
 
 
-def test_help_names_every_option(here, capfd):
-    assert main(["two-model", "--help"]) == 0
+@pytest.mark.parametrize(("command", "config"), [("two-model", TwoModelConfig), ("search", SearchConfig)])
+def test_help_names_every_option(here, capfd, command, config):
+    assert main([command, "--help"]) == 0
     text = capfd.readouterr().out
-    for name in TwoModelConfig.__dataclass_fields__:
+    for name in config.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in text
+
+
+# Searches
+
+
+def test_json_of_a_compared_search_is_all_of_standard_output(here, capfd):
+    assert main(tiny_search("--compare", "--json", "--output", "run")) == 0
+    result = json.loads(capfd.readouterr().out)
+    assert set(result) == {"config", "environment", "records", "summary"}
+    assert result["records"] == RunFolder(here / "run").records()
+    arms = [(record["protection"], record["event"]) for record in result["records"]]
+    assert arms == [(arm, event) for arm in ("none", "wpl", "matched-lr") for event in ("epoch", "epoch", "derived")]
+    assert [entry["protection"] for entry in result["summary"]] == ["none", "matched-lr", "wpl"]
+    assert all(record["seconds"] for record in result["records"])
+    assert (here / "run" / REPORT).exists()
+
+
+def test_a_search_of_text_prints_a_table_and_makes_its_own_folder(here, capfd):
+    sizes = "--nodes 2 --num-steps 5 --evaluation-batches 1 --final-samples 0"
+    assert main(tiny_search("--space", "recurrent", *sizes.split())) == 0
+    captured = capfd.readouterr()
+    assert "Forgetting err₂ − err₁, nats per token" in captured.out
+    assert max(map(len, captured.out.split("Report:")[0].splitlines())) <= 80
+    (folder,) = (here / "runs").iterdir()
+    assert folder.name.startswith("search-recurrent-")
+    assert len(RunFolder(folder).records()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--space nas2001", 'Did you mean "nas201"?'),
+        ("--strategy enaz", "Did you mean 'enas'"),
+        ("--protection none wlp", "Did you mean 'wpl'"),
+        ("--protection none matched-lr", "Add wpl."),
+        ("--data ptb", "Expected data that fits the space nas201, but got 'ptb'"),
+        ("--data cifar", "Did you mean 'cifar10'"),
+        ("--data cifar10 --data-dir nowhere", "nowhere"),
+        ("--nodes 0", "Expected nodes to be at least 1, but got 0"),
+        ("--units 1000000", "units=1000000 need about "),
+        ("--unitz 3", "--units"),
+        ("--epochs many", "epochs"),
+        ("--alpha nan", "Expected alpha to be finite and at least 0, but got nan"),
+        ("--learning-rate 0", "Expected learning_rate to be finite and above 0, but got 0.0"),
+        ("--max-gradient-norm -1", "Expected max_gradient_norm to be finite and above 0, but got -1.0"),
+        ("--momentum 1", "Expected momentum in [0, 1), but got 1.0"),
+        ("--decay nan", "Expected decay in [0, 1], but got nan"),
+        ("--device cuda:99", "Expected a device that this machine has, but got 'cuda:99'"),
+    ],
+)
+def test_bad_input_of_a_search_is_one_sentence_and_exit_code_2(here, capfd, arguments, message):
+    assert main(tiny_search("--output", "run", *arguments.split())) == 2
+    captured = capfd.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("forgetless: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert list(here.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def finished_search(tmp_path_factory):
+    path = tmp_path_factory.mktemp("finished") / "run"
+    assert main(tiny_search("--output", str(path))) == 0
+    return path
+
+
+@pytest.fixture
+def finished(here, finished_search, capfd):
+    """A copy of a finished search, and its records."""
+    shutil.copytree(finished_search, here / "run")
+    capfd.readouterr()
+    return here / "run", RunFolder(here / "run").records()
+
+
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_damaged_checkpoint_is_passed_over_with_a_word(finished, capfd, size):
+    path, records = finished
+    os.truncate(path / CHECKPOINT, size)
+    assert main(["resume", "run"]) == 0
+    error = capfd.readouterr().err
+    assert "forgetless: run/checkpoint.pt is damaged" in error
+    assert "going on from the one before." in error
+    again = RunFolder(path).records()
+    assert without_time(again) == without_time(records)
+    assert again[:-1] == records[:-1]
+    assert again[-1] != records[-1]  # it took other seconds: it was made again
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("units = 2", "units = 3", "units (2, now 3)"),
+        ("epochs = 2", "epochs = 1", "epochs (2, now 1)"),
+        ('"wpl"', '"none"', "protection (('wpl',), now ('none',))"),
+        ("epochs = 2", "epoch = 2", "Did you mean 'epochs'"),
+    ],
+)
+def test_resume_with_another_configuration_names_the_options_and_loses_nothing(finished, capfd, old, new, message):
+    path, _ = finished
+    config, before = path / "config.toml", (path / METRICS).read_bytes()
+    config.write_text(config.read_text().replace(old, new))
+    assert main(["resume", "run"]) == 2
+    assert message in capfd.readouterr().err
+    assert (path / METRICS).read_bytes() == before
+
+
+# TensorBoard
+
+
+def shown_by_tensorboard(folder):
+    """Tag → [(step, value), …]."""
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs the extra tensorboard"
+    )
+    events = accumulator.EventAccumulator(str(folder)).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_every_number_of_every_epoch_once(here, capfd):
+    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
+    arguments = tiny_search("--protection", "none", "wpl", "--tensorboard", "--output", "run")
+    assert main(arguments) == 0
+    records = RunFolder(here / "run").records()
+    os.truncate(here / "run" / CHECKPOINT, 9)
+    for _ in range(2):  # as the run wrote it, and again after resuming
+        for arm in ("none", "wpl"):
+            epochs = [r for r in records if (r["protection"], r["event"]) == (arm, "epoch")]
+            flat = [{**r, **{f"seconds/{phase}": s for phase, s in r["seconds"].items()}} for r in epochs]
+            found = shown_by_tensorboard(here / "run" / "tensorboard" / f"seed0-{arm}")
+            numbers = {key for key, value in flat[0].items() if isinstance(value, int | float)}
+            assert set(found) == numbers - {"seed", "epoch"}
+            for tag, points in found.items():
+                assert points == [(r["epoch"], pytest.approx(float(r[tag]))) for r in flat]
+        assert main(["resume", "run", "--tensorboard"]) == 0
+        records = RunFolder(here / "run").records()
+
+
+def test_without_tensorboard_it_says_what_to_install(finished, capfd, monkeypatch):
+    path, _ = finished
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    for arguments in (tiny_search("--tensorboard", "--output", "new"), ["resume", "run", "--tensorboard"]):
+        assert main(arguments) == 2
+        error = capfd.readouterr().err
+        assert error == (
+            "forgetless: Expected the package tensorboard, but it is not installed. Run `pip install tensorboard`.\n"
+        )
+    assert not (path.parent / "new").exists()
+    assert not (path / "tensorboard").exists()
+
+
+def test_tensorboard_is_for_searches(here, capfd):
+    assert main(["two-model", *SMALL, "--protection", "none", "--output", "run"]) == 0
+    capfd.readouterr()
+    assert main(["resume", "run", "--tensorboard"]) == 2
+    assert "Expected a search for --tensorboard, but run is a run of two-model" in capfd.readouterr().err

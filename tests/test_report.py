@@ -1,20 +1,15 @@
 """The report says what the records say: figures, page, table, sentences and command."""
 
-import base64
 import dataclasses
 import io
-import re
 import shlex
 import typing
-from html.parser import HTMLParser
-from xml.etree import ElementTree as ET
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 from forgetless.errors import InputError
 from forgetless.experiments import two_model
@@ -35,6 +30,7 @@ from forgetless.report import (
 )
 from forgetless.report.canvas import COLOURS
 from forgetless.runs import RunFolder
+from shown import Page, expect_readable, expect_whole, line, printed
 
 LOST = {"none": 0.20, "matched-lr": 0.10, "freeze": 0.0, "l2": 0.02, "wpl": 0.01}
 
@@ -93,13 +89,6 @@ def stored(path, result, **config):
     for run in result.runs:
         folder.append(run)
     return folder
-
-
-def line(ax, gid):
-    """The lines that a panel draws under a name, end to end."""
-    found = [drawn for drawn in ax.lines if drawn.get_gid() == gid]
-    assert found, f"no line {gid!r}"
-    return tuple(np.concatenate([drawn.get_data()[i] for drawn in found]) for i in (0, 1))
 
 
 def mean_of(result, protection, key, alpha=None, **where):
@@ -243,78 +232,18 @@ def test_figures_touch_no_global_state_and_need_runs(draw):
 def test_no_text_covers_another_or_leaves_the_figure(options):
     result = made_up(seeds=2, **options)
     for draw in (accuracy_curves, forgetting_bars, trade_off, chain_forgetting):
-        figure = draw(result)
-        figure.draw_without_rendering()
-        hidden = hidden_labels(figure)
-        texts = [t for t in figure.findobj(mpl.text.Text) if t.get_text().strip() and t.get_visible()]
-        texts = [t for t in texts if t not in hidden]
-        boxes = [t.get_window_extent() for t in texts]
-        for i, box in enumerate(boxes):
-            assert figure.bbox.x0 - 1 <= box.x0, texts[i]
-            assert box.x1 <= figure.bbox.x1 + 1, texts[i]
-            for j in range(i):
-                assert not box.padded(-2).overlaps(boxes[j].padded(-2)), (draw, texts[i], texts[j])
-
-
-def hidden_labels(figure):
-    """Tick labels that matplotlib keeps but does not draw: those of the other side, and beyond the axis."""
-    hidden = []
-    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
-        low, high = sorted(axis.get_view_interval())
-        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
-            hidden += [tick.label2] if low <= tick.get_loc() <= high else [tick.label1, tick.label2]
-    return hidden
+        expect_readable(draw(result))
 
 
 # The page
-
-
-class Page(HTMLParser):
-    """Collects what a test asks about: links, tags left open, text."""
-
-    VOID: typing.ClassVar = {"meta", "img", "br", "link", "input", "hr"}
-
-    def __init__(self, html):
-        super().__init__()
-        self.links, self.open, self.ids, self.tags, self.words = [], [], [], [], []
-        self.feed(html)
-        assert not self.open, f"left open: {self.open}"
-        assert len(set(self.ids)) == len(self.ids)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.links += [value for name, value in attrs if name in {"src", "href", "srcset", "data", "action", "poster"}]
-        self.ids += [value for name, value in attrs if name == "id"]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in {"style", "script"}:
-            self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
 
 
 def test_the_page_needs_nothing_else(tmp_path):
     folder = stored(tmp_path / "run", made_up(alpha=(1e3, 1e5), models=3))
     path = write_report([folder], tmp_path / "report.html")
     assert path == tmp_path / "report.html"
-    html = path.read_text(encoding="utf-8")
-    page = Page(html)
-    assert all(link.startswith(("data:", "#")) for link in page.links)
-    assert "script" not in page.tags
-    assert not re.search(r"@import|url\(", html)
-    images = [link for link in page.links if link.startswith("data:image/svg+xml;base64,")]
-    assert len(images) == 4  # curves, bars, the chain, the trade-off
-    for image in images:
-        svg = ET.fromstring(base64.b64decode(image.split(",", 1)[1]))
-        hrefs = [v for e in svg.iter() for k, v in e.attrib.items() if k.endswith("href")]
-        assert all(href.startswith("#") for href in hrefs)
+    page = expect_whole(path.read_text(encoding="utf-8"))
+    assert page.tags.count("img") == 4  # curves, bars, the chain, the trade-off
     for expected in (
         headline(load_result(folder)).split(":")[0],
         "forgetless two-model",
@@ -538,10 +467,8 @@ def test_a_control_arm_that_could_not_be_matched_is_told():
 # The terminal
 
 
-def table_lines(result, width=80):
-    console = Console(width=width, file=io.StringIO(), color_system=None)
-    console.print(summary_table(result))
-    return [text.rstrip() for text in console.file.getvalue().splitlines()]
+def table_lines(result):
+    return printed(summary_table(result))
 
 
 def test_the_table_holds_the_summary_in_80_columns():

@@ -32,6 +32,20 @@ TINY = SearchConfig(
     max_gradient_norm=5.0,
 )
 
+SMALL_TEXT = SearchConfig(
+    epochs=2,
+    models_per_epoch=2,
+    batches_per_model=1,
+    strategy_steps=1,
+    samples_per_step=2,
+    final_samples=0,
+    evaluation_batches=1,
+    units=4,
+    nodes=2,
+    batch_size=4,
+    num_steps=5,
+)
+
 
 def without_time(records):
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
@@ -109,19 +123,11 @@ def test_wpl_is_consolidated_for_used_weights_only():
     config = dataclasses.replace(TINY, protection=("wpl",))
     search = Search(config, load_task(config), SearchArm(0, "wpl"))
     cell = search.strategy.space.parse("|none~0|+|none~0|none~1|+|nor_conv_1x1~0|none~1|none~2|")
-    squares = search._train(cell, 0, _NoSteps())
+    squares = search._train(cell, 0)
     search._consolidate(cell, squares)
     used = {id(p) for p in search.supernet.used_parameters(cell).values()}
     held = {id(p) for p in search.supernet.parameters() if search.protection.plasticity.anchor(p) is not None}
     assert held == used
-
-
-class _NoSteps:
-    def start(self):
-        pass
-
-    def update(self, step):
-        pass
 
 
 def test_training_importance_is_b_times_the_mean_squared_batch_gradient():
@@ -129,7 +135,7 @@ def test_training_importance_is_b_times_the_mean_squared_batch_gradient():
     task = load_task(config)
     search = Search(config, task, SearchArm(0, "wpl"))
     cell = search.strategy.propose(1)[0]
-    squares = search._train(cell, 0, _NoSteps())
+    squares = search._train(cell, 0)
     twin = Search(config, task, SearchArm(0, "wpl"))
     twin.supernet.train()
     ((x, y),) = task.training_batches(1, torch.Generator().manual_seed(0))
@@ -146,30 +152,55 @@ def test_held_out_importance_is_the_fisher():
 
 
 def test_text_search_with_every_control():
-    config = SearchConfig(
+    config = dataclasses.replace(
+        SMALL_TEXT,
         protection=("none", "wpl", "matched-lr", "l2", "freeze"),
-        epochs=2,
-        models_per_epoch=2,
-        batches_per_model=1,
-        strategy_steps=1,
-        samples_per_step=2,
-        final_samples=0,
-        evaluation_batches=1,
-        units=4,
-        nodes=2,
-        batch_size=4,
-        num_steps=5,
         single=True,
         independent=True,
+        dropout=0.2,
+        weight_drop=0.1,
     )
     records = run(config)
     assert len(records) == 2 * 5
     by = {(r["protection"], r["epoch"]): r for r in records}
     assert by["matched-lr", 0]["learning_rate"] == 10.0
     assert by["matched-lr", 1]["learning_rate"] == pytest.approx(
-        10.0 * by["wpl", 0]["mean_step"] / by["matched-lr", 0]["mean_step"]
+        10.0 * by["wpl", 1]["mean_step"] / by["matched-lr", 0]["mean_step"]
     )
     assert by["freeze", 1]["mean_step"] < by["none", 1]["mean_step"]
+
+
+def test_arms_are_the_same_until_protection_begins():
+    config = dataclasses.replace(TINY, protection=("none", "matched-lr", "wpl"), protect_from=2, final_samples=0)
+    by = {(r["protection"], r["epoch"]): r for r in without_time(run(config))}
+
+    def numbers(protection, epoch):
+        return {name: value for name, value in by[protection, epoch].items() if name != "protection"}
+
+    assert all(numbers(name, epoch) == numbers("none", epoch) for name in ("wpl", "matched-lr") for epoch in (0, 1))
+    assert [by["wpl", epoch]["is_protected"] for epoch in (0, 1, 2)] == [False, False, True]
+    wanted = by["wpl", 2]["mean_step"] / by["none", 1]["mean_step"]
+    assert by["matched-lr", 2]["learning_rate"] == pytest.approx(wanted * by["none", 2]["learning_rate"])
+    assert by["wpl", 2]["mean_step"] != by["none", 2]["mean_step"]
+
+
+def test_protection_begins_after_the_first_epoch_in_which_models_forget():
+    config = dataclasses.replace(TINY, protection=("wpl",), protect_from="forgetting", epochs=4, final_samples=0)
+    search = Search(config, load_task(config), SearchArm(0, "wpl"))
+    forgotten = False
+    for _ in range(config.epochs):
+        record = search.one_epoch({}, lambda phase, values: None)
+        assert record["is_protected"] == forgotten
+        forgotten |= record["forgetting_mean"] > 0
+    assert forgotten
+
+
+def test_merging_moves_the_weights_and_the_error_right_after_it_is_recorded():
+    config = dataclasses.replace(SMALL_TEXT, protection=("l2",), alpha=0.0, decay=1.0)
+    kept, merged = (run(dataclasses.replace(config, rule=rule))[1] for rule in ("replace", "merge"))
+    assert kept["error_consolidated"] == kept["error_first"]
+    assert merged["error_consolidated"] != merged["error_first"]
+    assert merged["mean_step"] < kept["mean_step"]
 
 
 def test_reward_of_text_is_80_over_perplexity():

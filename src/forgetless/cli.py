@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import rich
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -27,9 +28,18 @@ from forgetless import __version__, search
 from forgetless.errors import InputError, expect_one_of
 from forgetless.experiments import two_model
 from forgetless.experiments.two_model import TwoModelConfig
-from forgetless.report import SearchResult, load_result, search_table, summary_table, write_report
-from forgetless.runs import REPORT, RunFolder
+from forgetless.report import (
+    SearchResult,
+    interference_table,
+    load_result,
+    search_table,
+    summary_table,
+    write_interference,
+    write_report,
+)
+from forgetless.runs import REPORT, TENSORBOARD, RunFolder
 from forgetless.search import SearchConfig
+from forgetless.tensorboard import EpochScalars, expect_tensorboard
 
 EXPERIMENT = "experiment"
 TWO_MODEL = "two-model"
@@ -73,6 +83,7 @@ def search_command(
     compare: bool = False,
     output: Path | None = None,
     overwrite: bool = False,
+    tensorboard: bool = False,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
     """Search an architecture on shared weights and measure how much is forgotten: figure 4 of the paper.
@@ -82,25 +93,76 @@ def search_command(
         compare: Three arms with the same seeds: unprotected, matched learning rate, weight plasticity.
         output: Folder for the run; a new one below runs/ by default.
         overwrite: Replace the run folder if it exists.
+        tensorboard: Write every epoch's numbers as scalars below the run folder, too.
         as_json: Print the result as JSON on standard output, and nothing else there.
     """
     config = config or SearchConfig()
     if compare:
         config = dataclasses.replace(config, protection=("none", search.MATCHED, "wpl"))
+    if tensorboard:
+        expect_tensorboard()
     search.check_memory(config, search.load_task(config))  # bad input is refused before anything is written
     data = Path(config.data).stem if config.data else config.space
-    _start(SEARCH, config, data, output, overwrite=overwrite, as_json=as_json)
+    _start(SEARCH, config, data, output, overwrite=overwrite, as_json=as_json, tensorboard=tensorboard)
 
 
 @app.command
-def resume(run: Path, /, *, as_json: Annotated[bool, Parameter(name="--json")] = False) -> None:
+def resume(
+    run: Path, /, *, tensorboard: bool = False, as_json: Annotated[bool, Parameter(name="--json")] = False
+) -> None:
     """Go on with an interrupted run, to the same numbers as if it had never stopped.
 
     Args:
         run: The run folder.
+        tensorboard: Write every epoch's numbers as scalars below the run folder, too; for a search.
         as_json: Print the result as JSON on standard output, and nothing else there.
     """
-    _go_on(RunFolder(run), as_json=as_json)
+    _go_on(RunFolder(run), as_json=as_json, tensorboard=tensorboard)
+
+
+@app.command(name="interference")
+def interference_command(
+    run: Path,
+    /,
+    *,
+    models: Annotated[int, Parameter(validator=Number(gte=2))] = 8,
+    batches: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    seed: int | None = None,
+    protection: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
+    output: Path | None = None,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Measure on finished searches who overwrites whom: each of a sample's architectures by training each of them.
+
+    Args:
+        run: The run folder of a search.
+        models: Architectures to draw, the same for every protection.
+        batches: How many each is trained for; the search's batches_per_model by default.
+        seed: Of the searches; 0 by default, or, where none is finished, that of the newest checkpoint.
+        protection: Of the searches; all that are finished by default.
+        output: Folder for interference.json and interference.png; the run folder by default.
+        as_json: Print the result as JSON on standard output, and nothing else there.
+
+    Raises:
+        InputError: If the run is no search, or has no state of those asked for.
+    """
+    folder = RunFolder(run)
+    result = load_result(folder)
+    if not isinstance(result, SearchResult):
+        raise InputError(f"Expected the run of a search, but {run} is one of {TWO_MODEL}. Name another folder.")
+    states = _trained_states(folder, result.config, seed, protection)
+    with _progress_bar() as show:
+        arms = search.measure_arms(
+            result.config, states, num_models=models, num_batches=batches, on_progress=_show_search(show)
+        )
+    with _writable(output or folder.path) as path:
+        picture = write_interference(result, arms, path)
+    if as_json:
+        print(json.dumps({"arms": arms}, allow_nan=False))  # noqa: T201
+    else:
+        console = Console()
+        console.print(interference_table(result, arms))
+        console.print(f"Picture: {picture}", soft_wrap=True, highlight=False)
 
 
 @app.command
@@ -168,12 +230,22 @@ def _one_sentence(error: CycloptsError) -> str:
     return " ".join(str(error).split())
 
 
-def _start(experiment: str, config: Config, data: str, output: Path | None, *, overwrite: bool, as_json: bool) -> None:
+def _start(
+    experiment: str,
+    config: Config,
+    data: str,
+    output: Path | None,
+    *,
+    overwrite: bool,
+    as_json: bool,
+    tensorboard: bool = False,
+) -> None:
     """Make the run folder, then do all of the run."""
     stamp = dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     path = output or Path("runs") / f"{experiment}-{data}-{stamp}"
     values = {EXPERIMENT: experiment, **_as_toml(config)}
-    _go_on(RunFolder.create(path, values, device=config.device, overwrite=overwrite), as_json=as_json)
+    folder = RunFolder.create(path, values, device=config.device, overwrite=overwrite)
+    _go_on(folder, as_json=as_json, tensorboard=tensorboard)
 
 
 def _as_toml(config: Config) -> dict[str, Any]:
@@ -183,14 +255,19 @@ def _as_toml(config: Config) -> dict[str, Any]:
     }
 
 
-def _go_on(folder: RunFolder, *, as_json: bool) -> None:
+def _go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False) -> None:
     """Do what is left of a run, then show it."""
     values = folder.config
     experiment = str(values.pop(EXPERIMENT, None))
     expect_one_of(f"experiment in {folder.path}", experiment, _RUN)
+    if tensorboard and experiment != SEARCH:
+        raise InputError(
+            f"Expected a search for --tensorboard, but {folder.path} is a run of {experiment}. Leave it out."
+        )
+    scalars = EpochScalars(folder.path / TENSORBOARD) if tensorboard else None
     try:
         with _progress_bar() as show:
-            _RUN[experiment](folder, values, show)
+            _RUN[experiment](folder, values, show, scalars)
     except KeyboardInterrupt:
         _complain(f"interrupted; go on with: forgetless resume {shlex.quote(str(folder.path))}")
         raise
@@ -207,7 +284,7 @@ def _go_on(folder: RunFolder, *, as_json: bool) -> None:
         console.print(f"Report: {path}", soft_wrap=True, highlight=False)
 
 
-def _run_two_model(folder: RunFolder, values: dict[str, Any], show: Show) -> None:
+def _run_two_model(folder: RunFolder, values: dict[str, Any], show: Show, _: EpochScalars | None) -> None:
     def on_progress(progress: two_model.Progress) -> None:
         accuracies = "  ".join(f"{name} {100 * value:5.1f} %" for name, value in progress.accuracies.items())
         done = progress.done + progress.step / max(1, progress.num_steps)
@@ -217,14 +294,15 @@ def _run_two_model(folder: RunFolder, values: dict[str, Any], show: Show) -> Non
     two_model.run(config, finished=folder.records(), on_run=folder.append, on_progress=on_progress)
 
 
-def _run_search(folder: RunFolder, values: dict[str, Any], show: Show) -> None:
-    def on_progress(progress: search.SearchProgress) -> None:
-        told = "  ".join(f"{name} {value:.3f}" for name, value in progress.values.items())
-        show(f"{progress.label}  {told}", progress.done, progress.total)
-
+def _run_search(folder: RunFolder, values: dict[str, Any], show: Show, scalars: EpochScalars | None) -> None:
     def on_epoch(record: dict[str, Any], state: dict[str, Any]) -> None:
+        if record["event"] == "epoch" and record["epoch"] == config.epochs - 1:
+            # First, because once there is a checkpoint this epoch is not done again.
+            folder.save_trained(record["seed"], record["protection"], state)
         folder.save_checkpoint(state)
         folder.append(record)
+        if scalars is not None:
+            scalars.write(record)
 
     config = SearchConfig.from_dict(values)
     with _warnings_in_one_line():
@@ -233,10 +311,48 @@ def _run_search(folder: RunFolder, values: dict[str, Any], show: Show) -> None:
     kept = search.reconcile(config, found, checkpoint)
     if kept != found:
         folder.replace_records(kept)
-    search.run(config, records=kept, checkpoint=checkpoint, on_epoch=on_epoch, on_progress=on_progress)
+    if scalars is not None:
+        for record in kept:
+            scalars.write(record)
+    search.run(config, records=kept, checkpoint=checkpoint, on_epoch=on_epoch, on_progress=_show_search(show))
 
 
-_RUN: dict[str, Callable[[RunFolder, dict[str, Any], Show], None]] = {TWO_MODEL: _run_two_model, SEARCH: _run_search}
+def _show_search(show: Show) -> Callable[[search.SearchProgress], None]:
+    def on_progress(progress: search.SearchProgress) -> None:
+        told = "  ".join(f"{name} {value:.3f}" for name, value in progress.values.items())
+        show(f"{progress.label}  {told}", progress.done, progress.total)
+
+    return on_progress
+
+
+def _trained_states(
+    folder: RunFolder, config: SearchConfig, seed: int | None, protection: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The states of the finished arms that are asked for, or else the newest checkpoint if it may be meant."""
+    for name in protection:
+        expect_one_of("protection", name, config.protection)
+    asked = [arm for arm in search.search_arms(config) if not protection or arm.protection in protection]
+    finished = [arm for arm in asked if arm.seed == (seed or 0)]
+    finished.sort(key=lambda arm: config.protection.index(arm.protection))
+    with _warnings_in_one_line():
+        found = [folder.load_trained(arm.seed, arm.protection) for arm in finished]
+        if not any(found):
+            found = [folder.load_checkpoint()]
+    meant = finished if seed is not None else asked
+    states = [state for state in found if state is not None and search.SearchArm(**state["arm"]) in meant]
+    if not states:
+        which = " of those asked for" if seed is not None or protection else ""
+        raise InputError(
+            f"Expected a finished search or a checkpoint in {folder.path}, but got none{which}. Go on with "
+            "`forgetless resume`."
+        )
+    return states
+
+
+_RUN: dict[str, Callable[[RunFolder, dict[str, Any], Show, EpochScalars | None], None]] = {
+    TWO_MODEL: _run_two_model,
+    SEARCH: _run_search,
+}
 
 
 @contextlib.contextmanager

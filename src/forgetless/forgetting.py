@@ -13,8 +13,8 @@ from scipy import stats
 
 NUM_BEST = 5
 
-# Differences of errors that should cancel leave this much; nothing that is measured is as small.
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
+"""Differences of errors that should cancel leave less than this; nothing that is measured is as small."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def reduction(
             "Compare runs on the same seeds."
         )
     held, free = np.asarray(protected, dtype=float), np.asarray(unprotected, dtype=float)
-    if free.mean() <= _ROUNDING:
+    if free.mean() <= ROUNDING:
         return None
     estimate = float(1 - held.mean() / free.mean())
     if len(held) < 2:
@@ -208,7 +208,7 @@ def reduction(
     rows = np.random.default_rng(seed).integers(len(held), size=(num_resamples, len(held)))
     free_means = free[rows].mean(1)
     ratios = np.full(num_resamples, -np.inf)
-    np.divide(-held[rows].mean(1), free_means, out=ratios, where=free_means > _ROUNDING)
+    np.divide(-held[rows].mean(1), free_means, out=ratios, where=free_means > ROUNDING)
     ends = np.quantile(1 + ratios, [(1 - confidence) / 2, (1 + confidence) / 2], method="inverted_cdf")
     low, high = (float(end) if math.isfinite(end) else None for end in ends)
     return Interval(estimate, low, high)

@@ -6,7 +6,10 @@
 | `environment.json` | versions, git revision, device |
 | `metrics.jsonl` | one JSON object per finished unit of work; docs/metrics.md explains every key |
 | `checkpoint.pt` | what a search goes on from; `checkpoint-before.pt` is the one before |
+| `trained-seed0-wpl.pt` | what a search's arm had come to after its last epoch; one per finished arm |
+| `interference.json`, `.png` | who overwrites whom on these, if it was measured |
 | `report.html` | made from the others, never read |
+| `tensorboard/` | the same, where it is asked for |
 """
 
 import importlib.metadata
@@ -34,6 +37,8 @@ METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_BEFORE = "checkpoint-before.pt"
 REPORT = "report.html"
+TENSORBOARD = "tensorboard"
+INTERFERENCE = "interference.json"
 
 
 def environment(device: str = "cpu") -> dict[str, str | int | None]:
@@ -109,6 +114,19 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _load_state(path: Path, otherwise: str) -> dict[str, Any] | None:
+    """A stored state; None if there is none, or it is damaged: a warning says so, and what is done `otherwise`."""
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        warnings.warn(f"{path} is damaged ({reason}); {otherwise}.", stacklevel=3)
+        return None
+    return state
 
 
 class RunFolder:
@@ -212,29 +230,47 @@ class RunFolder:
         Args:
             state: Tensors, numbers, strings, lists and dicts of them.
         """
-        path, temporary = self.path / CHECKPOINT, self.path / f".{CHECKPOINT}"
-        with temporary.open("wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
+        path, temporary = self.path / CHECKPOINT, self._stored(state)
         if path.exists():
             path.replace(self.path / CHECKPOINT_BEFORE)
         temporary.replace(path)
 
+    def save_trained(self, seed: int, protection: str, state: Mapping[str, Any]) -> None:
+        """Keep the state of an arm that has all its epochs, whatever is done after it.
+
+        Args:
+            seed: Of the arm.
+            protection: Of the arm.
+            state: As for `save_checkpoint`.
+        """
+        self._stored(state).replace(self._trained(seed, protection))
+
+    def load_trained(self, seed: int, protection: str) -> dict[str, Any] | None:
+        """The state that `save_trained` kept; None if there is none, or it is damaged, which a warning tells.
+
+        Args:
+            seed: Of the arm.
+            protection: Of the arm.
+        """
+        return _load_state(self._trained(seed, protection), "leaving it out")
+
+    def _trained(self, seed: int, protection: str) -> Path:
+        return self.path / f"trained-seed{seed}-{protection}.pt"
+
+    def _stored(self, state: Mapping[str, Any]) -> Path:
+        """A file that holds the state, safe on the disk, and is still to be renamed."""
+        temporary = self.path / f".{CHECKPOINT}"
+        with temporary.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        return temporary
+
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The newest state that can be read; None if there is none. A damaged one is passed over with a warning."""
-        for name in (CHECKPOINT, CHECKPOINT_BEFORE):
-            path = self.path / name
-            if not path.exists():
-                continue
-            try:
-                state: dict[str, Any] = torch.load(path, weights_only=True)
-            except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                warnings.warn(f"{path} is damaged ({reason}); going on from the one before.", stacklevel=2)
-                continue
-            return state
-        return None
+        paths = (self.path / name for name in (CHECKPOINT, CHECKPOINT_BEFORE))
+        states = (_load_state(path, "going on from the one before") for path in paths)
+        return next((state for state in states if state is not None), None)
 
     def records(self) -> list[dict[str, Any]]:
         """What metrics.jsonl holds. A last line cut short by a crash is dropped, from the file too.

@@ -11,6 +11,7 @@ for rewards, its second half for err₁ and err₂, `test` for the derived archi
 Sources: Pham et al. 2018 (ENAS, arXiv:1802.03268); Benyahia et al. 2019 (arXiv:1902.08232), section 4.2.
 """
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -33,6 +35,7 @@ from forgetless.data.text import TEXT_DATA
 from forgetless.errors import InputError, expect_one_of
 from forgetless.forgetting import ForgettingMeter
 from forgetless.importance import FisherKind, diagonal_fisher
+from forgetless.interference import Interference, measure_interference
 from forgetless.plasticity import AccumulationRule
 from forgetless.protection import PROTECTIONS, WPL, NoProtection, Protection, make_protection
 from forgetless.strategies import STRATEGIES, Strategy, make_strategy
@@ -40,11 +43,12 @@ from forgetless.supernets.cell import CellSupernet
 from forgetless.supernets.nas201 import ImageSupernet, Nas201Supernet
 from forgetless.supernets.recurrent import RecurrentSupernet
 from forgetless.tasks import ImageClassification, LanguageModelling, SplitName, Task
-from forgetless.training import cpu_arithmetic, train
+from forgetless.training import cpu_arithmetic, expect_device, train
 
 SpaceName = Literal["recurrent", "cell", "nas201"]
 ImportanceSource = Literal["held-out", "training"]
 Protected = Literal["all", "cell"]
+Start = Literal["forgetting"] | int
 
 MATCHED = "matched-lr"
 ARMS = (*PROTECTIONS, MATCHED)
@@ -70,6 +74,8 @@ class SearchConfig:
         decay: Of the rules `ema` and `merge`.
         damping: Added to the importance, as a share of its mean.
         reset_every: Epochs between two resets of anchors and importance; never if 0.
+        protect_from: First epoch with protection, from 0; or `forgetting`: the one after the first in which models
+            got worse on average. Until then all arms of a seed are the same.
         protect: `all` shared weights, or those of the `cell` only, without embedding, decoder, stem and classifier.
         importance: Where the Fisher comes from: `held-out` examples, or the gradients of the `training` batches
             themselves, which cost nothing (B times the square of the batch-mean gradient).
@@ -85,6 +91,10 @@ class SearchConfig:
         strategy_steps: Calls of the strategy's `learn` per epoch.
         samples_per_step: Architectures per call.
         final_samples: Architectures from which the best is derived at the end; no derivation if 0.
+        final_batches: Batches of which the derived and the random architecture are trained from scratch; as many as
+            the whole search took if 0.
+        interference_every: Epochs between two measurements of who overwrites whom; never if 0.
+        interference_models: Architectures of these measurements, drawn once per seed; each is trained as in an epoch.
         optimizer: `sgd` or `adam`.
         learning_rate: Of the shared weights; by space and optimizer if None.
         momentum: Of SGD.
@@ -94,6 +104,8 @@ class SearchConfig:
         nodes: Nodes of a recurrent cell, blocks of an ENAS cell.
         units: Units of the recurrent cell, or channels of the first stage.
         cells_per_stage: Cells per stage of an image network.
+        dropout: Of the embedded words and of the output of a recurrent cell, one mask per sequence.
+        weight_drop: Probability that a single weight of a recurrent cell is dropped.
         device: Where to train.
         threads: Threads of the CPU; they decide the last bits of every result.
     """
@@ -108,6 +120,7 @@ class SearchConfig:
     decay: float = 0.9
     damping: float = 0.0
     reset_every: int = 0
+    protect_from: Start = 0
     protect: Protected = "all"
     importance: ImportanceSource = "training"
     importance_batches: int = 2
@@ -122,6 +135,9 @@ class SearchConfig:
     strategy_steps: int = 5
     samples_per_step: int = 10
     final_samples: int = 100
+    final_batches: int = 0
+    interference_every: int = 0
+    interference_models: int = 4
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float | None = None
     momentum: float = 0.0
@@ -131,6 +147,8 @@ class SearchConfig:
     nodes: int = 4
     units: int = 32
     cells_per_stage: int = 1
+    dropout: float = 0.0
+    weight_drop: float = 0.0
     device: str = "cpu"
     threads: int = 1
 
@@ -168,16 +186,36 @@ class SearchConfig:
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"Expected {name} to be at least 1, but got {getattr(self, name)}.")
-        for name in ("reset_every", "evaluation_batches", "strategy_steps", "final_samples"):
+        for name in (
+            "reset_every",
+            "evaluation_batches",
+            "strategy_steps",
+            "final_samples",
+            "final_batches",
+            "interference_every",
+        ):
             if getattr(self, name) < 0:
                 raise InputError(f"Expected {name} to be at least 0, but got {getattr(self, name)}.")
+        if self.interference_models < 2:
+            raise InputError(f"Expected interference_models to be at least 2, but got {self.interference_models}.")
         for name in ("alpha", "damping"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise InputError(f"Expected {name} to be finite and at least 0, but got {value}.")
-        rate = self.learning_rate
-        if rate is not None and not (math.isfinite(rate) and rate > 0):
-            raise InputError(f"Expected learning_rate to be finite and above 0, but got {rate}.")
+        for name in ("learning_rate", "max_gradient_norm"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InputError(f"Expected {name} to be finite and above 0, but got {value}.")
+        for name in ("momentum", "dropout", "weight_drop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"Expected {name} in [0, 1), but got {getattr(self, name)}.")
+        if isinstance(self.protect_from, str):
+            expect_one_of("protect_from", self.protect_from, ["forgetting", "an epoch"])
+        elif self.protect_from < 0:
+            raise InputError(f"Expected protect_from to be at least 0 or forgetting, but got {self.protect_from}.")
+        if not 0 <= self.decay <= 1:
+            raise InputError(f"Expected decay in [0, 1], but got {self.decay}.")
+        expect_device(self.device)
         named = (self.space == "recurrent") == (self.data in TEXT_DATA)
         if self.data in (*TEXT_DATA, *IMAGE_DATA) and not named:
             raise InputError(f"Expected data that fits the space {self.space}, but got {self.data!r}.")
@@ -271,6 +309,7 @@ def run(
 
 def _check_configuration(config: SearchConfig, stored: Mapping[str, Any]) -> None:
     present = dataclasses.asdict(config)
+    stored = {**dataclasses.asdict(SearchConfig()), **stored}  # options that came later have their defaults
     # Where the data lies may change between two machines; what it is may not.
     differing = [name for name in present if name != "data_dir" and present[name] != stored.get(name)]
     if differing:
@@ -314,6 +353,8 @@ def memory_bytes(config: SearchConfig, task: Task[Any]) -> int:
         Bytes.
     """
     copies = 5 if config.optimizer == "sgd" else 7  # the mean step keeps one more
+    if config.interference_every:  # a second copy of the weights and the optimizer's state
+        copies += 1 if config.optimizer == "sgd" else 3
     space = make_space(config)
     if isinstance(task, LanguageModelling):
         assert isinstance(space, RecurrentSpace)
@@ -366,7 +407,14 @@ def make_supernet(config: SearchConfig, task: Task[Any], space: Space[Any], seed
         supernet: nn.Module
         if isinstance(task, LanguageModelling):
             assert isinstance(space, RecurrentSpace)
-            supernet = RecurrentSupernet(task.data.num_words, config.units, space)
+            supernet = RecurrentSupernet(
+                task.data.num_words,
+                config.units,
+                space,
+                dropout_input=config.dropout,
+                dropout_output=config.dropout,
+                weight_drop=config.weight_drop,
+            )
         elif isinstance(task, ImageClassification):
             sizes = (task.data.image_shape, task.data.num_classes, config.units, config.cells_per_stage)
             supernet = CellSupernet(*sizes, space) if isinstance(space, CellSpace) else Nas201Supernet(*sizes)
@@ -388,7 +436,12 @@ def reconcile(
 
     Returns:
         The records to keep.
+
+    Raises:
+        InputError: If the checkpoint is of another configuration.
     """
+    if checkpoint is not None:
+        _check_configuration(config, checkpoint["config"])
     kept = []
     for arm in search_arms(config):
         mine = [record for record in records if _arm_of(record) == arm]
@@ -431,7 +484,7 @@ def _run_arm(
     wanted = {
         record["epoch"]: record["mean_step"]
         for record in made
-        if record["event"] == "epoch" and _arm_of(record) == SearchArm(arm.seed, "wpl")
+        if record["event"] == "epoch" and record["is_protected"] and _arm_of(record) == SearchArm(arm.seed, "wpl")
     }
     total = len(search_arms(config)) * config.epochs
 
@@ -457,6 +510,69 @@ def _run_arm(
             )
 
 
+def measure_arms(
+    config: SearchConfig,
+    states: Sequence[Mapping[str, Any]],
+    *,
+    num_models: int = 8,
+    num_batches: int | None = None,
+    on_progress: Callable[[SearchProgress], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Who overwrites whom, on stored states of a search: the same sample and batches for all states of a seed.
+
+    Args:
+        config: Of the search.
+        states: As `on_epoch` of `run` was given them, one per arm.
+        num_models: Architectures to draw, at least 2.
+        num_batches: Batches that each is trained for; `batches_per_model` if None.
+        on_progress: Called before and after each training.
+
+    Returns:
+        One JSON-serialisable dict per state; docs/metrics.md explains the keys.
+
+    Raises:
+        InputError: If the data is missing or damaged, a state is of another configuration, or there are fewer than 2
+            models.
+    """
+
+    def show(arm: SearchArm, before: int, trained: int) -> None:
+        if on_progress is not None:
+            label = f"seed {arm.seed} {arm.protection}: {trained}/{num_models} models trained"
+            on_progress(SearchProgress(before + trained, len(states) * num_models, label, {}))
+
+    measured = []
+    with cpu_arithmetic(config.threads, flush_denormals=True), torch.random.fork_rng(devices=[]):
+        task = load_task(config)
+        for done, state in enumerate(states):
+            _check_configuration(config, state["config"])
+            arm = SearchArm(**state["arm"])
+            torch.manual_seed(arm.seed)  # the state has the CPU's random numbers only
+            search = Search(config, task, arm)
+            search.load_state_dict(state)
+            on_trained = partial(show, arm, done * num_models)
+            on_trained(0)
+            sample = fixed_sample(search.strategy.space, num_models, arm.seed)
+            found = search.interference(sample, search.epoch, num_batches, on_trained)
+            epochs = {"epochs": search.epoch, "num_batches": num_batches or config.batches_per_model}
+            measured.append({**dataclasses.asdict(arm), **epochs, **found.as_dict()})
+    return measured
+
+
+def fixed_sample(space: Space[Any], number: int, seed: int) -> list[Any]:
+    """Architectures drawn uniformly, the first of them the same for every number; distinct as long as there are more.
+
+    Args:
+        space: What to draw from.
+        number: How many.
+        seed: Of a generator of its own.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn: dict[Any, None] = {}
+    while len(drawn) < min(number, space.size):
+        drawn[space.sample(generator)] = None
+    return [*drawn, *(space.sample(generator) for _ in range(number - len(drawn)))]
+
+
 class Search:
     """The state of one search, an epoch at a time.
 
@@ -478,10 +594,12 @@ class Search:
         self.supernet = make_supernet(config, task, space, arm.seed)
         self.strategy: Strategy[Any] = make_strategy(config.strategy, space, seed=arm.seed)
         self.scale = 1.0  # of the learning rate, in the control arm
+        self._step = 0.0  # mean step of the last epoch
+        self._protects = config.protect_from == 0
         shared = self._protected(dict(self.supernet.named_parameters()))
         name = "none" if arm.protection == MATCHED else arm.protection
         self.protection: Protection = make_protection(name, shared, config.alpha, damping=config.damping)
-        if isinstance(self.protection, WPL) and name == "wpl":
+        if isinstance(self.protection, WPL):
             self.protection.plasticity.rule = config.rule
             self.protection.plasticity.decay = config.decay
         self.optimizer = _optimizer(config, self.supernet)
@@ -509,21 +627,31 @@ class Search:
         clock = _Clock()
         if config.reset_every and self.epoch % config.reset_every == 0 and isinstance(self.protection, WPL):
             self.protection.plasticity.reset()
+        self._protects |= self.epoch == config.protect_from
+        wanted = wanted_steps.get(self.epoch)
+        if self.arm.protection == MATCHED and wanted is not None and self._step > 0:
+            self.scale *= wanted / self._step
         for group in self.optimizer.param_groups:
             group["lr"] = _learning_rate(config) * self.scale
         meter = ForgettingMeter(self._diverged_above())
         trained: list[Any] = []
         first: list[float] = []
-        steps = _MeanStep(self.supernet)
+        consolidated: list[float] = []
+        distances: list[float] = []
         for j in range(config.models_per_epoch):
             architecture = self._next_architecture()
+            before = [weight.detach().clone() for weight in self.supernet.parameters()]
             with clock("train"):
-                squares = self._train(architecture, self.epoch * config.models_per_epoch + j, steps)
+                squares = self._train(architecture, self.epoch * config.models_per_epoch + j)
             with clock("evaluate"):
                 error = self._error(architecture, "forgetting")
             with clock("consolidate"):
-                if error <= self._diverged_above():
+                if error <= self._diverged_above() and self._protects:
                     self._consolidate(architecture, squares)
+            with clock("evaluate"):
+                moves = self._protects and isinstance(self.protection, WPL) and config.rule == "merge"
+                consolidated.append(self._error(architecture, "forgetting") if moves else error)
+            distances.append(_distance(before, list(self.supernet.parameters())))
             meter.record(j, error)
             trained.append(architecture)
             first.append(error)
@@ -536,12 +664,16 @@ class Search:
         for j, error in enumerate(second):
             meter.revisit(j, error)
         forgetting = meter.summary()
+        part = math.nan
+        if config.interference_every and (self.epoch + 1) % config.interference_every == 0:
+            show("interference", {"forgetting": forgetting.mean})
+            sample = fixed_sample(self.strategy.space, config.interference_models, self.arm.seed)
+            with clock("interference"):
+                part = self.interference(sample, self.epoch + 1).multi_model_part.mean
         show("learning", {"forgetting": forgetting.mean})
         with clock("learn"):
             learned = self._learn()
-        wanted = wanted_steps.get(self.epoch)
-        if self.arm.protection == MATCHED and wanted is not None and steps.mean > 0:
-            self.scale *= wanted / steps.mean
+        self._step = sum(distances) / len(distances) / config.batches_per_model
         record = {
             "event": "epoch",
             **dataclasses.asdict(self.arm),
@@ -551,15 +683,20 @@ class Search:
             "forgetting_max": _or_none(forgetting.maximum),
             "num_models": forgetting.num_models,
             "num_diverged": forgetting.num_diverged,
+            "multi_model_part": _or_none(part),
             "error_first": _or_none(_finite_mean(first)),
+            "error_consolidated": _or_none(_finite_mean(consolidated)),
             "error_second": _or_none(_finite_mean(second)),
+            "is_protected": self._protects and self.arm.protection not in {"none", MATCHED},
             "penalty": penalty,
-            "mean_step": steps.mean,
+            "mean_step": self._step,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **{name: _or_none(value) for name, value in learned.items()},
             "seconds": clock.seconds,
         }
         self.epoch += 1
+        if config.protect_from == "forgetting" and forgetting.mean > 0:
+            self._protects = True
         return record
 
     def _next_architecture(self) -> Any:
@@ -569,7 +706,7 @@ class Search:
             self._only = self.strategy.propose(1)[0]
         return self._only
 
-    def _train(self, architecture: Any, number: int, steps: "_MeanStep") -> dict[str, Tensor]:
+    def _train(self, architecture: Any, number: int) -> dict[str, Tensor]:
         """Train one architecture for its batches; returns B/k Σ (batch-mean gradient)² by name, if it is asked for."""
         config = self.config
         bound = _Bound(self.supernet, architecture)
@@ -582,23 +719,24 @@ class Search:
                     square = parameter.grad.square().mul_(share)
                     squares[name] = squares[name].add_(square) if name in squares else square
 
-        wants_squares = config.importance == "training" and isinstance(self.protection, WPL)
+        wants_squares = config.importance == "training" and isinstance(self.protection, WPL) and self._protects
+        start = number * config.batches_per_model
+        self._train_on(architecture, start, config.batches_per_model, add_squares if wants_squares else None)
+        return squares
+
+    def _train_on(
+        self, architecture: Any, start: int, num_batches: int, on_gradients: Callable[[], None] | None = None
+    ) -> None:
+        """Train one architecture on the seed's batches number `start`, `start` + 1, … under the protection."""
         self.supernet.train()
-        steps.start()
         train(
-            self.task.training_batches(
-                config.batches_per_model,
-                torch.Generator().manual_seed(self.arm.seed),
-                start=number * config.batches_per_model,
-            ),
+            self.task.training_batches(num_batches, torch.Generator().manual_seed(self.arm.seed), start=start),
             self.task.loss_of(self.supernet, architecture),
             self.optimizer,
-            self.protection,
-            max_gradient_norm=config.max_gradient_norm,
-            on_gradients=add_squares if wants_squares else None,
-            after_step=steps.update,
+            self.protection if self._protects else NoProtection([]),
+            max_gradient_norm=self.config.max_gradient_norm,
+            on_gradients=on_gradients,
         )
-        return squares
 
     def _consolidate(self, architecture: Any, squares: dict[str, Tensor]) -> None:
         self.protection.consolidate(_Bound(self.supernet, architecture), lambda _: self._fisher(architecture, squares))
@@ -612,6 +750,53 @@ class Search:
         if isinstance(self.supernet, ImageSupernet):
             self.supernet.recalibrate(architecture, [images for images, _ in batches])
         return diagonal_fisher(bound, batches, _cross_entropy, config.fisher, parameters=bound.parameters())
+
+    # ---- who overwrites whom ---------------------------------------------------------------------------------
+
+    def interference(
+        self,
+        architectures: Sequence[Any],
+        finished_epochs: int,
+        num_batches: int | None = None,
+        on_trained: Callable[[int], None] | None = None,
+    ) -> Interference:
+        """How training each of some architectures from the present state changes the errors of all; it is undone.
+
+        Each trains under the protection on the first batches of the next epoch; none is consolidated, so that anchors
+        and importance stay what they are.
+
+        Args:
+            architectures: Members of the space, at least 2.
+            finished_epochs: Epochs whose batches are passed over.
+            num_batches: How many batches each is trained for; `batches_per_model` if None.
+            on_trained: Called with the number of architectures trained so far.
+        """
+        config = self.config
+        start = finished_epochs * config.models_per_epoch * config.batches_per_model
+        return measure_interference(
+            architectures,
+            lambda architecture: self._train_on(architecture, start, num_batches or config.batches_per_model),
+            lambda architecture: self._error(architecture, "forgetting"),
+            self._undone,
+            diverged_above=self._diverged_above(),
+            on_trained=on_trained,
+        )
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """At its end weights, buffers, optimizer, random state and mode are as they were; gradients are gone."""
+        weights, state = copy.deepcopy((self.supernet.state_dict(), self.optimizer.state_dict()))
+        was_training = self.supernet.training
+        devices = {weight.device for weight in self.supernet.parameters() if weight.is_cuda}
+        with torch.random.fork_rng(devices=devices):
+            try:
+                yield
+            finally:
+                self.optimizer.zero_grad(set_to_none=True)
+                self.supernet.load_state_dict(weights)
+                self.optimizer.load_state_dict(state)
+                # By way of training mode, in which an image supernet drops whose batch statistics it has.
+                self.supernet.train().train(was_training)
 
     # ---- errors, rewards, the strategy -----------------------------------------------------------------------
 
@@ -675,11 +860,11 @@ class Search:
         }
 
     def _from_scratch(self, architecture: Any) -> dict[str, float | None]:
-        """Validation and test error of an architecture trained alone, on as many batches as the whole search."""
+        """Validation and test error of an architecture trained alone."""
         config = self.config
         model = make_supernet(config, self.task, self.strategy.space, self.arm.seed)
         optimizer = _optimizer(config, model)
-        num_batches = config.epochs * config.models_per_epoch * config.batches_per_model
+        num_batches = config.final_batches or config.epochs * config.models_per_epoch * config.batches_per_model
         model.train()
         train(
             self.task.training_batches(num_batches, torch.Generator().manual_seed(self.arm.seed)),
@@ -711,6 +896,8 @@ class Search:
             "strategy": self.strategy.state_dict(),
             "protection": self.protection.state_dict(),
             "scale": self.scale,
+            "step": self._step,
+            "protects": self._protects,
             "only": None if self._only is None else str(self._only),
             "random_state": torch.get_rng_state(),
         }
@@ -722,6 +909,7 @@ class Search:
             state: From `state_dict`.
         """
         self.epoch, self.scale = state["epoch"], state["scale"]
+        self._step, self._protects = state["step"], state["protects"]
         self.supernet.load_state_dict(state["supernet"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.strategy.load_state_dict(state["strategy"])
@@ -753,30 +941,6 @@ class _Bound(nn.Module):
         return logits
 
 
-class _MeanStep:
-    """Mean over steps of ‖θ(t+1) − θ(t)‖₂ over all shared weights."""
-
-    def __init__(self, supernet: nn.Module) -> None:
-        self._weights: list[Tensor] = list(supernet.parameters())
-        self._previous: list[Tensor] = []
-        self._total, self._count = 0.0, 0
-
-    @torch.no_grad()
-    def start(self) -> None:
-        self._previous = [weight.clone() for weight in self._weights]
-
-    @torch.no_grad()
-    def update(self, _step: int) -> None:
-        torch._foreach_sub_(self._previous, self._weights)
-        self._total += float(torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(self._previous)))))
-        self._count += 1
-        torch._foreach_copy_(self._previous, self._weights)
-
-    @property
-    def mean(self) -> float:
-        return self._total / max(1, self._count)
-
-
 class _Clock:
     """Wall seconds by phase."""
 
@@ -792,6 +956,13 @@ class _Clock:
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+
+def _distance(before: list[Tensor], after: list[Tensor]) -> float:
+    """‖after − before‖₂ over all weights in one vector."""
+    with torch.no_grad():
+        norms = torch._foreach_norm(torch._foreach_sub(before, after))
+    return float(torch.linalg.vector_norm(torch.stack(list(norms))))
 
 
 def _optimizer(config: SearchConfig, supernet: nn.Module) -> Optimizer:

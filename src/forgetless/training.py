@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from forgetless.errors import InputError
 from forgetless.protection import Protection
 
 Batch = TypeVar("Batch")
@@ -49,6 +50,21 @@ def train(
             optimizer.step()
             if after_step is not None:
                 after_step(step)
+
+
+def expect_device(device: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Args:
+        device: Such as `cpu`, `cuda:1`, `mps`.
+
+    Raises:
+        InputError: If no tensor can be made there.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"Expected a device that this machine has, but got {device!r}.") from error
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from forgetless.importance import FisherKind, diagonal_fisher
 from forgetless.protection import PROTECTIONS, NoProtection, Protection, make_protection
 from forgetless.supernets.mlp import ACTIVATIONS, MLP, MOST_SHARED, Wiring, chain_of_models, shared_parameters
 from forgetless.tasks import ImageClassification
-from forgetless.training import cpu_arithmetic, train
+from forgetless.training import cpu_arithmetic, expect_device, train
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 
@@ -143,10 +143,7 @@ class TwoModelConfig:
             raise InputError(f"Expected damping to be finite and at least 0, but got {self.damping}.")
         if not 0 <= self.momentum < 1:
             raise InputError(f"Expected momentum in [0, 1), but got {self.momentum}.")
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"Expected a device that this machine has, but got {self.device!r}.") from error
+        expect_device(self.device)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TwoModelConfig":

@@ -3,6 +3,12 @@
 from forgetless.report.cells import cell_drawing
 from forgetless.report.figures import accuracy_curves, chain_forgetting, forgetting_bars, trade_off
 from forgetless.report.findings import headline
+from forgetless.report.interference import (
+    interference_map,
+    interference_table,
+    load_interference,
+    write_interference,
+)
 from forgetless.report.page import load_result, report_html, write_report
 from forgetless.report.search import forgetting_curves, search_table
 from forgetless.report.search_findings import search_headline
@@ -17,13 +23,17 @@ __all__ = [
     "chain_forgetting",
     "forgetting_bars",
     "forgetting_curves",
+    "interference_map",
     "trade_off",
     # the page and the terminal
     "SearchResult",
+    "interference_table",
+    "load_interference",
     "load_result",
     "report_html",
     "search_table",
     "summary_table",
+    "write_interference",
     "write_report",
     # words
     "chosen_alpha",

@@ -12,6 +12,7 @@ from forgetless.experiments.two_model import LEARNING_RATES, TwoModelConfig, Two
 from forgetless.report.canvas import colour, data_uri
 from forgetless.report.figures import accuracy_curves, chain_forgetting, forgetting_bars, trade_off
 from forgetless.report.findings import finding, headline_sentences, paired
+from forgetless.report.interference import load_interference
 from forgetless.report.search_page import search_comparison, search_section
 from forgetless.report.search_result import SearchResult, missing_keys
 from forgetless.report.table import reduction_text
@@ -90,7 +91,10 @@ def report_html(folders: Sequence[RunFolder]) -> str:
     )
     sections = []
     for i, (folder, result) in enumerate(zip(folders, results, strict=True)):
-        own = search_section(result) if isinstance(result, SearchResult) else _section(result)
+        if isinstance(result, SearchResult):
+            own = search_section(result, load_interference(folder))
+        else:
+            own = _section(result)
         sections.append({**own, **_common(i, folder, result)})
     return environment.get_template("template.html").render(
         sections=sections,

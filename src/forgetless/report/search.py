@@ -19,9 +19,19 @@ from rich.table import Table
 from rich.text import Text
 
 from forgetless.errors import InputError
+from forgetless.forgetting import ROUNDING
 from forgetless.report.canvas import BAND, FONT, INK, colour, grid, place_legends, title_figure
 from forgetless.report.search_findings import arm_label, curves_title
-from forgetless.report.search_result import FORGETTING, REWARD, SearchResult, Unit, decimal
+from forgetless.report.search_result import (
+    FORGETTING,
+    MULTI_MODEL,
+    REDUCTIONS,
+    REWARD,
+    SearchResult,
+    Unit,
+    decimal,
+    epochs_text,
+)
 from forgetless.report.table import NOTHING_TO_REDUCE
 from forgetless.report.words import duration, points
 
@@ -29,6 +39,7 @@ _PANELS = (
     *zip(FORGETTING, ("(a) mean over models", "(b) mean of the best 5", "(c) maximum"), strict=True),
     (REWARD, "(d) reward of the strategy"),
 )
+_PART = (MULTI_MODEL, "(e) multi-model part")
 _MOST_MARKED = 12  # epochs that get a dot each
 _WIDTH = 80
 
@@ -38,23 +49,24 @@ def forgetting_curves(result: SearchResult) -> Figure:
 
     Forgetting is err₂ − err₁, the error at the end of the epoch less that right after a model's own training: (a) its
     mean over the epoch's models, (b) over the five with the lowest err₁, (c) its maximum; (d) is the mean reward of
-    what the strategy proposed. Lines are means over seeds, bands their least and greatest. The epochs that tables
-    average over are shaded.
+    what the strategy proposed; (e), only if it was measured, is the multi-model part. Lines are means over seeds, bands
+    their least and greatest. The epochs that tables average over are shaded.
 
     Args:
         result: Records, all or some of those asked for.
 
     Returns:
-        The figure: four panels.
+        The figure: four or five panels.
 
     Raises:
         InputError: If no epoch is recorded.
     """
     if not result.epochs():
         raise InputError("Expected at least one finished epoch to draw, but got none. Finish an epoch first.")
-    figure, axes = grid([title for _, title in _PANELS], 2, 2.9, "x")
+    panels = (*_PANELS, _PART) if result.has_multi_model_part else _PANELS
+    figure, axes = grid([title for _, title in panels], 2, 2.9, "x")
     unit = result.unit
-    for ax, (key, _) in zip(axes, _PANELS, strict=True):
+    for ax, (key, _) in zip(axes, panels, strict=True):
         averaged = result.last_quarter if key == REWARD else result.last_half
         ax.axvspan(averaged.start + 0.5, averaged.stop + 0.5, color=BAND, alpha=0.55, linewidth=0, zorder=0.5)
         if key != REWARD:
@@ -68,9 +80,9 @@ def forgetting_curves(result: SearchResult) -> Figure:
         ax.set_xlim(0.5, max(result.config.epochs, 2) + 0.5)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.yaxis.set_major_locator(MaxNLocator(5))
-        label = unit.reward if key == REWARD else f"err₂ − err₁, {unit.name}"
-        ax.set_ylabel(label, fontsize=9.5, **FONT)
-    for ax in axes[2:]:
+        labels = {REWARD: unit.reward, MULTI_MODEL: unit.name}
+        ax.set_ylabel(labels.get(key, f"err₂ − err₁, {unit.name}"), fontsize=9.5, **FONT)
+    for ax in axes[-2:]:
         ax.set_xlabel("epoch", fontsize=10, **FONT)
     shades = [Patch(color=colour(name, result), label=arm_label(result, name)) for name in result.protections]
     averages: list[Artist] = [Patch(facecolor=BAND, alpha=0.55, label="averaged in the tables")]
@@ -87,8 +99,9 @@ def _draw(ax: Axes, result: SearchResult, protection: str, key: str, scale: floa
             by_epoch.setdefault(record["epoch"], []).append(scale * value)
     if not by_epoch:
         return False
-    # An epoch in which all models diverged is a gap.
-    epochs = range(max(by_epoch) + 1)
+    # An epoch in which all models diverged is a gap, one in which nothing was measured is none.
+    every = result.config.interference_every if key == MULTI_MODEL else 1
+    epochs = range(every - 1, max(by_epoch) + 1, every)
     mean, low, high = (
         np.asarray([statistic(by_epoch[e]) if e in by_epoch else math.nan for e in epochs])
         for statistic in (np.mean, min, max)
@@ -96,7 +109,7 @@ def _draw(ax: Axes, result: SearchResult, protection: str, key: str, scale: floa
     at, shade = np.asarray(epochs) + 1, colour(protection, result)
     if max(map(len, by_epoch.values())) > 1:
         ax.fill_between(at, low, high, color=shade, alpha=0.13, linewidth=0, zorder=order - 0.5)
-    marker = "o" if result.config.epochs <= _MOST_MARKED else ""
+    marker = "o" if result.config.epochs // every <= _MOST_MARKED else ""
     ax.plot(at, mean, color=shade, linewidth=1.7, zorder=order, gid=protection, marker=marker, markersize=3.5)
     return True
 
@@ -113,27 +126,35 @@ def search_table(result: SearchResult) -> Table:
     Returns:
         The table, for `rich.console.Console.print`.
     """
-    unit, summary, config = result.unit, result.summary(), result.config
+    unit, summary = result.unit, result.summary()
     whole = Table.grid()
     if summary:
         lost = [_forgetting_row(unit, entry, summary) for entry in summary]
         columns: tuple[str, ...] = ("protection", "mean", "best 5", "maximum", "reduction of mean, %")
-        span = f"epochs {result.last_half.start + 1} to {config.epochs}"
-        _add(whole, f"Forgetting err₂ − err₁, {unit.name}, {span}", columns, lost)
+        add_table(whole, f"Forgetting err₂ − err₁, {unit.name}, {epochs_text(result.last_half)}", columns, lost)
         came = [_outcome_row(unit, entry) for entry in summary]
         columns = ("protection", "reward", "derived", "random", "better by", "time")
         test = "test error in nats per token" if unit.scale == 1 else "test error in %"
-        _add(whole, f"\nReward ({unit.reward}) and {test}", columns, came)
+        add_table(whole, f"\nReward ({unit.reward}) and {test}", columns, came)
     whole.add_row(Text("\n".join(_notes(result, summary)), style="dim"))
     return whole
 
 
-def _add(whole: Table, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def add_table(whole: Table, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """One more table below what there is.
+
+    Args:
+        whole: A grid of one column.
+        title: Over the table.
+        columns: Their names; the first is aligned to the left, the others to the right.
+        rows: One cell per column each.
+    """
     whole.add_row(Text(title, style="bold"))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for j, name in enumerate(columns):
         justify: Literal["left", "right"] = "right" if j else "left"
-        table.add_column(name, justify=justify, no_wrap=True)
+        # Where all columns together are too wide, a cell is broken at a space; no digit is ever left out.
+        table.add_column(name, justify=justify, overflow="fold")
     for cells in rows:
         table.add_row(*cells)
     whole.add_row(table)
@@ -163,7 +184,7 @@ def share_cell(
 
     Args:
         entry: A line of the summary.
-        key: `reduction_mean`, `reduction_best` or `reduction_max`.
+        key: One of the values of REDUCTIONS.
         summary: All lines: is there an unprotected one?
         whole_numbers: Without decimals.
 
@@ -173,16 +194,15 @@ def share_cell(
     prevented = entry[key]
     if prevented is None:
         free = next((e for e in summary if e["protection"] == "none"), None)
-        forgets = key.replace("reduction", "forgetting")
-        is_idle = free is not None and free[forgets] is not None and free[forgets]["mean"] <= 0
+        forgets = next(name for name, reduced in REDUCTIONS.items() if reduced == key)
+        is_idle = free is not None and free[forgets] is not None and free[forgets]["mean"] <= ROUNDING
         return NOTHING_TO_REDUCE if is_idle and entry["protection"] != "none" else "–"
     decimals = 0 if whole_numbers else 1
     mean = points(prevented["mean"], decimals)
-    if entry["num_seeds"] < 2:
+    if prevented["high"] is None:  # one seed: only a lower end can be without bound
         return mean
     low = "−∞" if prevented["low"] is None else points(prevented["low"], decimals)
-    high = "∞" if prevented["high"] is None else points(prevented["high"], decimals)
-    return f"{mean} [{low}, {high}]"
+    return f"{mean} [{low}, {points(prevented['high'], decimals)}]"
 
 
 def plus_minus(interval: Mapping[str, float | None] | None, unit: Unit | None = None) -> str:
@@ -218,8 +238,9 @@ def _notes(result: SearchResult, summary: Sequence[Mapping[str, Any]]) -> list[s
     if any(share_cell(entry, "reduction_mean", summary) == NOTHING_TO_REDUCE for entry in summary):
         notes.append(f"{NOTHING_TO_REDUCE}: without protection the models do not forget on average.")
     if summary:
-        first = result.last_quarter.start + 1
-        notes.append(f"Reward: mean over epochs {first} to {result.config.epochs}. Time: over all seeds.")
+        notes.append(f"Reward: mean over {epochs_text(result.last_quarter)}. Time: over all seeds.")
+    if parts := [f"{e['protection']} {plus_minus(e[MULTI_MODEL], result.unit)}" for e in summary if e[MULTI_MODEL]]:
+        notes.append(f"Multi-model part: {', '.join(parts)}.")
     if diverged := [f"{entry['protection']} {entry['num_diverged']}" for entry in summary if entry["num_diverged"]]:
-        notes.append(f"Models that diverged and are left out: {', '.join(diverged)}.")
+        notes.append(f"Diverged models, left out: {', '.join(diverged)}.")
     return notes

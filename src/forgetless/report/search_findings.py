@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from forgetless.forgetting import Interval
+from forgetless.forgetting import ROUNDING, Interval
 from forgetless.report.search_result import FORGETTING, REWARD, SearchResult, decimal
 from forgetless.report.words import NAMES, Group, share, share_interval
 from forgetless.search import MATCHED
@@ -58,8 +58,8 @@ def headline_sentences(result: SearchResult) -> list[str]:
         some = f"{made} epoch{'' if made == 1 else 's'} so far" if made else "no epoch yet"
         return [f"No search has all its epochs yet: {some}."]
     main = main_protection(result)
-    free = entries.get("none")
-    if main is None or free is None or set(result.seeds(main)) - set(result.seeds("none")):
+    free, held = (result.by_seed(name, FORGETTING[0], result.last_half) for name in ("none", main or "none"))
+    if main is None or not held or set(held) - set(free):
         first, *others = _one_arm(result, entries, main)
     else:
         first, *others = _compared(result, entries, main)
@@ -100,74 +100,71 @@ def _with(protection: str) -> str:
 def _change(result: SearchResult, value: float, *, short: bool = False) -> str:
     """`lose 0.040 nats per token`, `improve by 0.2 points of accuracy`, without the unit if short."""
     unit = "" if short else f" {result.unit.name}"
-    if not value:
+    if abs(value) <= ROUNDING:
         return "lose nothing"
     return f"{'lose' if value > 0 else 'improve by'} {result.unit.amount(abs(value))}{unit}"
 
 
 def _one_arm(result: SearchResult, entries: Mapping[str, Any], main: str | None) -> list[str]:
-    """What can be said without a comparison, and which arm it takes."""
-    name = main if main is not None and main in entries else "none" if "none" in entries else next(iter(entries))
-    lost = entries[name][FORGETTING[0]]
-    told = "all models diverged" if lost is None else f"models {_change(result, lost['mean'])}"
-    other = "wpl" if name == "none" else name
-    sentences = [
-        f"Between their own training and the end of the epoch, {told} {_with(name)} on average.",
-        f"What protection changes takes both arms with the same seeds: `--protection none {other}`.",
-    ]
+    """What can be said without a comparison, and which arm it takes if it was not asked for."""
+    name = main or ("none" if "none" in entries else next(iter(entries)))
+    lost, how = entries[name][FORGETTING[0]], _with(name)
+    sentences = [f"All models diverged {how}."]
+    if lost is not None:
+        change = _change(result, lost["mean"])
+        sentences = [f"Between their own training and the end of the epoch, models {change} {how} on average."]
+    arms = ("none", "wpl" if name == "none" else name)
+    if not set(arms) <= set(result.config.protection):
+        both = f"`--protection {' '.join(arms)}`"
+        sentences.append(f"What protection changes takes both arms with the same seeds: {both}.")
     return sentences + _derived(result, name, entries)
 
 
 def _compared(result: SearchResult, entries: Mapping[str, Any], main: str) -> list[str]:
-    free, held = entries["none"], entries[main]
-    if free[FORGETTING[0]] is None or held[FORGETTING[0]] is None:
-        name = "none" if free[FORGETTING[0]] is None else main
-        return [f"All models diverged {_with(name)}: there is nothing to compare."]
-    # Over the seeds that both arms have.
-    lost, kept = (_mean(result, name, FORGETTING[0], held_by=main) for name in ("none", main))
-    prevented, how = held["reduction_mean"], _with(main)
+    lost, kept = _paired(result, main, FORGETTING[0], result.last_half)
+    prevented, how = entries[main]["reduction_mean"], _with(main)
     start = f"By the end of the epoch models {_change(result, lost)} on average without protection"
     second = _change(result, kept, short=True)
     if prevented is None:
         told = f"{start}, so there is no forgetting to reduce; {how} they {second}."
         return [told, *_rest(result, entries, main)]
     capped = {end: None if prevented[end] is None else min(prevented[end], 1.0) for end in ("low", "high")}
-    ends = f"95 % interval {share_interval(capped)}" if held["num_seeds"] > 1 else "one seed, so no interval"
+    several = prevented["high"] is not None  # only a lower end can be without bound
+    ends = f"95 % interval {share_interval(capped)}" if several else "one seed, so no interval"
     if prevented["mean"] < 0:
-        surely = held["num_seeds"] > 1 and prevented["high"] is not None and prevented["high"] < 0
+        surely = several and prevented["high"] < 0
         verdict = "protection made it worse" if surely else "protection did not help"
         told = f"{start} and {second} {how}: {verdict} (reduction {share(prevented)}, {ends})."
         return [told, *_rest(result, entries, main)]
     much = "all" if prevented["mean"] >= 1 else share(prevented)
     told = f"{start} and {second} {how}: {much} of the forgetting was prevented ({ends})."
     sentences = [told]
-    if held["num_seeds"] > 1 and (prevented["low"] is None or prevented["low"] <= 0):
+    if several and (prevented["low"] is None or prevented["low"] <= 0):
         sentences.append("The interval includes 0: these seeds do not show that the protection helps.")
     return [*sentences, *_control(result, main), *_rest(result, entries, main)]
 
 
-def _mean(result: SearchResult, name: str, key: str, *, held_by: str) -> float:
-    free = result.by_seed(name, key, result.last_half)
-    seeds = sorted(set(free) & set(result.by_seed(held_by, key, result.last_half)) or free)
-    return sum(free[seed] for seed in seeds) / len(seeds)
+def _paired(result: SearchResult, main: str, key: str, epochs: range) -> list[float]:
+    """Means of a quantity without protection and with it, over the seeds that both have; empty if there is none."""
+    arms = [result.by_seed(name, key, epochs) for name in ("none", main)]
+    seeds = sorted(set.intersection(*map(set, arms)))
+    return [sum(arm[seed] for seed in seeds) / len(seeds) for arm in arms] if seeds else []
 
 
 def _rest(result: SearchResult, entries: Mapping[str, Any], main: str) -> list[str]:
     """The best five and the maximum, the reward, and the derived architecture."""
     sentences = []
     unit = result.unit
-    best, worst = (
-        [entries[name][key] and unit.text(entries[name][key]["mean"]) for name in ("none", main)]
-        for key in FORGETTING[1:]
-    )
-    if all((*best, *worst)):
+    best, worst = ([unit.text(mean) for mean in _paired(result, main, key, result.last_half)] for key in FORGETTING[1:])
+    if best:
         sentences.append(
             f"The five best models of an epoch: {best[0]} without, {best[1]} with; the one that loses most: "
             f"{worst[0]} and {worst[1]}."
         )
     more = result.difference(main, "none", REWARD, result.last_quarter)
     if more is not None:
-        sentences.append(_reward(entries[main]["reward"]["mean"], entries["none"]["reward"]["mean"], more, _with(main)))
+        free, held = _paired(result, main, REWARD, result.last_quarter)
+        sentences.append(_reward(held, free, more, _with(main)))
     return sentences + _derived(result, main, entries)
 
 

@@ -1,14 +1,23 @@
 """What the HTML report shows of a search."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from forgetless.report.canvas import colour, data_uri
 from forgetless.report.cells import cell_drawing
+from forgetless.report.interference import COLUMNS, Arm, interference_cells, interference_map, interference_notes
 from forgetless.report.search import forgetting_curves, plus_minus, share_cell
 from forgetless.report.search_findings import headline_sentences, main_protection
-from forgetless.report.search_result import FORGETTING, REWARD, SearchResult, decimal
+from forgetless.report.search_result import (
+    FORGETTING,
+    MULTI_MODEL,
+    REDUCTIONS,
+    REWARD,
+    SearchResult,
+    decimal,
+    epochs_text,
+)
 from forgetless.report.words import NAMES, SEARCH, duration, number
 from forgetless.search import MATCHED, make_space
 
@@ -23,14 +32,15 @@ _EPOCH_COLUMNS = {
     "learning_rate": "learning rate",
     "num_diverged": "diverged",
 }
-_ERRORS = (*FORGETTING, "error_first", "error_second")
+_ERRORS = (*FORGETTING, "error_first", "error_second", MULTI_MODEL)
 
 
-def search_section(result: SearchResult) -> dict[str, Any]:
+def search_section(result: SearchResult, interference: Sequence[Arm] = ()) -> dict[str, Any]:
     """What the template shows of a search.
 
     Args:
         result: Records, all or some of those asked for.
+        interference: What was measured of who overwrites whom, per arm.
 
     Returns:
         Values for search.html, and for the parts of template.html that every run has.
@@ -44,12 +54,12 @@ def search_section(result: SearchResult) -> dict[str, Any]:
         "details": " ".join(said[1:]),
         "findings": [],
         "unfinished": f"{done} of {wanted} searches are finished" if done < wanted else "",
-        "figures": _figures(result),
-        "tables": _tables(result),
+        "figures": [*_figures(result), *_interference_figure(result, interference)],
+        "tables": [*_tables(result), *_interference_table(result, interference)],
         "cells": _cells(result),
         "cells_note": _cells_note(result),
         "derived": _derived_rows(result),
-        "epoch_columns": list(_EPOCH_COLUMNS.values()),
+        "epoch_columns": list(_epoch_columns(result).values()),
         "epochs": _epoch_rows(result),
         **_time(result),
     }
@@ -117,13 +127,14 @@ def _tables(result: SearchResult) -> list[dict[str, Any]]:
     summary, unit, config = result.summary(), result.unit, result.config
     if not summary:
         return []
-    several = max(entry["num_seeds"] for entry in summary) > 1
+    several, has_part = max(entry["num_seeds"] for entry in summary) > 1, result.has_multi_model_part
     interval = " ± is half the width of the 95 % interval over seeds; a reduction is followed by its own." * several
     lost = [
         [
             "" if entry["protection"] not in {"wpl", "l2"} else number(config.alpha),
             *(plus_minus(entry[key], unit) for key in FORGETTING),
-            *(share_cell(entry, key.replace("forgetting", "reduction"), summary) for key in FORGETTING),
+            *(share_cell(entry, REDUCTIONS[key], summary) for key in FORGETTING),
+            *([plus_minus(entry[MULTI_MODEL], unit), share_cell(entry, REDUCTIONS[MULTI_MODEL], summary)] * has_part),
             str(entry["num_diverged"]),
         ]
         for entry in summary
@@ -139,22 +150,46 @@ def _tables(result: SearchResult) -> list[dict[str, Any]]:
     return [
         {
             "title": "Forgetting",
-            "note": f"In {unit.name}, mean over epochs {result.last_half.start + 1} to {config.epochs}; reductions in "
-            f"per cent.{interval}",
+            "note": f"In {unit.name}, mean over {epochs_text(result.last_half)}; reductions in per cent.{interval}",
             "columns": [
                 *("α", "mean", "best 5", "maximum"),
                 *(f"reduction of {name}" for name in ("mean", "best 5", "maximum")),
+                *(["multi-model part", "its reduction"] * has_part),
                 "diverged",
             ],
             "rows": _rows(result, [entry["protection"] for entry in summary], lost),
         },
         {
             "title": "What came of it",
-            "note": f"Reward: {unit.reward}, mean over epochs {result.last_quarter.start + 1} to {config.epochs}. "
+            "note": f"Reward: {unit.reward}, mean over {epochs_text(result.last_quarter)}. "
             f"Derived and random: test {unit.error} {_percent(result)}after training from scratch.",
             "columns": ["reward", "derived", "random", "better by", "time, all seeds"],
             "rows": _rows(result, [entry["protection"] for entry in summary], came),
         },
+    ]
+
+
+def _interference_figure(result: SearchResult, arms: Sequence[Arm]) -> list[dict[str, str]]:
+    if not arms:
+        return []
+    caption = (
+        f"Change of the error of i after j was trained, minus its change after i itself was, from the same state (seed "
+        f"{arms[0]['seed']}, after {arms[0]['epochs']} epochs) and on the same batches. Red: i is worse off; grey: "
+        f"diverged."
+    )
+    return [{"source": data_uri(interference_map(result, arms)), "caption": caption}]
+
+
+def _interference_table(result: SearchResult, arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    if not arms:
+        return []
+    return [
+        {
+            "title": "Who overwrites whom",
+            "note": f"In {result.unit.name}. {' '.join(interference_notes(arms))}",
+            "columns": list(COLUMNS),
+            "rows": [_row(result, arm["protection"], interference_cells(result.unit, arm)) for arm in arms],
+        }
     ]
 
 
@@ -208,6 +243,10 @@ def _derived_rows(result: SearchResult) -> list[dict[str, Any]]:
     return rows
 
 
+def _epoch_columns(result: SearchResult) -> dict[str, str]:
+    return {**_EPOCH_COLUMNS, **({MULTI_MODEL: "multi-model part"} if result.has_multi_model_part else {})}
+
+
 def _epoch_rows(result: SearchResult) -> list[dict[str, Any]]:
     rows = []
     for protection in result.protections:
@@ -216,7 +255,7 @@ def _epoch_rows(result: SearchResult) -> list[dict[str, Any]]:
             by_epoch.setdefault(record["epoch"], []).append(record)
         for epoch, records in sorted(by_epoch.items()):
             cells = [str(epoch + 1)]
-            for key in _EPOCH_COLUMNS:
+            for key in _epoch_columns(result):
                 values = [record[key] for record in records if record.get(key) is not None]
                 cells.append(_number(result, key, statistics.fmean(values) if values else None))
             rows.append(_row(result, protection, cells))

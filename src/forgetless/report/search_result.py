@@ -13,6 +13,12 @@ Record = dict[str, Any]
 
 FORGETTING = ("forgetting_mean", "forgetting_best", "forgetting_max")
 REWARD = "strategy_mean_reward"
+MULTI_MODEL = "multi_model_part"
+REDUCTIONS = {
+    **{key: key.replace("forgetting", "reduction") for key in FORGETTING},
+    MULTI_MODEL: "reduction_multi_model",
+}
+"""What a protection may reduce → the key of its reduction in a summary."""
 
 _NEEDED = {
     "epoch": frozenset({
@@ -71,6 +77,15 @@ def decimal(value: float, decimals: int) -> str:
     return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
 
 
+def epochs_text(epochs: range) -> str:
+    """Epochs that are counted from 0, as people count them.
+
+    >>> epochs_text(range(5, 10)), epochs_text(range(1))
+    ('epochs 6 to 10', 'epoch 1')
+    """
+    return f"epochs {epochs.start + 1} to {epochs.stop}" if len(epochs) > 1 else f"epoch {epochs.stop}"
+
+
 @dataclass(frozen=True)
 class SearchResult:
     """A search: what was asked, and its records as far as it got.
@@ -126,6 +141,11 @@ class SearchResult:
         return [s for s in range(self.config.seeds) if len(self.epochs(protection, s)) == self.config.epochs]
 
     @property
+    def has_multi_model_part(self) -> bool:
+        """Whether the multi-model part was measured in some epoch."""
+        return any(record.get(MULTI_MODEL) is not None for record in self.epochs())
+
+    @property
     def progress(self) -> tuple[int, int]:
         """How many searches (a seed under a protection) are finished, and how many are asked for."""
         wanted = search_arms(self.config)
@@ -175,10 +195,10 @@ class SearchResult:
 
     def _summary_of(self, protection: str) -> dict[str, Any]:
         entry: dict[str, Any] = {"protection": protection, "num_seeds": len(self.seeds(protection))}
-        for key in FORGETTING:
+        for key, reduced in REDUCTIONS.items():
             mine = self.by_seed(protection, key, self.last_half)
             entry[key] = _interval(list(mine.values()))
-            entry[key.replace("forgetting", "reduction")] = self._reduction(protection, key, mine)
+            entry[reduced] = self._reduction(protection, key, mine)
         rewards = self.by_seed(protection, REWARD, self.last_quarter)
         derived = self.derived(protection)
         both = [r for r in derived if r["derived_test_error"] is not None and r["random_test_error"] is not None]

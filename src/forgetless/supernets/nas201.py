@@ -139,8 +139,8 @@ class ImageSupernet(nn.Module, ABC, Generic[A]):
         self.train()
         num_batches = 0
         for layer in layers:
+            layer.track_running_stats = True  # first, because a layer that tracks nothing resets nothing
             layer.reset_running_stats()
-            layer.track_running_stats = True
         try:
             for images in batches:
                 self(images, architecture)
