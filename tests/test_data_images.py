@@ -540,6 +540,14 @@ def test_a_folder_by_class_is_cut_into_four(tmp_path: Path) -> None:
     assert len(set(prints)) == 50
 
 
+def test_no_part_of_a_split_is_of_one_class(tmp_path: Path) -> None:
+    """Errors on some batches, rewards on half of validation: what uses a part of a split must see every class."""
+    data = load_images(str(make_folder(tmp_path / "pets", count=100)))
+    for split in splits_of(data).values():
+        half = len(split.labels) // 2
+        assert 0.2 < split.labels[:half].float().mean() < 0.8
+
+
 def test_a_folder_by_split_keeps_its_splits(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "pets", splits=("train", "test"))
     assert sizes(load_images(str(root))) == [16, 2, 2, 20]

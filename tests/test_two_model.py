@@ -268,3 +268,11 @@ def test_the_closest_try_counts_where_none_is_close_enough(monkeypatch):
     kept = trainer.run(Arm(0, 3, 1.0, "matched-lr", 1e7), {"mean_step": 1e-3})
     assert len(tried) == 3
     assert abs(kept["mean_step"] - 1e-3) == min(abs(r["mean_step"] - 1e-3) for r in tried)
+
+
+def test_a_diverged_try_is_never_the_closest(monkeypatch):
+    config = dataclasses.replace(SMALL, protection=("wpl", "matched-lr"))
+    trainer = two_model._Trainer(config, two_model.load_task(config), arms(config)[0], lambda *_: None)
+    steps = iter([math.nan, 0.5, 1.0])
+    monkeypatch.setattr(trainer, "_train_rest", lambda arm, rate: {"mean_step": next(steps)})
+    assert trainer.run(Arm(0, 3, 1.0, "matched-lr", 1e7), {"mean_step": 1.0})["mean_step"] == 1.0

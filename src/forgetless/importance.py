@@ -243,8 +243,10 @@ def _untouched(
     device = next(iter(weights)).device
     if generator is None:
         generator = torch.Generator(device)
-        seed = torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
-        generator.set_state(seed)
+        if device.type in {"cpu", "cuda"}:
+            generator.set_state(torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device))
+        else:  # a state of another kind of device has another form
+            generator.manual_seed(torch.initial_seed())
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad():
         model.eval()

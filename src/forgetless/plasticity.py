@@ -342,7 +342,8 @@ class WeightPlasticity:
         | any other | 1, with a warning |
 
         Learning rates are read from the parameter groups at each step, so groups and schedules are honoured. Weights
-        without a gradient are left alone, as the optimizer leaves them.
+        without a gradient are left alone, as the optimizer leaves them. A loop that scales gradients by κ, as clipping
+        does, scales those of the loss alone: α then counts as α/κ.
 
         Args:
             optimizer: Trains the next model. May be attached before or after `consolidate`.

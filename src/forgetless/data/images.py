@@ -91,7 +91,7 @@ SPLIT_FOLDERS = {
 }
 
 _IDX_DIMENSIONS = {2049: 1, 2051: 3}  # magic number of unsigned bytes -> number of dimensions
-_CACHE_VERSION = 1  # raised when decoding changes, so that no older cache is read
+_CACHE_VERSION = 2  # raised when decoding changes, so that no older cache is read
 
 Bytes = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
@@ -607,7 +607,10 @@ def _read_zip(path: Path) -> tuple[tuple[str, ...], dict[str, _Labelled]]:
 
 
 def _read_tree(path: Path) -> tuple[tuple[str, ...], dict[str, _Labelled]]:
-    """Decode every image of a folder or archive; the classes are the sorted names of the class folders."""
+    """Decode every image of a folder or archive, in an order that is shuffled but the same in every run.
+
+    The classes are the sorted names of the class folders.
+    """
     with open_tree(path) as tree:
         placed = _place(tree)
         classes = tuple(sorted({label for _, label, _ in placed}))
@@ -625,6 +628,8 @@ def _read_tree(path: Path) -> tuple[tuple[str, ...], dict[str, _Labelled]]:
     given = {}
     for split in sorted({split for split, _, _ in placed}):
         chosen = [index for index, place in enumerate(placed) if place[0] == split]
+        # Sorted by class, the first images of a split would be of one class; what uses a part of it must see them all.
+        random.Random(f"forgetless order {split}").shuffle(chosen)
         pixels = np.empty((len(chosen), *decoded[0].shape[:2], channels), dtype=np.uint8)  # (N, H, W, C)
         for row, index in enumerate(chosen):
             image = decoded[index]

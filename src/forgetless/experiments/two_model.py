@@ -452,12 +452,13 @@ class _Trainer:
             found = tries[-1]["mean_step"]
             if abs(found - wanted) <= _STEP_TOLERANCE * wanted or found == 0:
                 break
-            low, high = (rate, high) if found < wanted else (low, rate)
+            low, high = (rate, high) if found < wanted else (low, rate)  # a diverged try was at too high a rate
             proposed = rate * wanted / found
             if not low < proposed < high:
                 proposed = math.sqrt(low * high) if low > 0 else high / 4
             rate = proposed
-        return min(tries, key=lambda record: abs(record["mean_step"] - wanted))
+        # A diverged try has a step that is not a number, to which everything compares false.
+        return min(tries, key=lambda record: (math.isnan(record["mean_step"]), abs(record["mean_step"] - wanted)))
 
     def _train_rest(self, arm: Arm, shared_rate: float) -> dict[str, Any]:
         """Train B and the later models under an arm's protection, following A."""

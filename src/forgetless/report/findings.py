@@ -229,10 +229,13 @@ def _control(result: TwoModelResult, panel: Panel, free: Mapping[str, Any], held
         return []
     control = _summary(result, [runs[seed] for seed in seeds], free["runs"])["reduction"]
     start = f"The control arm, no protection but smaller steps of the shared weights, prevented {share(control)}"
-    found, wanted = (sum(run["mean_step"] for run in arm) for arm in ([runs[seed] for seed in seeds], held["runs"]))
-    if abs(found - wanted) > _MATCHED_WITHIN * wanted:
-        ratio = f"{points(found / wanted, 0)} %" if wanted else "any number of times"
-        start += f" (with steps of {ratio} the protected arm's size, as they could not be matched)"
+    steps = [(runs[run["seed"]]["mean_step"], run["mean_step"]) for run in held["runs"]]
+    if apart := [pair for pair in steps if abs(pair[0] - pair[1]) > _MATCHED_WITHIN * pair[1]]:
+        ratios = [found / wanted for found, wanted in apart if wanted]
+        ends = dict.fromkeys(points(ratio, 0) for ratio in (min(ratios), max(ratios))) if ratios else {}
+        sizes = f"{' to '.join(ends)} %" if ends else "any number of times"
+        some = f"in {len(apart)} of {len(seeds)} seeds " if len(seeds) > 1 else ""
+        start += f" ({some}with steps of {sizes} the protected arm's size, as they could not be matched)"
     more = mean_interval([runs[run["seed"]]["forgetting"] - run["forgetting"] for run in held["runs"]])
     if more.low is None or more.high is None:
         return [f"{start}."]
