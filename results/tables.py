@@ -1,0 +1,125 @@
+"""Write results/README.md from the run folders beside it: every number with the command that made it.
+
+$ python results/tables.py
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from forgetless.experiments.two_model import TwoModelResult
+from forgetless.report import command_line, load_result
+from forgetless.runs import RunFolder, write_atomically
+
+HERE = Path(__file__).parent
+
+INTRODUCTION = """# Results
+
+Written by `python results/tables.py` from the run folders beside this page; each holds its configuration,
+environment and every record, and `forgetless report results/two-model/NAME` draws it. Accuracies are test accuracies in
+per cent, means over seeds; intervals are 95 % (Student's t for means, percentile bootstrap over seeds for reductions).
+*B against unprotected* is B's accuracy minus the unprotected B's on the same seeds: positive is better.
+
+`mnist` is read from the folder that FORGETLESS_DATA names. Every arm of a seed starts from the same A and sees the same
+batches. α and damping were chosen on the validation split.
+"""
+
+TITLES = {
+    "mnist-crossed-adam": "Crossed wiring, Adam 0.005 (the defaults): A stopped at 100, 55, 43 and 38 %",
+    "mnist-crossed-sgd": "The same under SGD 0.1 with momentum 0.9",
+    "mnist-crossed-adam-undamped": "The same under Adam, the paper's penalty (`--damping 0`)",
+    "mnist-prefix-sigmoid": "Prefix wiring, one to three shared layers, where unprotected A loses over 10 points",
+    "mnist-prefix-sgd": "Prefix wiring, ReLU, SGD 0.05: where there is hardly anything to forget",
+    "mnist-alpha-adam": "α from 0 to 10¹² in decades, A at convergence",
+    "mnist-chain": "A chain of five models",
+    "mnist-damping-0": "Damping, A stopped at 43 %: none (the paper's penalty)",
+    "mnist-damping-1e-3": "Damping, A stopped at 43 %: 10⁻³ (the default)",
+    "mnist-damping-1e-2": "Damping, A stopped at 43 %: 10⁻²",
+}
+
+
+def percent(interval: dict[str, float | None] | None, digits: int = 2) -> str:
+    if interval is None:
+        return "–"
+    # Adding 0 to the rounded number turns −0.00 into 0.00.
+    mean, low, high = (
+        None if end is None else f"{round(100 * end, digits) + 0:.{digits}f}" for end in interval.values()
+    )
+    return f"{mean}" if low is None or high is None else f"{mean} ({low} … {high})"
+
+
+def negated(interval: dict[str, float] | None) -> dict[str, float] | None:
+    if interval is None:
+        return None
+    return {"mean": -interval["mean"], "low": -interval["high"], "high": -interval["low"]}
+
+
+def validation(result: TwoModelResult, summary: dict[str, Any], key: str) -> str:
+    """The mean over seeds on the validation split, by which settings were chosen."""
+    same = ("shared", "convergence", "protection", "alpha")
+    values = [run[key] for run in result.runs if all(run[name] == summary[name] for name in same)]
+    return f"{round(100 * sum(values) / len(values), 2) + 0:.2f}"
+
+
+def table(result: TwoModelResult) -> str:
+    columns = ["shared", "A stopped at", "protection", "α", "A before", "A after", "forgetting, points", "reduction, %"]
+    columns += ["B", "B against unprotected, points", "validation: forgetting, points", "validation: B"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for s in sorted(result.summary(), key=lambda s: (s["shared"], -s["convergence"])):
+        alpha = "" if s["alpha"] is None else f"{s['alpha']:g}"
+        stopped = "convergence" if s["convergence"] == 1 else f"{s['convergence']:.0%}"
+        lines.append(
+            f"| {s['shared']} | {stopped} | {s['protection']} | {alpha} | {100 * s['accuracy_a_before']['mean']:.2f} | "
+            f"{100 * s['accuracy_a_after']['mean']:.2f} | {percent(s['forgetting'])} | {percent(s['reduction'])} | "
+            f"{100 * s['accuracy_b']['mean']:.2f} | {percent(negated(s['cost_b']))} | "
+            f"{validation(result, s, 'validation_forgetting')} | {validation(result, s, 'validation_b')} |"
+        )
+    if result.config.models > 2:
+        letters = [m["model"] for m in result.summary()[0]["models"]]
+        lines += ["", "Forgetting per model, points:", "", f"| protection | {' | '.join(letters)} |"]
+        lines.append("|---" * (len(letters) + 1) + "|")
+        for s in result.summary():
+            lines.append(f"| {s['protection']} | {' | '.join(percent(m['forgetting']) for m in s['models'])} |")
+    return "\n".join(lines)
+
+
+def section(folder: RunFolder, title: str) -> str:
+    result = load_result(folder)
+    environment: dict[str, Any] = folder.environment
+    where = ", ".join(
+        f"{environment[key]}" if key == "processor" else f"{key} {environment[key]}"
+        for key in ("processor", "python", "torch", "git_revision")
+    )
+    return "\n".join(
+        [
+            f"## {title}",
+            "",
+            f"`{command_line(result.config)}` ({result.config.seeds} seeds, one thread; {where})",
+            "",
+            table(result),
+            "",
+        ]
+    )
+
+
+def speed(path: Path) -> str:
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    where = ", ".join(f"{key} {measured['environment'][key]}" for key in ("cpu", "python", "torch", "threads"))
+    lines = [f"## Speed: {measured['benchmark']}", ""]
+    lines += [f"`{measured['command']}` (median of {measured['rounds']} interleaved rounds; {where})", ""]
+    for title, timings in measured["tables"].items():
+        lines += [title, "", "| | ms | ratio | quartiles |", "|---|---|---|---|"]
+        for t in timings:
+            quartiles = f"{t['ratio_low']:.2f}–{t['ratio_high']:.2f}"
+            lines.append(f"| {t['name']} | {1e3 * t['seconds']:.1f} | {t['ratio']:.2f} | {quartiles} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parts = [INTRODUCTION]
+    for name, title in TITLES.items():
+        if (HERE / "two-model" / name).is_dir():
+            parts.append(section(RunFolder(HERE / "two-model" / name), title))
+    parts += [speed(path) for path in sorted((HERE / "speed").glob("*.json"))]
+    write_atomically(HERE / "README.md", "\n".join(parts))
