@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test lint benchmark clean
 
 demo: $(STAMP)  ## the two-model experiment on embedded digits, with its report
-	$(BIN)/forgetless two-model --seeds 3 --alpha 1e3 1e5 1e7 --iterations 750 --iterations-a 1200 --output runs/demo --overwrite
+	$(BIN)/forgetless two-model --seeds 3 --alpha 1e3 1e5 1e7 --iterations 600 --iterations-a 1200 --output runs/demo --overwrite
 
 test: $(STAMP)  ## every test and docstring example
 	$(BIN)/python -m pytest

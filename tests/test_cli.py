@@ -16,7 +16,7 @@ from forgetless.runs import CHECKPOINT, METRICS, REPORT, RunFolder
 from forgetless.search import SearchConfig
 
 TINY = (
-    "--space nas201 --units 2 --epochs 2 --models-per-epoch 2 --batches-per-model 1 --strategy-steps 1 "
+    "--space nas201 --units 2 --epochs 2 --models-per-epoch 2 --batches-per-model 2 --strategy-steps 1 "
     "--samples-per-step 2 --final-samples 2 --batch-size 16"
 )
 SMALL = ["--seeds", "1", "--iterations", "20", "--iterations-a", "30", "--width", "16", "--evaluate-every", "10"]

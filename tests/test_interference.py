@@ -39,6 +39,7 @@ from forgetless.search import (
 )
 
 IMAGES = SearchConfig(
+    protect_from=0,
     space="nas201",
     protection=("none", "wpl"),
     learning_rate=0.05,
@@ -222,7 +223,7 @@ def test_identical_architectures_do_not_interfere():
 
 
 def test_where_nothing_can_move_there_is_no_interference():
-    search = searched(dataclasses.replace(IMAGES, alpha=1e30), "l2")
+    search = searched(dataclasses.replace(IMAGES, l2_alpha=1e30), "l2")
     sample = fixed_sample(search.strategy.space, 3, seed=0)
     for architecture in sample:
         search._consolidate(architecture, {})

@@ -129,7 +129,7 @@ class Interference:
 
 def measure_interference(
     architectures: Sequence[Model],
-    train: Callable[[Model], None],
+    train: Callable[[Model], object],
     error: Callable[[Model], float],
     undone: Callable[[], AbstractContextManager[None]],
     *,

@@ -212,7 +212,7 @@ class RunFolder:
             record: JSON-serialisable values.
         """
         with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -222,7 +222,7 @@ class RunFolder:
         Args:
             records: JSON-serialisable values.
         """
-        write_atomically(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in records))
+        write_atomically(self.path / METRICS, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Store a state to go on from, and keep the one before; a crash at any moment leaves at least one of them.

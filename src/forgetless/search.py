@@ -13,6 +13,7 @@ Sources: Pham et al. 2018 (ENAS, arXiv:1802.03268); Benyahia et al. 2019 (arXiv:
 
 import copy
 import dataclasses
+import hashlib
 import itertools
 import math
 import os
@@ -43,7 +44,7 @@ from forgetless.supernets.cell import CellSupernet
 from forgetless.supernets.nas201 import ImageSupernet, Nas201Supernet
 from forgetless.supernets.recurrent import RecurrentSupernet
 from forgetless.tasks import ImageClassification, LanguageModelling, SplitName, Task
-from forgetless.training import cpu_arithmetic, expect_device, train
+from forgetless.training import MeanStep, cpu_arithmetic, expect_device, train
 
 SpaceName = Literal["recurrent", "cell", "nas201"]
 ImportanceSource = Literal["held-out", "training"]
@@ -55,6 +56,7 @@ ARMS = (*PROTECTIONS, MATCHED)
 REWARD_SCALE = 80.0
 """c of the reward c / perplexity for text (Pham et al. 2018, section 2.2)."""
 
+_NEWEST = 0.3  # share of the newest model in the running mean that the control arm follows
 _DIVERGED_NATS = 5.0  # above the uniform prediction, log of the vocabulary
 
 
@@ -69,7 +71,8 @@ class SearchConfig:
         strategy: What proposes architectures: `enas` or `uniform`.
         protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl` and `matched-lr` (no protection; the learning
             rate follows, from epoch to epoch, that at which the mean step was that under `wpl`).
-        alpha: Strength of `wpl` and `l2`.
+        alpha: Strength of `wpl`.
+        l2_alpha: Strength of `l2`, whose importance is 1 for every weight.
         rule: How importance accumulates over models.
         decay: Of the rules `ema` and `merge`.
         damping: Added to the importance, as a share of its mean.
@@ -77,8 +80,8 @@ class SearchConfig:
         protect_from: First epoch with protection, from 0; or `forgetting`: the one after the first in which models
             got worse on average. Until then all arms of a seed are the same.
         protect: `all` shared weights, or those of the `cell` only, without embedding, decoder, stem and classifier.
-        importance: Where the Fisher comes from: `held-out` examples, or the gradients of the `training` batches
-            themselves, which cost nothing (B times the square of the batch-mean gradient).
+        importance: Where the Fisher comes from: per-example gradients on `held-out` examples, or an estimate from the
+            mean gradients of the `training` batches themselves, which costs next to nothing.
         importance_batches: Batches of the importance split per model, if held-out.
         fisher: Kind of the Fisher, if held-out.
         single: Train one architecture only, the first proposed: what then is forgotten is no other model's doing.
@@ -104,6 +107,7 @@ class SearchConfig:
         nodes: Nodes of a recurrent cell, blocks of an ENAS cell.
         units: Units of the recurrent cell, or channels of the first stage.
         cells_per_stage: Cells per stage of an image network.
+        augment: Shift and mirror training images.
         dropout: Of the embedded words and of the output of a recurrent cell, one mask per sequence.
         weight_drop: Probability that a single weight of a recurrent cell is dropped.
         device: Where to train.
@@ -115,12 +119,13 @@ class SearchConfig:
     data_dir: str | None = None
     strategy: str = "enas"
     protection: tuple[str, ...] = ("wpl",)
-    alpha: float = 1e5
+    alpha: float = 1e4
+    l2_alpha: float = 1.0
     rule: AccumulationRule = "ema"
     decay: float = 0.9
     damping: float = 0.0
     reset_every: int = 0
-    protect_from: Start = 0
+    protect_from: Start = "forgetting"
     protect: Protected = "all"
     importance: ImportanceSource = "training"
     importance_batches: int = 2
@@ -147,6 +152,7 @@ class SearchConfig:
     nodes: int = 4
     units: int = 32
     cells_per_stage: int = 1
+    augment: bool = False
     dropout: float = 0.0
     weight_drop: float = 0.0
     device: str = "cpu"
@@ -198,7 +204,7 @@ class SearchConfig:
                 raise InputError(f"Expected {name} to be at least 0, but got {getattr(self, name)}.")
         if self.interference_models < 2:
             raise InputError(f"Expected interference_models to be at least 2, but got {self.interference_models}.")
-        for name in ("alpha", "damping"):
+        for name in ("alpha", "l2_alpha", "damping"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise InputError(f"Expected {name} to be finite and at least 0, but got {value}.")
@@ -215,6 +221,10 @@ class SearchConfig:
             raise InputError(f"Expected protect_from to be at least 0 or forgetting, but got {self.protect_from}.")
         if not 0 <= self.decay <= 1:
             raise InputError(f"Expected decay in [0, 1], but got {self.decay}.")
+        if self.importance == "training" and "wpl" in self.protection and self.batches_per_model < 2:
+            raise InputError("Expected batches_per_model to be at least 2 for importance from training, but got 1.")
+        if self.importance == "held-out" and self.fisher == "exact" and self.space == "recurrent":
+            raise InputError("Expected fisher to be empirical, monte_carlo or batch for text, but got exact.")
         expect_device(self.device)
         named = (self.space == "recurrent") == (self.data in TEXT_DATA)
         if self.data in (*TEXT_DATA, *IMAGE_DATA) and not named:
@@ -328,7 +338,8 @@ def load_task(config: SearchConfig) -> Task[Any]:
         return LanguageModelling(
             text, config.batch_size, config.num_steps, independent=config.independent, device=config.device
         )
-    return ImageClassification(load_images(config.data or "digits", config.data_dir), config.batch_size, config.device)
+    images = load_images(config.data or "digits", config.data_dir)
+    return ImageClassification(images, config.batch_size, config.device, augment=config.augment)
 
 
 def make_space(config: SearchConfig) -> Space[Any]:
@@ -481,8 +492,9 @@ def _run_arm(
     search = Search(config, task, arm)
     if mine and checkpoint is not None:
         search.load_state_dict(checkpoint)
+    measure = "mean_net_step" if config.rule == "merge" else "mean_step"
     wanted = {
-        record["epoch"]: record["mean_step"]
+        record["epoch"]: record[measure]
         for record in made
         if record["event"] == "epoch" and record["is_protected"] and _arm_of(record) == SearchArm(arm.seed, "wpl")
     }
@@ -566,7 +578,7 @@ def fixed_sample(space: Space[Any], number: int, seed: int) -> list[Any]:
         number: How many.
         seed: Of a generator of its own.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = _generator(seed, "interference")
     drawn: dict[Any, None] = {}
     while len(drawn) < min(number, space.size):
         drawn[space.sample(generator)] = None
@@ -593,16 +605,17 @@ class Search:
         space = make_space(config)
         self.supernet = make_supernet(config, task, space, arm.seed)
         self.strategy: Strategy[Any] = make_strategy(config.strategy, space, seed=arm.seed)
-        self.scale = 1.0  # of the learning rate, in the control arm
-        self._step = 0.0  # mean step of the last epoch
+        self.scale = 1.0  # of the shared weights' learning rate, in the control arm
+        self._step_at_rate_1 = 0.0  # what a scale of 1 gives: a running mean over models
         self._protects = config.protect_from == 0
-        shared = self._protected(dict(self.supernet.named_parameters()))
+        self._shared = self._protected(dict(self.supernet.named_parameters()))
         name = "none" if arm.protection == MATCHED else arm.protection
-        self.protection: Protection = make_protection(name, shared, config.alpha, damping=config.damping)
+        alpha = config.l2_alpha if name == "l2" else config.alpha
+        self.protection: Protection = make_protection(name, self._shared, alpha, damping=config.damping)
         if isinstance(self.protection, WPL):
             self.protection.plasticity.rule = config.rule
             self.protection.plasticity.decay = config.decay
-        self.optimizer = _optimizer(config, self.supernet)
+        self.optimizer = _optimizer(config, self.supernet, self._shared)
         self._only: Architecture | None = None
 
     def _protected(self, named: Mapping[str, nn.Parameter]) -> list[nn.Parameter]:
@@ -629,29 +642,29 @@ class Search:
             self.protection.plasticity.reset()
         self._protects |= self.epoch == config.protect_from
         wanted = wanted_steps.get(self.epoch)
-        if self.arm.protection == MATCHED and wanted is not None and self._step > 0:
-            self.scale *= wanted / self._step
-        for group in self.optimizer.param_groups:
-            group["lr"] = _learning_rate(config) * self.scale
         meter = ForgettingMeter(self._diverged_above())
         trained: list[Any] = []
         first: list[float] = []
         consolidated: list[float] = []
-        distances: list[float] = []
+        moved: list[_Moved] = []
+        num_passed_over = 0
         for j in range(config.models_per_epoch):
             architecture = self._next_architecture()
-            before = [weight.detach().clone() for weight in self.supernet.parameters()]
+            self._follow(wanted)
+            before = [weight.detach().clone() for weight in self._shared]
             with clock("train"):
-                squares = self._train(architecture, self.epoch * config.models_per_epoch + j)
+                gradients, step, skipped = self._train(architecture, self.epoch * config.models_per_epoch + j)
+            num_passed_over += skipped
             with clock("evaluate"):
                 error = self._error(architecture, "forgetting")
             with clock("consolidate"):
                 if error <= self._diverged_above() and self._protects:
-                    self._consolidate(architecture, squares)
+                    self._consolidate(architecture, gradients)
             with clock("evaluate"):
                 moves = self._protects and isinstance(self.protection, WPL) and config.rule == "merge"
                 consolidated.append(self._error(architecture, "forgetting") if moves else error)
-            distances.append(_distance(before, list(self.supernet.parameters())))
+            moved.append(_Moved(step, _distance(before, self._shared) / config.batches_per_model))
+            self._learn_step(moved[-1])
             meter.record(j, error)
             trained.append(architecture)
             first.append(error)
@@ -673,7 +686,6 @@ class Search:
         show("learning", {"forgetting": forgetting.mean})
         with clock("learn"):
             learned = self._learn()
-        self._step = sum(distances) / len(distances) / config.batches_per_model
         record = {
             "event": "epoch",
             **dataclasses.asdict(self.arm),
@@ -688,8 +700,10 @@ class Search:
             "error_consolidated": _or_none(_finite_mean(consolidated)),
             "error_second": _or_none(_finite_mean(second)),
             "is_protected": self._protects and self.arm.protection not in {"none", MATCHED},
-            "penalty": penalty,
-            "mean_step": self._step,
+            "penalty": _or_none(penalty),
+            "mean_step": _or_none(_finite_mean([each.step for each in moved])),
+            "mean_net_step": _or_none(_finite_mean([each.net for each in moved])),
+            "num_passed_over": num_passed_over,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **{name: _or_none(value) for name, value in learned.items()},
             "seconds": clock.seconds,
@@ -699,6 +713,21 @@ class Search:
             self._protects = True
         return record
 
+    def _follow(self, wanted: float | None) -> None:
+        """Set the shared weights' learning rate; in the control arm such that they move as far as is wanted."""
+        if self.arm.protection == MATCHED and wanted is not None and self._step_at_rate_1 > 0:
+            self.scale = wanted / self._step_at_rate_1
+        for i, group in enumerate(self.optimizer.param_groups):
+            group["lr"] = _learning_rate(self.config) * (self.scale if i == 0 else 1.0)
+
+    def _learn_step(self, moved: "_Moved") -> None:
+        """Take one model's step into what is known of steps at a scale of 1."""
+        found = moved.net if self.config.rule == "merge" else moved.step
+        if not math.isfinite(found) or self.scale <= 0:
+            return
+        share = 1.0 if self._step_at_rate_1 == 0 else _NEWEST
+        self._step_at_rate_1 += share * (found / self.scale - self._step_at_rate_1)
+
     def _next_architecture(self) -> Any:
         if not self.config.single:
             return self.strategy.propose(1)[0]
@@ -706,45 +735,51 @@ class Search:
             self._only = self.strategy.propose(1)[0]
         return self._only
 
-    def _train(self, architecture: Any, number: int) -> dict[str, Tensor]:
-        """Train one architecture for its batches; returns B/k Σ (batch-mean gradient)² by name, if it is asked for."""
+    def _train(self, architecture: Any, number: int) -> tuple["_Gradients", float, int]:
+        """Train one architecture for its batches; what is to be known of their gradients, mean step, passed over."""
         config = self.config
-        bound = _Bound(self.supernet, architecture)
-        squares: dict[str, Tensor] = {}
-        share = config.batch_size / config.batches_per_model
-
-        def add_squares() -> None:
-            for name, parameter in bound.named_parameters():
-                if parameter.grad is not None:
-                    square = parameter.grad.square().mul_(share)
-                    squares[name] = squares[name].add_(square) if name in squares else square
-
-        wants_squares = config.importance == "training" and isinstance(self.protection, WPL) and self._protects
+        steps = MeanStep(self._shared)
+        gradients = _Gradients(dict(_Bound(self.supernet, architecture).named_parameters()))
+        is_wanted = config.importance == "training" and isinstance(self.protection, WPL) and self._protects
         start = number * config.batches_per_model
-        self._train_on(architecture, start, config.batches_per_model, add_squares if wants_squares else None)
-        return squares
+        steps.start()
+        skipped = self._train_on(
+            architecture,
+            start,
+            config.batches_per_model,
+            gradients.add if is_wanted else None,
+            lambda _: steps.update(),
+        )
+        return gradients, steps.mean, skipped
 
     def _train_on(
-        self, architecture: Any, start: int, num_batches: int, on_gradients: Callable[[], None] | None = None
-    ) -> None:
+        self,
+        architecture: Any,
+        start: int,
+        num_batches: int,
+        on_gradients: Callable[[], None] | None = None,
+        after_step: Callable[[int], None] | None = None,
+    ) -> int:
         """Train one architecture on the seed's batches number `start`, `start` + 1, … under the protection."""
         self.supernet.train()
-        train(
+        return train(
             self.task.training_batches(num_batches, torch.Generator().manual_seed(self.arm.seed), start=start),
             self.task.loss_of(self.supernet, architecture),
             self.optimizer,
             self.protection if self._protects else NoProtection([]),
             max_gradient_norm=self.config.max_gradient_norm,
             on_gradients=on_gradients,
+            after_step=after_step,
         )
 
-    def _consolidate(self, architecture: Any, squares: dict[str, Tensor]) -> None:
-        self.protection.consolidate(_Bound(self.supernet, architecture), lambda _: self._fisher(architecture, squares))
+    def _consolidate(self, architecture: Any, gradients: "_Gradients") -> None:
+        bound = _Bound(self.supernet, architecture)
+        self.protection.consolidate(bound, lambda _: self._fisher(architecture, gradients))
 
-    def _fisher(self, architecture: Any, squares: dict[str, Tensor]) -> Mapping[str, Tensor]:
+    def _fisher(self, architecture: Any, gradients: "_Gradients") -> Mapping[str, Tensor]:
         config = self.config
         if config.importance == "training":
-            return squares
+            return gradients.fisher(self.task.batch_size)
         bound = _Bound(self.supernet, architecture)
         batches = list(itertools.islice(self.task.batches("importance"), config.importance_batches))
         if isinstance(self.supernet, ImageSupernet):
@@ -847,7 +882,7 @@ class Search:
         rewards = self._rewards(proposed)
         best = max(range(len(proposed)), key=lambda i: -math.inf if math.isnan(rewards[i]) else rewards[i])
         show("training the derived architecture from scratch", {"reward": rewards[best]})
-        random = self.strategy.space.sample(torch.Generator().manual_seed(self.arm.seed))
+        random = self.strategy.space.sample(_generator(self.arm.seed, "random architecture"))
         return {
             "event": "derived",
             **dataclasses.asdict(self.arm),
@@ -875,8 +910,13 @@ class Search:
         )
         return {
             "validation_error": _or_none(self.task.error(model, "validation", architecture)),
-            "test_error": _or_none(self.task.error(model, "test", architecture)),
+            "test_error": _or_none(self._test_error(model, architecture)),
         }
+
+    def _test_error(self, model: Any, architecture: Any) -> float:
+        if isinstance(self.task, LanguageModelling):
+            return self.task.cross_entropy_of_text(model, "test", architecture)
+        return self.task.error(model, "test", architecture)
 
     def _diverged_above(self) -> float:
         """Errors that count as diverged: 5 nats above the uniform prediction, for text; none for images."""
@@ -896,7 +936,7 @@ class Search:
             "strategy": self.strategy.state_dict(),
             "protection": self.protection.state_dict(),
             "scale": self.scale,
-            "step": self._step,
+            "step_at_rate_1": self._step_at_rate_1,
             "protects": self._protects,
             "only": None if self._only is None else str(self._only),
             "random_state": torch.get_rng_state(),
@@ -909,7 +949,7 @@ class Search:
             state: From `state_dict`.
         """
         self.epoch, self.scale = state["epoch"], state["scale"]
-        self._step, self._protects = state["step"], state["protects"]
+        self._step_at_rate_1, self._protects = state["step_at_rate_1"], state["protects"]
         self.supernet.load_state_dict(state["supernet"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.strategy.load_state_dict(state["strategy"])
@@ -929,9 +969,11 @@ class _Bound(nn.Module):
     def named_parameters(
         self,
         prefix: str = "",
-        recurse: bool = True,  # noqa: ARG002
+        recurse: bool = True,
         remove_duplicate: bool = True,  # noqa: ARG002
     ) -> Iterator[tuple[str, nn.Parameter]]:
+        if not recurse:  # it has none of its own
+            return
         used = self.supernet.used_parameters(self.architecture)  # type: ignore[operator]
         yield from ((f"{prefix}supernet.{name}", parameter) for name, parameter in used.items())
 
@@ -939,6 +981,66 @@ class _Bound(nn.Module):
         outputs = self.supernet(inputs, self.architecture)
         logits: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
         return logits
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """How far one model's training moved the shared weights, per batch.
+
+    Attributes:
+        step: Mean length of its steps.
+        net: Distance from before its training to after its consolidation, divided by its batches.
+    """
+
+    step: float
+    net: float
+
+
+class _Gradients:
+    """The empirical Fisher of one model, estimated from the mean gradients of its k training batches.
+
+    With ḡ_b the mean gradient of batch b of B examples, ḡ their mean and s² = Σ_b (ḡ_b − ḡ)²/(k − 1),
+
+        F ≈ (B − 1/k) s² + ḡ²
+
+    is unbiased where examples are independent and the weights stand still: B·s² estimates the variance of one example's
+    gradient, ḡ² − s²/k the square of its mean. Since weights move while they train, it is somewhat larger.
+
+    Args:
+        weights: By name.
+    """
+
+    def __init__(self, weights: Mapping[str, nn.Parameter]) -> None:
+        self._weights = weights
+        self._mean: dict[str, Tensor] = {}
+        self._squares: dict[str, Tensor] = {}  # Σ (ḡ_b − ḡ)², by Welford's update
+        self._count = 0
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Take in the gradients that the weights have now."""
+        self._count += 1
+        found = {name: weight.grad for name, weight in self._weights.items() if weight.grad is not None}
+        if not self._mean:
+            self._mean = {name: torch.zeros_like(gradient) for name, gradient in found.items()}
+            self._squares = {name: torch.zeros_like(gradient) for name, gradient in found.items()}
+        gradients = list(found.values())
+        means, squares = list(self._mean.values()), list(self._squares.values())
+        before = torch._foreach_sub(gradients, means)
+        torch._foreach_add_(means, before, alpha=1 / self._count)
+        after = torch._foreach_sub(gradients, means)
+        torch._foreach_addcmul_(squares, before, after)
+
+    def fisher(self, batch_size: int) -> dict[str, Tensor]:
+        """F by name; empty if fewer than two batches were trained on.
+
+        Args:
+            batch_size: B.
+        """
+        if self._count < 2:
+            return {}
+        share = (batch_size - 1 / self._count) / (self._count - 1)
+        return {name: self._squares[name] * share + mean.square() for name, mean in self._mean.items()}
 
 
 class _Clock:
@@ -958,18 +1060,28 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
 
 
-def _distance(before: list[Tensor], after: list[Tensor]) -> float:
+def _distance(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     """‖after − before‖₂ over all weights in one vector."""
     with torch.no_grad():
-        norms = torch._foreach_norm(torch._foreach_sub(before, after))
+        norms = torch._foreach_norm(torch._foreach_sub(list(before), list(after)))
     return float(torch.linalg.vector_norm(torch.stack(list(norms))))
 
 
-def _optimizer(config: SearchConfig, supernet: nn.Module) -> Optimizer:
+def _generator(seed: int, purpose: str) -> torch.Generator:
+    """Independent of those of other purposes."""
+    digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+
+
+def _optimizer(config: SearchConfig, supernet: nn.Module, shared: Sequence[nn.Parameter] = ()) -> Optimizer:
+    """The shared weights are its first group, if there are any."""
+    held = {id(weight) for weight in shared}
+    others = [weight for weight in supernet.parameters() if id(weight) not in held]
+    groups = [{"params": weights} for weights in (list(shared), others) if weights]
     rate = _learning_rate(config)
     if config.optimizer == "sgd":
-        return SGD(supernet.parameters(), lr=rate, momentum=config.momentum)
-    return Adam(supernet.parameters(), lr=rate)
+        return SGD(groups, lr=rate, momentum=config.momentum)
+    return Adam(groups, lr=rate)
 
 
 def _learning_rate(config: SearchConfig) -> float:

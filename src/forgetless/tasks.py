@@ -5,6 +5,7 @@ either, with `architecture=None` for the former.
 """
 
 import contextlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forgetless.architecture import Architecture
-from forgetless.data.images import ImageData, ImageSplit
+from forgetless.data.images import ImageData, ImageSplit, random_crop_and_flip
 from forgetless.data.text import TextData
 from forgetless.errors import InputError
 from forgetless.supernets.nas201 import ImageSupernet
@@ -36,10 +37,12 @@ class Task(ABC, Generic[Model]):
     Attributes:
         error_name: What `error` measures.
         error_unit: Its unit.
+        batch_size: Training examples per batch.
     """
 
     error_name: ClassVar[str]
     error_unit: ClassVar[str]
+    batch_size: int
 
     @abstractmethod
     def training_batches(self, num_batches: int, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
@@ -103,16 +106,19 @@ class ImageClassification(Task[nn.Module]):
 
     Args:
         data: Named, disjoint splits.
-        batch_size: Training examples per batch.
+        batch_size: Training examples per batch, at most all there are.
         device: Where the data is kept; all splits are moved there at once.
+        augment: Shift training images by up to an eighth of their size and mirror half of them, anew each time.
     """
 
     error_name: ClassVar[str] = "error"
     error_unit: ClassVar[str] = "fraction of images"
 
-    def __init__(self, data: ImageData, batch_size: int, device: torch.device | str = "cpu") -> None:
-        self.data = data
-        self.batch_size = batch_size
+    def __init__(
+        self, data: ImageData, batch_size: int, device: torch.device | str = "cpu", *, augment: bool = False
+    ) -> None:
+        self.data, self.augment = data, augment
+        self.batch_size = min(batch_size, len(data.train.labels))
         splits = {
             "train": data.train,
             "importance": data.importance,
@@ -137,15 +143,21 @@ class ImageClassification(Task[nn.Module]):
             Images (batch, C, H, W) and labels (batch,).
         """
         split = self._splits["train"]
-        size = min(self.batch_size, len(split.labels))
+        size = self.batch_size
         per_pass = len(split.labels) // size
+        padding = max(split.images.shape[-2:]) // 8
         for number in range(start + num_batches):
             place = number % per_pass
             if place == 0:
                 order = torch.randperm(len(split.labels), generator=generator).to(split.labels.device)
             if number >= start:
                 index = order[place * size : (place + 1) * size]
-                yield split.images[index], split.labels[index]
+                images = split.images[index]
+                if self.augment:
+                    # A generator for each batch, so that a batch does not depend on where training was resumed.
+                    own = torch.Generator().manual_seed(generator.initial_seed() + number + 1)
+                    images = random_crop_and_flip(images, padding, own)
+                yield images, split.labels[index]
 
     def batches(self, split: SplitName, batch_size: int = 1000) -> Iterator[Batch]:
         """One pass over a split in its own order.
@@ -188,7 +200,7 @@ class ImageClassification(Task[nn.Module]):
             num_batches: Only the first so many batches of 1,000; all if None.
 
         Returns:
-            The error in [0, 1]. A model whose logits are not finite is as wrong as they say.
+            The error in [0, 1]; NaN if a logit is not finite.
         """
         if isinstance(model, ImageSupernet) and architecture is not None:
             model.recalibrate(architecture, [self._splits["train"].images[:_RECALIBRATION_IMAGES]])
@@ -198,7 +210,10 @@ class ImageClassification(Task[nn.Module]):
             for number, (images, labels) in enumerate(self.batches(split)):
                 if number == num_batches:
                     break
-                wrong += int((forward(images).argmax(-1) != labels).sum())
+                logits = forward(images)
+                if not torch.isfinite(logits).all():
+                    return math.nan
+                wrong += int((logits.argmax(-1) != labels).sum())
                 seen += len(labels)
         return wrong / seen
 

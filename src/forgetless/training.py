@@ -1,7 +1,7 @@
 """The only training loop: one model, some batches, under some protection."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -23,8 +23,11 @@ def train(
     max_gradient_norm: float | None = None,
     on_gradients: Callable[[], None] | None = None,
     after_step: Callable[[int], None] | None = None,
-) -> None:
+) -> int:
     """Take one optimizer step per batch, and let the protection do its part.
+
+    With `max_gradient_norm` a batch whose gradient is not finite is passed over: scaled, it would turn every weight
+    into NaN.
 
     Args:
         batches: Training ends with them.
@@ -34,22 +37,65 @@ def train(
         max_gradient_norm: The gradient of all the optimizer's weights together is scaled down to this norm; the
             protection takes no part in it.
         on_gradients: Called after each backward pass, before the gradients are scaled.
-        after_step: Called with the number of steps taken so far.
+        after_step: Called with the number of the batch, from 1.
+
+    Returns:
+        How many batches were passed over.
     """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    passed_over = 0
     with protection.during(optimizer):
         for step, batch in enumerate(batches, start=1):
             optimizer.zero_grad(set_to_none=True)
             loss = loss_of(batch)
             if loss.requires_grad:  # not where a protection froze everything the loss depends on
                 loss.backward()  # type: ignore[no-untyped-call]
+            norm = None
+            if max_gradient_norm is not None:
+                norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+                if not torch.isfinite(norm):
+                    passed_over += 1
+                    continue
             if on_gradients is not None:
                 on_gradients()
-            if max_gradient_norm is not None:
-                torch.nn.utils.clip_grad_norm_(weights, max_gradient_norm)
+            if max_gradient_norm is not None and norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(weights, max_gradient_norm, norm)
             optimizer.step()
             if after_step is not None:
                 after_step(step)
+    return passed_over
+
+
+class MeanStep:
+    """Mean over steps of ‖θ(t+1) − θ(t)‖₂, all weights in one vector.
+
+    Args:
+        weights: Whose steps.
+    """
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        self._weights: list[Tensor] = list(weights)
+        self._total = 0.0
+        self._count = 0
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Before a model's first step."""
+        self._previous = [weight.clone() for weight in self._weights]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """After a step."""
+        torch._foreach_sub_(self._previous, self._weights)
+        norms = torch._foreach_norm(self._previous)
+        self._total += float(torch.linalg.vector_norm(torch.stack(list(norms))))
+        self._count += 1
+        torch._foreach_copy_(self._previous, self._weights)
+
+    @property
+    def mean(self) -> float:
+        """Over all steps so far; 0 before the first."""
+        return self._total / max(1, self._count)
 
 
 def expect_device(device: str) -> None:

@@ -25,7 +25,7 @@ from forgetless.importance import FisherKind, diagonal_fisher
 from forgetless.protection import PROTECTIONS, NoProtection, Protection, make_protection
 from forgetless.supernets.mlp import ACTIVATIONS, MLP, MOST_SHARED, Wiring, chain_of_models, shared_parameters
 from forgetless.tasks import ImageClassification
-from forgetless.training import cpu_arithmetic, expect_device, train
+from forgetless.training import MeanStep, cpu_arithmetic, expect_device, train
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 
@@ -475,7 +475,7 @@ class _Trainer:
             "accuracy_b": [1 - self.task.error(models[1], "test")],
         }
         points = {config.evaluate_every // part for part in (8, 4, 2)}
-        steps = _MeanStep(self.shared)
+        steps = MeanStep(self.shared)
         for j, model in enumerate(models[1:], start=1):
             offset, letter = (j - 1) * config.iterations, _letter(j)
 
@@ -555,33 +555,6 @@ class _Trainer:
         if step % (10 * self.config.evaluate_every) == 0 or step == num_steps:
             accuracies = {name: 1 - self.task.error(model, "validation") for name, model in models.items()}
             self.report(label, step, num_steps, accuracies)
-
-
-class _MeanStep:
-    """Mean over steps of ‖θ_s(t+1) − θ_s(t)‖₂, all shared weights together."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._parameters: list[torch.Tensor] = list(parameters)
-        self._total = 0.0
-        self._count = 0
-
-    @torch.no_grad()
-    def start(self) -> None:
-        """Before a model's first step."""
-        self._previous = [parameter.clone() for parameter in self._parameters]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """After a step."""
-        torch._foreach_sub_(self._previous, self._parameters)
-        norms = torch._foreach_norm(self._previous)
-        self._total += float(torch.linalg.vector_norm(torch.stack(list(norms))))
-        self._count += 1
-        torch._foreach_copy_(self._previous, self._parameters)
-
-    @property
-    def mean(self) -> float:
-        return self._total / max(1, self._count)
 
 
 def _letter(j: int) -> str:
