@@ -30,13 +30,13 @@ from forgetless.search import (
     Search,
     SearchArm,
     SearchConfig,
-    _check_configuration,
     fixed_sample,
     load_task,
     make_space,
     measure_arms,
     run,
 )
+from forgetless.search.arms import _check_configuration
 
 IMAGES = SearchConfig(
     protect_from=0,
@@ -77,7 +77,7 @@ def data_of(space):
 
 @pytest.fixture(autouse=True)
 def _data_is_read_once(monkeypatch):
-    monkeypatch.setattr("forgetless.search.load_task", lambda config: data_of(config.space))
+    monkeypatch.setattr("forgetless.search.arms.load_task", lambda config: data_of(config.space))
 
 
 def searched(config, protection):

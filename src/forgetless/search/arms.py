@@ -1,0 +1,217 @@
+"""Every search that a configuration asks for, one after the other, from where an earlier call was interrupted."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from forgetless.errors import InputError
+from forgetless.search.config import SearchArm, SearchConfig, search_arms
+from forgetless.search.epoch import Search
+from forgetless.search.setup import check_memory, fixed_sample, load_task
+from forgetless.tasks import Task
+from forgetless.training import cpu_arithmetic
+
+
+@dataclass(frozen=True)
+class SearchProgress:
+    """Where a search stands, for a display.
+
+    Attributes:
+        done: Finished epochs, over all arms.
+        total: All epochs.
+        label: Arm, epoch and phase.
+        values: What is known so far, by name.
+    """
+
+    done: int
+    total: int
+    label: str
+    values: Mapping[str, float]
+
+
+def run(
+    config: SearchConfig,
+    *,
+    records: Sequence[dict[str, Any]] = (),
+    checkpoint: Mapping[str, Any] | None = None,
+    on_epoch: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
+    on_progress: Callable[[SearchProgress], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Make every search that the configuration asks for, going on where an earlier call was interrupted.
+
+    Args:
+        config: What to do.
+        records: What earlier calls recorded, as `reconcile` leaves it.
+        checkpoint: The newest state of these calls.
+        on_epoch: Called after each record with the record and the state to go on from; store the state first.
+        on_progress: Called within epochs.
+
+    Returns:
+        All records, one per epoch and one (`event` = `derived`) per arm; docs/metrics.md explains the keys. Numbers
+        but seconds do not depend on interruptions.
+
+    Raises:
+        InputError: If the data is missing or damaged, the sizes do not fit the memory, or the checkpoint is of another
+            configuration (the message names the options).
+    """
+    if checkpoint is not None:
+        _check_configuration(config, checkpoint["config"])
+    with cpu_arithmetic(config.threads, flush_denormals=True), torch.random.fork_rng(devices=[]):
+        task = load_task(config)
+        check_memory(config, task)
+        made = list(records)
+        for arm in search_arms(config):
+            _run_arm(config, task, arm, made, checkpoint, on_epoch, on_progress)
+    return made
+
+
+def _check_configuration(config: SearchConfig, stored: Mapping[str, Any]) -> None:
+    present = dataclasses.asdict(config)
+    stored = {**dataclasses.asdict(SearchConfig()), **stored}  # options that came later have their defaults
+    # Where the data lies may change between two machines; what it is may not.
+    differing = [name for name in present if name != "data_dir" and present[name] != stored.get(name)]
+    if differing:
+        told = ", ".join(f"{name} ({stored.get(name)!r}, now {present[name]!r})" for name in differing)
+        raise InputError(f"Expected the configuration of the checkpoint, but got another {told}. Restore it.")
+
+
+def reconcile(
+    config: SearchConfig, records: Sequence[dict[str, Any]], checkpoint: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
+    """The records that a run goes on from: those of finished arms, and of one more as far as its checkpoint knows.
+
+    The two are stored one after the other, so that a crash can leave a checkpoint one record ahead (the record is
+    taken from it) or, where the newest checkpoint was damaged, some records behind (these will be made again).
+
+    Args:
+        config: The configuration.
+        records: What was recorded.
+        checkpoint: The newest state that can be read.
+
+    Returns:
+        The records to keep.
+
+    Raises:
+        InputError: If the checkpoint is of another configuration.
+    """
+    if checkpoint is not None:
+        _check_configuration(config, checkpoint["config"])
+    kept = []
+    for arm in search_arms(config):
+        mine = [record for record in records if _arm_of(record) == arm]
+        if checkpoint is not None and checkpoint["arm"] == dataclasses.asdict(arm):
+            known = checkpoint["num_records"]
+            mine = [*mine[: known - 1], checkpoint["record"]] if len(mine) >= known - 1 else []
+        elif len(mine) < _num_records(config):
+            mine = []
+        kept += mine
+    return kept
+
+
+def _num_records(config: SearchConfig) -> int:
+    """Records of a finished arm: its epochs, and the derivation if there is one."""
+    return config.epochs + (config.final_samples > 0)
+
+
+def _arm_of(record: Mapping[str, Any]) -> SearchArm:
+    return SearchArm(record["seed"], record["protection"])
+
+
+def _run_arm(
+    config: SearchConfig,
+    task: Task[Any],
+    arm: SearchArm,
+    made: list[dict[str, Any]],
+    checkpoint: Mapping[str, Any] | None,
+    on_epoch: Callable[[dict[str, Any], dict[str, Any]], None] | None,
+    on_progress: Callable[[SearchProgress], None] | None,
+) -> None:
+    """Append to `made` the records of one arm that are missing there."""
+    mine = [record for record in made if _arm_of(record) == arm]
+    expected = _num_records(config)
+    if len(mine) == expected:
+        return
+    torch.manual_seed(arm.seed)  # what is drawn in training, such as dropout
+    search = Search(config, task, arm)
+    if mine and checkpoint is not None:
+        search.load_state_dict(checkpoint)
+    measure = "mean_net_step" if config.rule == "merge" else "mean_step"
+    wanted = {
+        record["epoch"]: record[measure]
+        for record in made
+        if record["event"] == "epoch" and record["is_protected"] and _arm_of(record) == SearchArm(arm.seed, "wpl")
+    }
+    total = len(search_arms(config)) * config.epochs
+
+    def show(phase: str, values: Mapping[str, float]) -> None:
+        if on_progress is not None:
+            done = sum(record["event"] == "epoch" for record in made)
+            label = f"seed {arm.seed} {arm.protection}: epoch {search.epoch + 1}, {phase}"
+            on_progress(SearchProgress(done, total, label, values))
+
+    while len(mine) < expected:
+        record = search.one_epoch(wanted, show) if search.epoch < config.epochs else search.derive(show)
+        mine.append(record)
+        made.append(record)
+        if on_epoch is not None:
+            on_epoch(
+                record,
+                {
+                    **search.state_dict(),
+                    "config": dataclasses.asdict(config),
+                    "num_records": len(mine),
+                    "record": record,
+                },
+            )
+
+
+def measure_arms(
+    config: SearchConfig,
+    states: Sequence[Mapping[str, Any]],
+    *,
+    num_models: int = 8,
+    num_batches: int | None = None,
+    on_progress: Callable[[SearchProgress], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Who overwrites whom, on stored states of a search: the same sample and batches for all states of a seed.
+
+    Args:
+        config: Of the search.
+        states: As `on_epoch` of `run` was given them, one per arm.
+        num_models: Architectures to draw, at least 2.
+        num_batches: Batches that each is trained for; `batches_per_model` if None.
+        on_progress: Called before and after each training.
+
+    Returns:
+        One JSON-serialisable dict per state; docs/metrics.md explains the keys.
+
+    Raises:
+        InputError: If the data is missing or damaged, a state is of another configuration, or there are fewer than 2
+            models.
+    """
+
+    def show(arm: SearchArm, before: int, trained: int) -> None:
+        if on_progress is not None:
+            label = f"seed {arm.seed} {arm.protection}: {trained}/{num_models} models trained"
+            on_progress(SearchProgress(before + trained, len(states) * num_models, label, {}))
+
+    measured = []
+    with cpu_arithmetic(config.threads, flush_denormals=True), torch.random.fork_rng(devices=[]):
+        task = load_task(config)
+        for done, state in enumerate(states):
+            _check_configuration(config, state["config"])
+            arm = SearchArm(**state["arm"])
+            torch.manual_seed(arm.seed)  # the state has the CPU's random numbers only
+            search = Search(config, task, arm)
+            search.load_state_dict(state)
+            on_trained = partial(show, arm, done * num_models)
+            on_trained(0)
+            sample = fixed_sample(search.strategy.space, num_models, arm.seed)
+            found = search.interference(sample, search.epoch, num_batches, on_trained)
+            epochs = {"epochs": search.epoch, "num_batches": num_batches or config.batches_per_model}
+            measured.append({**dataclasses.asdict(arm), **epochs, **found.as_dict()})
+    return measured

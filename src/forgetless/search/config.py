@@ -1,0 +1,228 @@
+"""What a search is asked to do, and which searches that makes."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from forgetless.data.images import IMAGE_DATA
+from forgetless.data.text import TEXT_DATA
+from forgetless.errors import InputError, expect_one_of
+from forgetless.importance import FisherKind
+from forgetless.plasticity import AccumulationRule
+from forgetless.protection import PROTECTIONS
+from forgetless.strategies import STRATEGIES
+from forgetless.training import expect_device
+
+SpaceName = Literal["recurrent", "cell", "nas201"]
+ImportanceSource = Literal["held-out", "training"]
+Protected = Literal["all", "cell"]
+Start = Literal["forgetting"] | int
+
+MATCHED = "matched-lr"
+ARMS = (*PROTECTIONS, MATCHED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """What `forgetless search` is asked to do.
+
+    Attributes:
+        space: `recurrent` (text), `cell` or `nas201` (images).
+        data: `kjv` for text and `digits` for images if None; or `ptb`, `wikitext2`, `mnist`, `cifar10`, or a path.
+        data_dir: Where named data lies; FORGETLESS_DATA or a download if None.
+        strategy: What proposes architectures: `enas` or `uniform`.
+        protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl` and `matched-lr` (no protection; the learning
+            rate follows, from epoch to epoch, that at which the mean step was that under `wpl`).
+        alpha: Strength of `wpl`.
+        l2_alpha: Strength of `l2`, whose importance is 1 for every weight.
+        rule: How importance accumulates over models.
+        decay: Of the rules `ema` and `merge`.
+        damping: Added to the importance, as a share of its mean.
+        reset_every: Epochs between two resets of anchors and importance; never if 0.
+        protect_from: First epoch with protection, from 0; or `forgetting`: the one after the first in which models
+            got worse on average. Until then all arms of a seed are the same.
+        protect: `all` shared weights, or those of the `cell` only, without embedding, decoder, stem and classifier.
+        importance: Where the Fisher comes from: per-example gradients on `held-out` examples, or an estimate from the
+            mean gradients of the `training` batches themselves, which costs next to nothing.
+        importance_batches: Batches of the importance split per model, if held-out.
+        fisher: Kind of the Fisher, if held-out.
+        single: Train one architecture only, the first proposed: what then is forgotten is no other model's doing.
+        independent: Draw chunks of text independently instead of reading on.
+        seeds: How many seeds, 0, 1, ….
+        epochs: Epochs per arm.
+        models_per_epoch: Architectures trained per epoch.
+        batches_per_model: Training batches of each.
+        evaluation_batches: Batches of held-out data per error; all if 0.
+        strategy_steps: Calls of the strategy's `learn` per epoch.
+        samples_per_step: Architectures per call.
+        final_samples: Architectures from which the best is derived at the end; no derivation if 0.
+        final_batches: Batches of which the derived and the random architecture are trained from scratch; as many as
+            the whole search took if 0.
+        interference_every: Epochs between two measurements of who overwrites whom; never if 0.
+        interference_models: Architectures of these measurements, drawn once per seed; each is trained as in an epoch.
+        optimizer: `sgd` or `adam`.
+        learning_rate: Of the shared weights; by space and optimizer if None.
+        momentum: Of SGD.
+        max_gradient_norm: Gradients are scaled down to it.
+        batch_size: Sequences or images per batch.
+        num_steps: Words per sequence.
+        nodes: Nodes of a recurrent cell, blocks of an ENAS cell.
+        units: Units of the recurrent cell, or channels of the first stage.
+        cells_per_stage: Cells per stage of an image network.
+        augment: Shift and mirror training images.
+        dropout: Of the embedded words and of the output of a recurrent cell, one mask per sequence.
+        weight_drop: Probability that a single weight of a recurrent cell is dropped.
+        device: Where to train.
+        threads: Threads of the CPU; they decide the last bits of every result.
+    """
+
+    space: SpaceName = "recurrent"
+    data: str | None = None
+    data_dir: str | None = None
+    strategy: str = "enas"
+    protection: tuple[str, ...] = ("wpl",)
+    alpha: float = 1e4
+    l2_alpha: float = 1.0
+    rule: AccumulationRule = "ema"
+    decay: float = 0.9
+    damping: float = 0.0
+    reset_every: int = 0
+    protect_from: Start = "forgetting"
+    protect: Protected = "all"
+    importance: ImportanceSource = "training"
+    importance_batches: int = 2
+    fisher: FisherKind = "empirical"
+    single: bool = False
+    independent: bool = False
+    seeds: int = 1
+    epochs: int = 10
+    models_per_epoch: int = 10
+    batches_per_model: int = 7
+    evaluation_batches: int = 5
+    strategy_steps: int = 5
+    samples_per_step: int = 10
+    final_samples: int = 100
+    final_batches: int = 0
+    interference_every: int = 0
+    interference_models: int = 4
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float | None = None
+    momentum: float = 0.0
+    max_gradient_norm: float = 0.25
+    batch_size: int = 32
+    num_steps: int = 20
+    nodes: int = 4
+    units: int = 32
+    cells_per_stage: int = 1
+    augment: bool = False
+    dropout: float = 0.0
+    weight_drop: float = 0.0
+    device: str = "cpu"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "protection", tuple(dict.fromkeys(self.protection)))
+        if not self.protection:
+            raise InputError("Expected at least one protection, but got none.")
+        for name in self.protection:
+            expect_one_of("protection", name, ARMS)
+        if MATCHED in self.protection and "wpl" not in self.protection:
+            raise InputError(f"Expected wpl among the protections, because {MATCHED} matches its steps. Add wpl.")
+        expect_one_of("strategy", self.strategy, STRATEGIES)
+        for name, kind in (
+            ("space", SpaceName),
+            ("rule", AccumulationRule),
+            ("protect", Protected),
+            ("importance", ImportanceSource),
+            ("fisher", FisherKind),
+            ("optimizer", Literal["sgd", "adam"]),
+        ):
+            expect_one_of(name, getattr(self, name), get_args(kind))
+        for name in (
+            "seeds",
+            "epochs",
+            "models_per_epoch",
+            "batches_per_model",
+            "importance_batches",
+            "samples_per_step",
+            "batch_size",
+            "num_steps",
+            "nodes",
+            "units",
+            "cells_per_stage",
+            "threads",
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(f"Expected {name} to be at least 1, but got {getattr(self, name)}.")
+        for name in (
+            "reset_every",
+            "evaluation_batches",
+            "strategy_steps",
+            "final_samples",
+            "final_batches",
+            "interference_every",
+        ):
+            if getattr(self, name) < 0:
+                raise InputError(f"Expected {name} to be at least 0, but got {getattr(self, name)}.")
+        if self.interference_models < 2:
+            raise InputError(f"Expected interference_models to be at least 2, but got {self.interference_models}.")
+        for name in ("alpha", "l2_alpha", "damping"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"Expected {name} to be finite and at least 0, but got {value}.")
+        for name in ("learning_rate", "max_gradient_norm"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InputError(f"Expected {name} to be finite and above 0, but got {value}.")
+        for name in ("momentum", "dropout", "weight_drop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"Expected {name} in [0, 1), but got {getattr(self, name)}.")
+        if isinstance(self.protect_from, str):
+            expect_one_of("protect_from", self.protect_from, ["forgetting", "an epoch"])
+        elif self.protect_from < 0:
+            raise InputError(f"Expected protect_from to be at least 0 or forgetting, but got {self.protect_from}.")
+        if not 0 <= self.decay <= 1:
+            raise InputError(f"Expected decay in [0, 1], but got {self.decay}.")
+        if self.importance == "training" and "wpl" in self.protection and self.batches_per_model < 2:
+            raise InputError("Expected batches_per_model to be at least 2 for importance from training, but got 1.")
+        if self.importance == "held-out" and self.fisher == "exact" and self.space == "recurrent":
+            raise InputError("Expected fisher to be empirical, monte_carlo or batch for text, but got exact.")
+        expect_device(self.device)
+        named = (self.space == "recurrent") == (self.data in TEXT_DATA)
+        if self.data in (*TEXT_DATA, *IMAGE_DATA) and not named:
+            raise InputError(f"Expected data that fits the space {self.space}, but got {self.data!r}.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "SearchConfig":
+        """The configuration that `dataclasses.asdict` or a TOML file holds.
+
+        Args:
+            values: Option → value; options left out have their defaults.
+
+        Raises:
+            InputError: If an option is unknown or a value does not fit.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            expect_one_of("option", name, known)
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class SearchArm:
+    """One search to make: a seed under one protection."""
+
+    seed: int
+    protection: str
+
+
+def search_arms(config: SearchConfig) -> list[SearchArm]:
+    """Every search that a configuration asks for, in the order they are made: the control arm after `wpl`.
+
+    Args:
+        config: The configuration.
+    """
+    order = sorted(config.protection, key=lambda name: name == MATCHED)
+    return [SearchArm(seed, name) for seed in range(config.seeds) for name in order]

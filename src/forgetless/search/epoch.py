@@ -1,0 +1,486 @@
+"""One search, an epoch at a time."""
+
+import copy
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from forgetless.architecture import Architecture
+from forgetless.forgetting import ForgettingMeter
+from forgetless.importance import diagonal_fisher
+from forgetless.interference import Interference, measure_interference
+from forgetless.protection import WPL, NoProtection, Protection, make_protection
+from forgetless.search.config import MATCHED, SearchArm, SearchConfig
+from forgetless.search.gradients import Gradients
+from forgetless.search.setup import (
+    fixed_sample,
+    generator_for,
+    learning_rate_of,
+    make_optimizer,
+    make_space,
+    make_supernet,
+)
+from forgetless.strategies import Strategy, make_strategy
+from forgetless.supernets.nas201 import ImageSupernet
+from forgetless.tasks import LanguageModelling, SplitName, Task
+from forgetless.training import MeanStep, train
+
+REWARD_SCALE = 80.0
+"""c of the reward c / perplexity for text (Pham et al. 2018, section 2.2)."""
+
+_NEWEST = 0.3  # share of the newest model in the running mean that the control arm follows
+_DIVERGED_NATS = 5.0  # above the uniform prediction, log of the vocabulary
+
+
+class Search:
+    """The state of one search, an epoch at a time.
+
+    Args:
+        config: What to do.
+        task: The data.
+        arm: Seed and protection.
+
+    Attributes:
+        epoch: Finished epochs.
+        supernet: The shared weights.
+        strategy: What proposes architectures.
+    """
+
+    def __init__(self, config: SearchConfig, task: Task[Any], arm: SearchArm) -> None:
+        self.config, self.task, self.arm = config, task, arm
+        self.epoch = 0
+        space = make_space(config)
+        self.supernet = make_supernet(config, task, space, arm.seed)
+        self.strategy: Strategy[Any] = make_strategy(config.strategy, space, seed=arm.seed)
+        self.scale = 1.0  # of the shared weights' learning rate, in the control arm
+        self._step_at_rate_1 = 0.0  # what a scale of 1 gives: a running mean over models
+        self._protects = config.protect_from == 0
+        self._shared = self._protected(dict(self.supernet.named_parameters()))
+        name = "none" if arm.protection == MATCHED else arm.protection
+        alpha = config.l2_alpha if name == "l2" else config.alpha
+        self.protection: Protection = make_protection(name, self._shared, alpha, damping=config.damping)
+        if isinstance(self.protection, WPL):
+            self.protection.plasticity.rule = config.rule
+            self.protection.plasticity.decay = config.decay
+        self.optimizer = make_optimizer(config, self.supernet, self._shared)
+        self._only: Architecture | None = None
+
+    def _protected(self, named: Mapping[str, nn.Parameter]) -> list[nn.Parameter]:
+        outside = ("embedding", "decoder_bias", "stem", "classifier", "head_norm")
+        return [p for name, p in named.items() if self.config.protect == "all" or not name.startswith(outside)]
+
+    # ---- one epoch -------------------------------------------------------------------------------------------
+
+    def one_epoch(
+        self, wanted_steps: Mapping[int, float], show: Callable[[str, Mapping[str, float]], None]
+    ) -> dict[str, Any]:
+        """Train the epoch's architectures, measure their forgetting, and let the strategy learn.
+
+        Args:
+            wanted_steps: Mean step under `wpl` by epoch, for the control arm.
+            show: Called with the phase and what is known so far.
+
+        Returns:
+            The epoch's record.
+        """
+        config = self.config
+        clock = _Clock()
+        if config.reset_every and self.epoch % config.reset_every == 0 and isinstance(self.protection, WPL):
+            self.protection.plasticity.reset()
+        self._protects |= self.epoch == config.protect_from
+        wanted = wanted_steps.get(self.epoch)
+        meter = ForgettingMeter(self._diverged_above())
+        trained: list[Any] = []
+        first: list[float] = []
+        consolidated: list[float] = []
+        moved: list[_Moved] = []
+        num_passed_over = 0
+        for j in range(config.models_per_epoch):
+            architecture = self._next_architecture()
+            self._follow(wanted)
+            before = [weight.detach().clone() for weight in self._shared]
+            with clock("train"):
+                gradients, step, skipped = self._train(architecture, self.epoch * config.models_per_epoch + j)
+            num_passed_over += skipped
+            with clock("evaluate"):
+                error = self._error(architecture, "forgetting")
+            with clock("consolidate"):
+                if error <= self._diverged_above() and self._protects:
+                    self._consolidate(architecture, gradients)
+            with clock("evaluate"):
+                moves = self._protects and isinstance(self.protection, WPL) and config.rule == "merge"
+                consolidated.append(self._error(architecture, "forgetting") if moves else error)
+            moved.append(_Moved(step, _distance(before, self._shared) / config.batches_per_model))
+            self._learn_step(moved[-1])
+            meter.record(j, error)
+            trained.append(architecture)
+            first.append(error)
+            show(f"model {j + 1}/{config.models_per_epoch}", {self.task.error_name: error})
+        penalty = 0.0
+        if isinstance(self.protection, WPL):
+            penalty = float(self.protection.plasticity.penalty().detach())
+        with clock("evaluate"):
+            second = [self._error(architecture, "forgetting") for architecture in trained]
+        for j, error in enumerate(second):
+            meter.revisit(j, error)
+        forgetting = meter.summary()
+        part = math.nan
+        if config.interference_every and (self.epoch + 1) % config.interference_every == 0:
+            show("interference", {"forgetting": forgetting.mean})
+            sample = fixed_sample(self.strategy.space, config.interference_models, self.arm.seed)
+            with clock("interference"):
+                part = self.interference(sample, self.epoch + 1).multi_model_part.mean
+        show("learning", {"forgetting": forgetting.mean})
+        with clock("learn"):
+            learned = self._learn()
+        record = {
+            "event": "epoch",
+            **dataclasses.asdict(self.arm),
+            "epoch": self.epoch,
+            "forgetting_mean": _or_none(forgetting.mean),
+            "forgetting_best": _or_none(forgetting.best),
+            "forgetting_max": _or_none(forgetting.maximum),
+            "num_models": forgetting.num_models,
+            "num_diverged": forgetting.num_diverged,
+            "multi_model_part": _or_none(part),
+            "error_first": _or_none(_finite_mean(first)),
+            "error_consolidated": _or_none(_finite_mean(consolidated)),
+            "error_second": _or_none(_finite_mean(second)),
+            "is_protected": self._protects and self.arm.protection not in {"none", MATCHED},
+            "penalty": _or_none(penalty),
+            "mean_step": _or_none(_finite_mean([each.step for each in moved])),
+            "mean_net_step": _or_none(_finite_mean([each.net for each in moved])),
+            "num_passed_over": num_passed_over,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            **{name: _or_none(value) for name, value in learned.items()},
+            "seconds": clock.seconds,
+        }
+        self.epoch += 1
+        if config.protect_from == "forgetting" and forgetting.mean > 0:
+            self._protects = True
+        return record
+
+    def _follow(self, wanted: float | None) -> None:
+        """Set the shared weights' learning rate; in the control arm such that they move as far as is wanted."""
+        if self.arm.protection == MATCHED and wanted is not None and self._step_at_rate_1 > 0:
+            self.scale = wanted / self._step_at_rate_1
+        for i, group in enumerate(self.optimizer.param_groups):
+            group["lr"] = learning_rate_of(self.config) * (self.scale if i == 0 else 1.0)
+
+    def _learn_step(self, moved: "_Moved") -> None:
+        """Take one model's step into what is known of steps at a scale of 1."""
+        found = moved.net if self.config.rule == "merge" else moved.step
+        if not math.isfinite(found) or self.scale <= 0:
+            return
+        share = 1.0 if self._step_at_rate_1 == 0 else _NEWEST
+        self._step_at_rate_1 += share * (found / self.scale - self._step_at_rate_1)
+
+    def _next_architecture(self) -> Any:
+        if not self.config.single:
+            return self.strategy.propose(1)[0]
+        if self._only is None:
+            self._only = self.strategy.propose(1)[0]
+        return self._only
+
+    def _train(self, architecture: Any, number: int) -> tuple["Gradients", float, int]:
+        """Train one architecture for its batches; what is to be known of their gradients, mean step, passed over."""
+        config = self.config
+        steps = MeanStep(self._shared)
+        gradients = Gradients(dict(_Bound(self.supernet, architecture).named_parameters()))
+        is_wanted = config.importance == "training" and isinstance(self.protection, WPL) and self._protects
+        start = number * config.batches_per_model
+        steps.start()
+        skipped = self._train_on(
+            architecture,
+            start,
+            config.batches_per_model,
+            gradients.add if is_wanted else None,
+            lambda _: steps.update(),
+        )
+        return gradients, steps.mean, skipped
+
+    def _train_on(
+        self,
+        architecture: Any,
+        start: int,
+        num_batches: int,
+        on_gradients: Callable[[], None] | None = None,
+        after_step: Callable[[int], None] | None = None,
+    ) -> int:
+        """Train one architecture on the seed's batches number `start`, `start` + 1, … under the protection."""
+        self.supernet.train()
+        return train(
+            self.task.training_batches(num_batches, torch.Generator().manual_seed(self.arm.seed), start=start),
+            self.task.loss_of(self.supernet, architecture),
+            self.optimizer,
+            self.protection if self._protects else NoProtection([]),
+            max_gradient_norm=self.config.max_gradient_norm,
+            on_gradients=on_gradients,
+            after_step=after_step,
+        )
+
+    def _consolidate(self, architecture: Any, gradients: "Gradients") -> None:
+        bound = _Bound(self.supernet, architecture)
+        self.protection.consolidate(bound, lambda _: self._fisher(architecture, gradients))
+
+    def _fisher(self, architecture: Any, gradients: "Gradients") -> Mapping[str, Tensor]:
+        config = self.config
+        if config.importance == "training":
+            return gradients.fisher(self.task.batch_size)
+        bound = _Bound(self.supernet, architecture)
+        batches = list(itertools.islice(self.task.batches("importance"), config.importance_batches))
+        if isinstance(self.supernet, ImageSupernet):
+            self.supernet.recalibrate(architecture, [images for images, _ in batches])
+        return diagonal_fisher(bound, batches, _cross_entropy, config.fisher, parameters=bound.parameters())
+
+    # ---- who overwrites whom ---------------------------------------------------------------------------------
+
+    def interference(
+        self,
+        architectures: Sequence[Any],
+        finished_epochs: int,
+        num_batches: int | None = None,
+        on_trained: Callable[[int], None] | None = None,
+    ) -> Interference:
+        """How training each of some architectures from the present state changes the errors of all; it is undone.
+
+        Each trains under the protection on the first batches of the next epoch; none is consolidated, so that anchors
+        and importance stay what they are.
+
+        Args:
+            architectures: Members of the space, at least 2.
+            finished_epochs: Epochs whose batches are passed over.
+            num_batches: How many batches each is trained for; `batches_per_model` if None.
+            on_trained: Called with the number of architectures trained so far.
+        """
+        config = self.config
+        start = finished_epochs * config.models_per_epoch * config.batches_per_model
+        return measure_interference(
+            architectures,
+            lambda architecture: self._train_on(architecture, start, num_batches or config.batches_per_model),
+            lambda architecture: self._error(architecture, "forgetting"),
+            self._undone,
+            diverged_above=self._diverged_above(),
+            on_trained=on_trained,
+        )
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """At its end weights, buffers, optimizer, random state and mode are as they were; gradients are gone."""
+        weights, state = copy.deepcopy((self.supernet.state_dict(), self.optimizer.state_dict()))
+        was_training = self.supernet.training
+        devices = {weight.device for weight in self.supernet.parameters() if weight.is_cuda}
+        with torch.random.fork_rng(devices=devices):
+            try:
+                yield
+            finally:
+                self.optimizer.zero_grad(set_to_none=True)
+                self.supernet.load_state_dict(weights)
+                self.optimizer.load_state_dict(state)
+                # By way of training mode, in which an image supernet drops whose batch statistics it has.
+                self.supernet.train().train(was_training)
+
+    # ---- errors, rewards, the strategy -----------------------------------------------------------------------
+
+    def _error(self, architecture: Any, split: SplitName) -> float:
+        return self.task.error(self.supernet, split, architecture, self.config.evaluation_batches or None)
+
+    def reward(self, architecture: Any) -> float:
+        """What the strategy is told: 80 / perplexity for text, accuracy for images, on the reward split.
+
+        Args:
+            architecture: A member of the space.
+        """
+        return self._reward_of(self._error(architecture, "reward"))
+
+    def _reward_of(self, error: float) -> float:
+        if isinstance(self.task, LanguageModelling):
+            return REWARD_SCALE / math.exp(min(error, 700.0)) if math.isfinite(error) else math.nan
+        return 1 - error
+
+    def _rewards(self, architectures: Sequence[Any]) -> list[float]:
+        """Rewards in order; an architecture that occurs twice is evaluated once."""
+        known = {architecture: self.reward(architecture) for architecture in dict.fromkeys(architectures)}
+        return [known[architecture] for architecture in architectures]
+
+    def _learn(self) -> dict[str, float]:
+        """The epoch's steps of the strategy; their metrics, averaged."""
+        gathered: list[dict[str, float]] = []
+        for _ in range(self.config.strategy_steps):
+            architectures = self.strategy.propose(self.config.samples_per_step)
+            gathered.append(self.strategy.learn(architectures, self._rewards(architectures)))
+        names = dict.fromkeys(name for metrics in gathered for name in metrics)
+        return {
+            f"strategy_{name}": _finite_mean([metrics[name] for metrics in gathered if name in metrics])
+            for name in names
+        }
+
+    def derive(self, show: Callable[[str, Mapping[str, float]], None]) -> dict[str, Any]:
+        """The best of some proposed architectures by reward; it and a random one, trained from scratch.
+
+        Args:
+            show: Called with the phase.
+
+        Returns:
+            The record: the architecture, its reward on the shared weights, and both trainings' errors.
+        """
+        started = time.perf_counter()
+        proposed = self.strategy.propose(self.config.final_samples)
+        rewards = self._rewards(proposed)
+        best = max(range(len(proposed)), key=lambda i: -math.inf if math.isnan(rewards[i]) else rewards[i])
+        show("training the derived architecture from scratch", {"reward": rewards[best]})
+        random = self.strategy.space.sample(generator_for(self.arm.seed, "random architecture"))
+        return {
+            "event": "derived",
+            **dataclasses.asdict(self.arm),
+            "architecture": str(proposed[best]),
+            "reward": _or_none(rewards[best]),
+            "random_architecture": str(random),
+            **{f"derived_{k}": v for k, v in self._from_scratch(proposed[best]).items()},
+            **{f"random_{k}": v for k, v in self._from_scratch(random).items()},
+            "seconds": {"derive": time.perf_counter() - started},
+        }
+
+    def _from_scratch(self, architecture: Any) -> dict[str, float | None]:
+        """Validation and test error of an architecture trained alone."""
+        config = self.config
+        model = make_supernet(config, self.task, self.strategy.space, self.arm.seed)
+        optimizer = make_optimizer(config, model)
+        num_batches = config.final_batches or config.epochs * config.models_per_epoch * config.batches_per_model
+        model.train()
+        train(
+            self.task.training_batches(num_batches, torch.Generator().manual_seed(self.arm.seed)),
+            self.task.loss_of(model, architecture),
+            optimizer,
+            NoProtection([]),
+            max_gradient_norm=config.max_gradient_norm,
+        )
+        return {
+            "validation_error": _or_none(self.task.error(model, "validation", architecture)),
+            "test_error": _or_none(self._test_error(model, architecture)),
+        }
+
+    def _test_error(self, model: Any, architecture: Any) -> float:
+        if isinstance(self.task, LanguageModelling):
+            return self.task.cross_entropy_of_text(model, "test", architecture)
+        return self.task.error(model, "test", architecture)
+
+    def _diverged_above(self) -> float:
+        """Errors that count as diverged: 5 nats above the uniform prediction, for text; none for images."""
+        if isinstance(self.task, LanguageModelling):
+            return math.log(self.task.data.num_words) + _DIVERGED_NATS
+        return math.inf
+
+    # ---- going on after an interruption ----------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next epoch depends on; torch.load reads it with weights_only=True."""
+        return {
+            "arm": dataclasses.asdict(self.arm),
+            "epoch": self.epoch,
+            "supernet": self.supernet.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "strategy": self.strategy.state_dict(),
+            "protection": self.protection.state_dict(),
+            "scale": self.scale,
+            "step_at_rate_1": self._step_at_rate_1,
+            "protects": self._protects,
+            "only": None if self._only is None else str(self._only),
+            "random_state": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned, in a search of the same configuration and arm.
+
+        Args:
+            state: From `state_dict`.
+        """
+        self.epoch, self.scale = state["epoch"], state["scale"]
+        self._step_at_rate_1, self._protects = state["step_at_rate_1"], state["protects"]
+        self.supernet.load_state_dict(state["supernet"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.strategy.load_state_dict(state["strategy"])
+        self.protection.load_state_dict(state["protection"])
+        self._only = None if state["only"] is None else self.strategy.space.parse(state["only"])
+        torch.set_rng_state(state["random_state"])
+
+
+class _Bound(nn.Module):
+    """One architecture of a supernet as a module of its own, which has only the weights that it uses."""
+
+    def __init__(self, supernet: nn.Module, architecture: Any) -> None:
+        super().__init__()
+        self.supernet = supernet
+        self.architecture = architecture
+
+    def named_parameters(
+        self,
+        prefix: str = "",
+        recurse: bool = True,
+        remove_duplicate: bool = True,  # noqa: ARG002
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        if not recurse:  # it has none of its own
+            return
+        used = self.supernet.used_parameters(self.architecture)  # type: ignore[operator]
+        yield from ((f"{prefix}supernet.{name}", parameter) for name, parameter in used.items())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = self.supernet(inputs, self.architecture)
+        logits: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+        return logits
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """How far one model's training moved the shared weights, per batch.
+
+    Attributes:
+        step: Mean length of its steps.
+        net: Distance from before its training to after its consolidation, divided by its batches.
+    """
+
+    step: float
+    net: float
+
+
+class _Clock:
+    """Wall seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+
+def _distance(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """‖after − before‖₂ over all weights in one vector."""
+    with torch.no_grad():
+        norms = torch._foreach_norm(torch._foreach_sub(list(before), list(after)))
+    return float(torch.linalg.vector_norm(torch.stack(list(norms))))
+
+
+def _finite_mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None

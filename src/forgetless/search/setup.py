@@ -1,0 +1,180 @@
+"""What a search begins with: data, space, supernet, optimizer; and whether the memory is enough for it."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+
+from forgetless.architecture import CellSpace, Nas201Space, RecurrentSpace, Space
+from forgetless.data import load_images, load_text
+from forgetless.errors import InputError
+from forgetless.search.config import SearchConfig
+from forgetless.supernets.cell import CellSupernet
+from forgetless.supernets.nas201 import Nas201Supernet
+from forgetless.supernets.recurrent import RecurrentSupernet
+from forgetless.tasks import ImageClassification, LanguageModelling, Task
+
+
+def load_task(config: SearchConfig) -> Task[Any]:
+    """The data that a configuration names, as a task.
+
+    Args:
+        config: The configuration.
+    """
+    if config.space == "recurrent":
+        text = load_text(config.data or "kjv", config.data_dir)
+        return LanguageModelling(
+            text, config.batch_size, config.num_steps, independent=config.independent, device=config.device
+        )
+    images = load_images(config.data or "digits", config.data_dir)
+    return ImageClassification(images, config.batch_size, config.device, augment=config.augment)
+
+
+def make_space(config: SearchConfig) -> Space[Any]:
+    """The space that a configuration names.
+
+    Args:
+        config: The configuration.
+    """
+    if config.space == "recurrent":
+        return RecurrentSpace(config.nodes)
+    return CellSpace(config.nodes) if config.space == "cell" else Nas201Space()
+
+
+def memory_bytes(config: SearchConfig, task: Task[Any]) -> int:
+    """About how much memory a search takes: weights, gradients, anchors, importances, and a batch's activations.
+
+    Args:
+        config: Sizes.
+        task: Decides vocabulary, or image shape and classes.
+
+    Returns:
+        Bytes.
+    """
+    copies = 5 if config.optimizer == "sgd" else 7  # the mean step keeps one more
+    if config.interference_every:  # a second copy of the weights and the optimizer's state
+        copies += 1 if config.optimizer == "sgd" else 3
+    space = make_space(config)
+    if isinstance(task, LanguageModelling):
+        assert isinstance(space, RecurrentSpace)
+        sizes = (task.data.num_words, config.units, space, config.batch_size, config.num_steps)
+        return RecurrentSupernet.memory_bytes(*sizes, copies=copies)
+    assert isinstance(task, ImageClassification)
+    shape, classes = task.data.image_shape, task.data.num_classes
+    if isinstance(space, CellSpace):
+        return CellSupernet.memory_bytes(
+            shape, classes, config.units, config.cells_per_stage, space, batch_size=config.batch_size, copies=copies
+        )
+    return Nas201Supernet.memory_bytes(
+        shape, classes, config.units, config.cells_per_stage, batch_size=config.batch_size, copies=copies
+    )
+
+
+def check_memory(config: SearchConfig, task: Task[Any]) -> None:
+    """Refuse sizes that do not fit the machine's memory.
+
+    Args:
+        config: Sizes.
+        task: The data.
+
+    Raises:
+        InputError: If the search needs more than there is; it says how much it needs.
+    """
+    if config.device.startswith("cuda"):
+        available = torch.cuda.get_device_properties(config.device).total_memory
+    else:
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = memory_bytes(config, task)
+    if needed > available:
+        raise InputError(
+            f"Expected a search that fits {available / 2**30:.1f} GiB of memory, but nodes={config.nodes} and "
+            f"units={config.units} need about {needed / 2**30:.1f} GiB. Choose fewer."
+        )
+
+
+def make_supernet(config: SearchConfig, task: Task[Any], space: Space[Any], seed: int) -> nn.Module:
+    """The supernet of a space for a task, with weights drawn from a seed; the global random state is left alone.
+
+    Args:
+        config: Sizes.
+        task: Decides vocabulary, or image shape and classes.
+        space: The space.
+        seed: Of the initial weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        supernet: nn.Module
+        if isinstance(task, LanguageModelling):
+            assert isinstance(space, RecurrentSpace)
+            supernet = RecurrentSupernet(
+                task.data.num_words,
+                config.units,
+                space,
+                dropout_input=config.dropout,
+                dropout_output=config.dropout,
+                weight_drop=config.weight_drop,
+            )
+        elif isinstance(task, ImageClassification):
+            sizes = (task.data.image_shape, task.data.num_classes, config.units, config.cells_per_stage)
+            supernet = CellSupernet(*sizes, space) if isinstance(space, CellSpace) else Nas201Supernet(*sizes)
+    return supernet.to(config.device)
+
+
+def fixed_sample(space: Space[Any], number: int, seed: int) -> list[Any]:
+    """Architectures drawn uniformly, the first of them the same for every number; distinct as long as there are more.
+
+    Args:
+        space: What to draw from.
+        number: How many.
+        seed: Of a generator of its own.
+    """
+    generator = generator_for(seed, "interference")
+    drawn: dict[Any, None] = {}
+    while len(drawn) < min(number, space.size):
+        drawn[space.sample(generator)] = None
+    return [*drawn, *(space.sample(generator) for _ in range(number - len(drawn)))]
+
+
+def generator_for(seed: int, purpose: str) -> torch.Generator:
+    """A generator that is independent of those of other purposes and seeds.
+
+    Args:
+        seed: Of the arm.
+        purpose: What is drawn.
+    """
+    digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+
+
+def make_optimizer(config: SearchConfig, supernet: nn.Module, shared: Sequence[nn.Parameter] = ()) -> Optimizer:
+    """The optimizer of a supernet; the shared weights are its first group, if there are any.
+
+    Args:
+        config: Optimizer and learning rate.
+        supernet: Whose weights to train.
+        shared: Those of them that are protected.
+    """
+    held = {id(weight) for weight in shared}
+    others = [weight for weight in supernet.parameters() if id(weight) not in held]
+    groups = [{"params": weights} for weights in (list(shared), others) if weights]
+    rate = learning_rate_of(config)
+    if config.optimizer == "sgd":
+        return SGD(groups, lr=rate, momentum=config.momentum)
+    return Adam(groups, lr=rate)
+
+
+def learning_rate_of(config: SearchConfig) -> float:
+    """The configured learning rate, or the space's and optimizer's own.
+
+    Args:
+        config: The configuration.
+    """
+    if config.learning_rate is not None:
+        return config.learning_rate
+    if config.optimizer == "adam":
+        return 0.001
+    return 10.0 if config.space == "recurrent" else 0.1
