@@ -718,3 +718,9 @@ def test_kinds_that_do_not_fit_the_targets_are_refused() -> None:
         diagonal_fisher(TiedLanguageModel().double(), [(tokens, tokens)], token_cross_entropy, "exact")
     with pytest.raises(ValueError, match=r"per target of shape \(7,\), but got \(4, 7\). Set class_dim"):
         diagonal_fisher(model, [(inputs, targets)], F.cross_entropy, "monte_carlo", class_dim=0)
+
+
+@pytest.mark.parametrize("batches", [(torch.ones(4, 2), torch.zeros(4).long()), [{"inputs": 1}], [(1, 2, 3)]])
+def test_what_is_no_pair_is_told(batches):
+    with pytest.raises(ValueError, match=r"Expected batches to be an iterable of pairs \(inputs, targets\)"):
+        diagonal_fisher(nn.Linear(2, 3), batches, F.cross_entropy)

@@ -97,6 +97,10 @@ def search_command(
         as_json: Print the result as JSON on standard output, and nothing else there.
     """
     config = config or SearchConfig()
+    if compare and config.protection != SearchConfig().protection:
+        raise InputError(
+            "Expected --compare or --protection, but got both. --compare chooses none, matched-lr and wpl."
+        )
     if compare:
         config = dataclasses.replace(config, protection=("none", search.MATCHED, "wpl"))
     if tensorboard:

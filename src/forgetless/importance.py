@@ -20,7 +20,7 @@ import contextlib
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -109,7 +109,7 @@ def diagonal_fisher(
     method: _Method | None = None
     num_checked = num_examples = 0
     with _untouched(model, named.values(), generator) as labels_generator:
-        for inputs, targets in batches:
+        for inputs, targets in map(_pair, batches):
             _check_lengths(inputs, targets)
             if len(targets) == 0:
                 continue
@@ -210,6 +210,16 @@ def _call(function: Callable[..., Any], inputs: Any) -> Any:
 
 def _take(tree: Any, index: slice) -> Any:
     return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def _pair(batch: Any) -> tuple[Any, Tensor]:
+    if isinstance(batch, Sequence) and len(batch) == 2 and isinstance(batch[1], Tensor):
+        return batch[0], batch[1]
+    kind = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (Sequence, Mapping)) else type(batch).__name__
+    raise ValueError(
+        f"Expected batches to be an iterable of pairs (inputs, targets) with targets a tensor, but got a {kind} in it. "
+        "Pass [(inputs, targets)] for a single batch; inputs may be a tuple or a dict of several."
+    )
 
 
 def _check_lengths(inputs: Any, targets: Tensor) -> None:

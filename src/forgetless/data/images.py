@@ -189,6 +189,8 @@ def load_images(name: str, data_dir: str | Path | None = None) -> ImageData:
         return _load_cifar10(data_dir)
     path = Path(name).expanduser()
     if not path.exists():
+        if len(path.parts) > 1:
+            raise InputError(f"Expected data to be a name or an existing path, but there is no {path}. Check the path.")
         expect_one_of("images (or the path of a folder or .zip of them)", name, IMAGE_DATA)
     path = path.resolve()
     return _load_tree(path, name=path.stem if path.is_file() else path.name)

@@ -134,6 +134,8 @@ def load_text(name: str, data_dir: str | Path | None = None) -> TextData:
         return _load_files("WikiText-2", WIKITEXT2_FILES, data_dir)
     path = Path(name).expanduser()
     if not path.exists():
+        if len(path.parts) > 1:
+            raise InputError(f"Expected data to be a name or an existing path, but there is no {path}. Check the path.")
         expect_one_of("text (or the path of a folder of train, valid and test .txt)", name, TEXT_DATA)
     if not path.is_dir():
         raise InputError(

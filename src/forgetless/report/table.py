@@ -119,6 +119,8 @@ def _notes(result: TwoModelResult, summary: list[dict[str, Any]]) -> Text:
         notes.append("In % and points of test accuracy; one seed gives no interval.")
     if any(entry["reduction"] is None and entry["cost_b"] is not None for entry in summary):
         notes.append(f"{NOTHING_TO_REDUCE}: the unprotected A lost nothing, no forgetting to reduce.")
+    if summary and "none" not in result.config.protection:
+        notes.append("No reduction without an unprotected arm: add none to --protection.")
     strengths = {e["alpha"] for e in summary if e["protection"] == "wpl"}
     if len(strengths) > 1:
         notes.append("Bold: the α with the best mean validation accuracy of A and B.")
