@@ -245,7 +245,7 @@ def test_a_search_of_text_prints_a_table_and_makes_its_own_folder(here, capfd):
     assert "Forgetting err₂ − err₁, nats per token" in captured.out
     assert max(map(len, captured.out.split("Report:")[0].splitlines())) <= 80
     (folder,) = (here / "runs").iterdir()
-    assert folder.name.startswith("search-recurrent-")
+    assert folder.name.startswith("search-kjv-")
     assert len(RunFolder(folder).records()) == 2
 
 

@@ -59,6 +59,7 @@ IMAGES = SearchConfig(
 TEXT = dataclasses.replace(
     IMAGES,
     space="recurrent",
+    data="kjv",
     optimizer="adam",
     learning_rate=0.01,
     dropout=0.2,

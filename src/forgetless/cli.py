@@ -106,8 +106,9 @@ def search_command(
     if tensorboard:
         expect_tensorboard()
     search.check_memory(config, search.load_task(config))  # bad input is refused before anything is written
-    data = Path(config.data).stem if config.data else config.space
-    _start(SEARCH, config, data, output, overwrite=overwrite, as_json=as_json, tensorboard=tensorboard)
+    _start(
+        SEARCH, config, Path(config.data).stem, output, overwrite=overwrite, as_json=as_json, tensorboard=tensorboard
+    )
 
 
 @app.command

@@ -25,7 +25,8 @@ def arm_label(result: SearchResult, protection: str) -> str:
         result: The search.
         protection: The protection.
     """
-    return Group(protection, result.config.alpha if protection in {"wpl", "l2"} else None, []).label
+    strengths = {"wpl": result.config.alpha, "l2": result.config.l2_alpha}
+    return Group(protection, strengths.get(protection), []).label
 
 
 def main_protection(result: SearchResult) -> str | None:

@@ -80,16 +80,12 @@ def search_comparison(result: SearchResult) -> list[str]:
     free, held = entries.get("none", {}), entries.get(main or "", {})
     config, unit = result.config, result.unit
     return [
-        f"{config.space}, {config.strategy}, {_data(result)}, {unit.name}",
+        f"{config.space}, {config.strategy}, {config.data}, {unit.name}",
         "–" if main is None else NAMES.get(main, main),
         *(plus_minus(entry.get(FORGETTING[0]), unit) for entry in (free, held)),
         share_cell(held, "reduction_mean", summary) if held else "–",
         *(plus_minus(entry.get("reward")) for entry in (free, held)),
     ]
-
-
-def _data(result: SearchResult) -> str:
-    return result.config.data or ("kjv" if result.config.space == "recurrent" else "digits")
 
 
 def _settings(result: SearchResult) -> str:
@@ -101,7 +97,7 @@ def _settings(result: SearchResult) -> str:
     return ", ".join(
         [
             f"{config.space} cells",
-            _data(result),
+            config.data,
             f"strategy {config.strategy}",
             size,
             config.optimizer + rate,
@@ -129,9 +125,10 @@ def _tables(result: SearchResult) -> list[dict[str, Any]]:
         return []
     several, has_part = max(entry["num_seeds"] for entry in summary) > 1, result.has_multi_model_part
     interval = " ± is half the width of the 95 % interval over seeds; a reduction is followed by its own." * several
+    strengths = {"wpl": number(config.alpha), "l2": number(config.l2_alpha)}
     lost = [
         [
-            "" if entry["protection"] not in {"wpl", "l2"} else number(config.alpha),
+            strengths.get(entry["protection"], ""),
             *(plus_minus(entry[key], unit) for key in FORGETTING),
             *(share_cell(entry, REDUCTIONS[key], summary) for key in FORGETTING),
             *([plus_minus(entry[MULTI_MODEL], unit), share_cell(entry, REDUCTIONS[MULTI_MODEL], summary)] * has_part),

@@ -274,10 +274,10 @@ def command_line(config: TwoModelConfig | SearchConfig, **changes: object) -> st
     'forgetless search --data ptb --single --learning-rate 20'
     """
     words = ["forgetless", SEARCH if isinstance(config, SearchConfig) else TWO_MODEL]
-    defaults = type(config)()
+    defaults = config.defaults if isinstance(config, SearchConfig) else dataclasses.asdict(TwoModelConfig())
     for field in dataclasses.fields(config):
         value = changes.get(field.name, getattr(config, field.name))
-        if value == getattr(defaults, field.name):
+        if value == defaults[field.name]:
             continue
         # A switch is off by default and takes no value.
         several = value if isinstance(value, tuple) else () if isinstance(value, bool) else (value,)

@@ -24,18 +24,30 @@ MATCHED = "matched-lr"
 ARMS = (*PROTECTIONS, MATCHED)
 
 
+# What options are that are not given: they depend on the space.
+_BY_SPACE: dict[str, dict[str, Any]] = {
+    "recurrent": {"data": "kjv", "alpha": 1e4, "momentum": 0.0, "max_gradient_norm": 0.25, "units": 32},
+    "cell": {"data": "digits", "alpha": 30.0, "momentum": 0.9, "max_gradient_norm": 5.0, "units": 8},
+    "nas201": {"data": "digits", "alpha": 30.0, "momentum": 0.9, "max_gradient_norm": 5.0, "units": 4},
+}
+_LEARNING_RATES = {("recurrent", "sgd"): 10.0, ("cell", "sgd"): 0.1, ("nas201", "sgd"): 0.1}
+_LEARNING_RATE_OF_ADAM = 0.001
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """What `forgetless search` is asked to do.
 
+    None stands for what fits the space, and is replaced by it.
+
     Attributes:
         space: `recurrent` (text), `cell` or `nas201` (images).
-        data: `kjv` for text and `digits` for images if None; or `ptb`, `wikitext2`, `mnist`, `cifar10`, or a path.
+        data: `kjv` for text and `digits` for images by default; or `ptb`, `wikitext2`, `mnist`, `cifar10`, or a path.
         data_dir: Where named data lies; FORGETLESS_DATA or a download if None.
         strategy: What proposes architectures: `enas` or `uniform`.
         protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl` and `matched-lr` (no protection; the learning
             rate follows, from epoch to epoch, that at which the mean step was that under `wpl`).
-        alpha: Strength of `wpl`.
+        alpha: Strength of `wpl`; 1e4 for text, 30 for images by default.
         l2_alpha: Strength of `l2`, whose importance is 1 for every weight.
         rule: How importance accumulates over models.
         decay: Of the rules `ema` and `merge`.
@@ -63,13 +75,13 @@ class SearchConfig:
         interference_every: Epochs between two measurements of who overwrites whom; never if 0.
         interference_models: Architectures of these measurements, drawn once per seed; each is trained as in an epoch.
         optimizer: `sgd` or `adam`.
-        learning_rate: Of the shared weights; by space and optimizer if None.
-        momentum: Of SGD.
-        max_gradient_norm: Gradients are scaled down to it.
+        learning_rate: Of the shared weights; 0.001 for Adam, 10 for SGD on text, 0.1 for SGD on images by default.
+        momentum: Of SGD; 0 for text, 0.9 for images by default.
+        max_gradient_norm: Gradients are scaled down to it; 0.25 for text, 5 for images by default.
         batch_size: Sequences or images per batch.
         num_steps: Words per sequence.
         nodes: Nodes of a recurrent cell, blocks of an ENAS cell.
-        units: Units of the recurrent cell, or channels of the first stage.
+        units: Units of the recurrent cell (32 by default), or channels of the first stage (4; 8 in `cell`).
         cells_per_stage: Cells per stage of an image network.
         augment: Shift and mirror training images.
         dropout: Of the embedded words and of the output of a recurrent cell, one mask per sequence.
@@ -79,11 +91,11 @@ class SearchConfig:
     """
 
     space: SpaceName = "recurrent"
-    data: str | None = None
+    data: str = None  # type: ignore[assignment]
     data_dir: str | None = None
     strategy: str = "enas"
     protection: tuple[str, ...] = ("wpl",)
-    alpha: float = 1e4
+    alpha: float = None  # type: ignore[assignment]
     l2_alpha: float = 1.0
     rule: AccumulationRule = "ema"
     decay: float = 0.9
@@ -108,13 +120,13 @@ class SearchConfig:
     interference_every: int = 0
     interference_models: int = 4
     optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: float | None = None
-    momentum: float = 0.0
-    max_gradient_norm: float = 0.25
+    learning_rate: float = None  # type: ignore[assignment]
+    momentum: float = None  # type: ignore[assignment]
+    max_gradient_norm: float = None  # type: ignore[assignment]
     batch_size: int = 32
     num_steps: int = 20
     nodes: int = 4
-    units: int = 32
+    units: int = None  # type: ignore[assignment]
     cells_per_stage: int = 1
     augment: bool = False
     dropout: float = 0.0
@@ -123,6 +135,11 @@ class SearchConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
+        expect_one_of("space", self.space, get_args(SpaceName))
+        rate = _LEARNING_RATES.get((self.space, self.optimizer), _LEARNING_RATE_OF_ADAM)
+        for name, value in {**_BY_SPACE[self.space], "learning_rate": rate}.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         object.__setattr__(self, "protection", tuple(dict.fromkeys(self.protection)))
         if not self.protection:
             raise InputError("Expected at least one protection, but got none.")
@@ -132,7 +149,6 @@ class SearchConfig:
             raise InputError(f"Expected wpl among the protections, because {MATCHED} matches its steps. Add wpl.")
         expect_one_of("strategy", self.strategy, STRATEGIES)
         for name, kind in (
-            ("space", SpaceName),
             ("rule", AccumulationRule),
             ("protect", Protected),
             ("importance", ImportanceSource),
@@ -193,6 +209,12 @@ class SearchConfig:
         named = (self.space == "recurrent") == (self.data in TEXT_DATA)
         if self.data in (*TEXT_DATA, *IMAGE_DATA) and not named:
             raise InputError(f"Expected data that fits the space {self.space}, but got {self.data!r}.")
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Every option's value in a command that names none of them but `space` and `optimizer`."""
+        fitting = dataclasses.asdict(SearchConfig(space=self.space, optimizer=self.optimizer))
+        return {**fitting, "space": SearchConfig.space, "optimizer": SearchConfig.optimizer}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SearchConfig":

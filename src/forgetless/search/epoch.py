@@ -24,7 +24,6 @@ from forgetless.search.gradients import Gradients
 from forgetless.search.setup import (
     fixed_sample,
     generator_for,
-    learning_rate_of,
     make_optimizer,
     make_space,
     make_supernet,
@@ -174,7 +173,7 @@ class Search:
         if self.arm.protection == MATCHED and wanted is not None and self._step_at_rate_1 > 0:
             self.scale = wanted / self._step_at_rate_1
         for i, group in enumerate(self.optimizer.param_groups):
-            group["lr"] = learning_rate_of(self.config) * (self.scale if i == 0 else 1.0)
+            group["lr"] = self.config.learning_rate * (self.scale if i == 0 else 1.0)
 
     def _learn_step(self, moved: "_Moved") -> None:
         """Take one model's step into what is known of steps at a scale of 1."""

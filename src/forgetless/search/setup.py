@@ -26,11 +26,11 @@ def load_task(config: SearchConfig) -> Task[Any]:
         config: The configuration.
     """
     if config.space == "recurrent":
-        text = load_text(config.data or "kjv", config.data_dir)
+        text = load_text(config.data, config.data_dir)
         return LanguageModelling(
             text, config.batch_size, config.num_steps, independent=config.independent, device=config.device
         )
-    images = load_images(config.data or "digits", config.data_dir)
+    images = load_images(config.data, config.data_dir)
     return ImageClassification(images, config.batch_size, config.device, augment=config.augment)
 
 
@@ -161,20 +161,6 @@ def make_optimizer(config: SearchConfig, supernet: nn.Module, shared: Sequence[n
     held = {id(weight) for weight in shared}
     others = [weight for weight in supernet.parameters() if id(weight) not in held]
     groups = [{"params": weights} for weights in (list(shared), others) if weights]
-    rate = learning_rate_of(config)
     if config.optimizer == "sgd":
-        return SGD(groups, lr=rate, momentum=config.momentum)
-    return Adam(groups, lr=rate)
-
-
-def learning_rate_of(config: SearchConfig) -> float:
-    """The configured learning rate, or the space's and optimizer's own.
-
-    Args:
-        config: The configuration.
-    """
-    if config.learning_rate is not None:
-        return config.learning_rate
-    if config.optimizer == "adam":
-        return 0.001
-    return 10.0 if config.space == "recurrent" else 0.1
+        return SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+    return Adam(groups, lr=config.learning_rate)
