@@ -17,9 +17,12 @@ lint: $(STAMP)  ## style, types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-benchmark: $(STAMP)  ## cost of the Fisher and of the proximal step, as ratios
+benchmark: $(STAMP)  ## cost of each part, as ratios
 	$(BIN)/python benchmarks/fisher.py
 	$(BIN)/python benchmarks/proximal_step.py
+	$(BIN)/python benchmarks/recurrent_step.py
+	$(BIN)/python benchmarks/search_model.py
+	$(BIN)/python benchmarks/controller.py
 
 clean:  ## remove the environment and caches; runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
