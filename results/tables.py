@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetless.experiments.two_model import TwoModelResult
-from forgetless.report import command_line, load_result
+from forgetless.report import SearchResult, command_line, load_result
 from forgetless.runs import RunFolder, write_atomically
 
 HERE = Path(__file__).parent
@@ -36,6 +36,9 @@ TITLES = {
     "mnist-damping-1e-3": "Damping, A stopped at 43 %: 10⁻³ (the default)",
     "mnist-damping-1e-2": "Damping, A stopped at 43 %: 10⁻²",
 }
+
+
+SEARCHES = {"nas201-digits": "A search for NAS-Bench-201 cells on the embedded digits"}
 
 
 def percent(interval: dict[str, float | None] | None, digits: int = 2) -> str:
@@ -83,6 +86,34 @@ def table(result: TwoModelResult) -> str:
     return "\n".join(lines)
 
 
+def search_table(result: SearchResult) -> str:
+    """Forgetting over the last half of the epochs, reward over the last quarter, in the unit of the errors."""
+    measures = ("forgetting_mean", "forgetting_best", "forgetting_max", "multi_model_part")
+    reduced = ("reduction_mean", "reduction_best", "reduction_max", "reduction_multi_model")
+    columns = [
+        "protection",
+        "mean",
+        "best 5",
+        "maximum",
+        "multi-model part",
+        *(f"reduction of {n}, %" for n in ("mean", "best 5", "maximum", "part")),
+    ]
+    columns += ["reward", "derived, test error", "random, test error"]
+    lines = [f"Errors in {result.unit.name}.", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    digits = 2 if result.unit.scale == 100 else 4
+    for s in result.summary():
+        cells = [s["protection"], *(scaled(s[name], result.unit.scale, digits) for name in measures)]
+        cells += [percent(s[name], 1) for name in reduced]
+        cells += [scaled(s["reward"], 1, 3)]
+        cells += [scaled(s[name], result.unit.scale, digits) for name in ("derived_test_error", "random_test_error")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def scaled(interval: dict[str, float] | None, scale: float, digits: int) -> str:
+    return percent(interval and {end: v if v is None else v * scale / 100 for end, v in interval.items()}, digits)
+
+
 def section(folder: RunFolder, title: str) -> str:
     result = load_result(folder)
     environment: dict[str, Any] = folder.environment
@@ -96,7 +127,7 @@ def section(folder: RunFolder, title: str) -> str:
             "",
             f"`{command_line(result.config)}` ({result.config.seeds} seeds, one thread; {where})",
             "",
-            table(result),
+            search_table(result) if isinstance(result, SearchResult) else table(result),
             "",
         ]
     )
@@ -121,5 +152,6 @@ if __name__ == "__main__":
     for name, title in TITLES.items():
         if (HERE / "two-model" / name).is_dir():
             parts.append(section(RunFolder(HERE / "two-model" / name), title))
+    parts += [section(RunFolder(HERE / "search" / name), title) for name, title in SEARCHES.items()]
     parts += [speed(path) for path in sorted((HERE / "speed").glob("*.json"))]
     write_atomically(HERE / "README.md", "\n".join(parts))
