@@ -28,6 +28,7 @@ from forgetless import __version__, search
 from forgetless.errors import InputError, expect_one_of
 from forgetless.experiments import two_model
 from forgetless.experiments.two_model import TwoModelConfig
+from forgetless.protection import MATCHED
 from forgetless.report import (
     SearchResult,
     interference_table,
@@ -37,13 +38,10 @@ from forgetless.report import (
     write_interference,
     write_report,
 )
-from forgetless.runs import REPORT, TENSORBOARD, RunFolder
+from forgetless.runs import EXPERIMENT, REPORT, SEARCH, TENSORBOARD, TWO_MODEL, RunFolder
 from forgetless.search import SearchConfig
 from forgetless.tensorboard import EpochScalars, expect_tensorboard
 
-EXPERIMENT = "experiment"
-TWO_MODEL = "two-model"
-SEARCH = "search"
 Config = TwoModelConfig | SearchConfig
 Show = Callable[[str, float, int], None]
 
@@ -73,7 +71,7 @@ def two_model_command(
     """
     config = config or TwoModelConfig()
     two_model.load_task(config)  # bad data is refused before anything is written
-    _start(TWO_MODEL, config, Path(config.data).stem, output, overwrite=overwrite, as_json=as_json)
+    _start(TWO_MODEL, config, output, overwrite=overwrite, as_json=as_json)
 
 
 @app.command(name=SEARCH)
@@ -102,13 +100,11 @@ def search_command(
             "Expected --compare or --protection, but got both. --compare chooses none, matched-lr and wpl."
         )
     if compare:
-        config = dataclasses.replace(config, protection=("none", search.MATCHED, "wpl"))
+        config = dataclasses.replace(config, protection=("none", MATCHED, "wpl"))
     if tensorboard:
         expect_tensorboard()
     search.check_memory(config, search.load_task(config))  # bad input is refused before anything is written
-    _start(
-        SEARCH, config, Path(config.data).stem, output, overwrite=overwrite, as_json=as_json, tensorboard=tensorboard
-    )
+    _start(SEARCH, config, output, overwrite=overwrite, as_json=as_json, tensorboard=tensorboard)
 
 
 @app.command
@@ -238,7 +234,6 @@ def _one_sentence(error: CycloptsError) -> str:
 def _start(
     experiment: str,
     config: Config,
-    data: str,
     output: Path | None,
     *,
     overwrite: bool,
@@ -247,7 +242,7 @@ def _start(
 ) -> None:
     """Make the run folder, then do all of the run."""
     stamp = dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    path = output or Path("runs") / f"{experiment}-{data}-{stamp}"
+    path = output or Path("runs") / f"{experiment}-{Path(config.data).stem}-{stamp}"
     values = {EXPERIMENT: experiment, **_as_toml(config)}
     folder = RunFolder.create(path, values, device=config.device, overwrite=overwrite)
     _go_on(folder, as_json=as_json, tensorboard=tensorboard)

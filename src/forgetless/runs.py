@@ -31,6 +31,11 @@ import torch
 
 from forgetless.errors import InputError
 
+EXPERIMENT = "experiment"
+"""The key of config.toml that says of what a run is: of one of the two below."""
+TWO_MODEL, SEARCH = "two-model", "search"
+"""Experiments, by the name of their command and in config.toml."""
+
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"

@@ -26,8 +26,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from forgetless.data import sources
-from forgetless.data.sources import FileTree, Source, check_sha256, fetch, file_hash, open_tree, read_bytes
-from forgetless.errors import InputError, expect_one_of
+from forgetless.data.sources import (
+    FileTree,
+    Source,
+    check_sha256,
+    existing_path,
+    fetch,
+    file_hash,
+    open_tree,
+    read_bytes,
+)
+from forgetless.errors import InputError
 
 IMAGE_DATA = ("digits", "mnist", "cifar10")
 """The names that `load_images` knows, besides paths."""
@@ -187,11 +196,7 @@ def load_images(name: str, data_dir: str | Path | None = None) -> ImageData:
         return _load_mnist(data_dir)
     if name == "cifar10":
         return _load_cifar10(data_dir)
-    path = Path(name).expanduser()
-    if not path.exists():
-        if len(path.parts) > 1:
-            raise InputError(f"Expected data to be a name or an existing path, but there is no {path}. Check the path.")
-        expect_one_of("images (or the path of a folder or .zip of them)", name, IMAGE_DATA)
+    path = existing_path(name, "images (or the path of a folder or .zip of them)", IMAGE_DATA)
     path = path.resolve()
     return _load_tree(path, name=path.stem if path.is_file() else path.name)
 

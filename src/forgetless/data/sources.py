@@ -14,7 +14,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -23,7 +23,7 @@ import pooch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from forgetless.errors import InputError
+from forgetless.errors import InputError, expect_one_of
 
 DATA_VARIABLE = "FORGETLESS_DATA"
 """The environment variable that names a folder of data sets."""
@@ -53,6 +53,28 @@ class Source:
     url: str | None = None
     download_path: str | None = None
     download_hash: str | None = None
+
+
+def existing_path(name: str, what: str, names: Iterable[str]) -> Path:
+    """The path that was given in the place of a name of data.
+
+    Args:
+        name: What was given.
+        what: What it should be, for the message.
+        names: The data that has a name.
+
+    Returns:
+        The path; `~` is the user's folder.
+
+    Raises:
+        InputError: If nothing is there.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        if len(path.parts) > 1:
+            raise InputError(f"Expected data to be a name or an existing path, but there is no {path}. Check the path.")
+        expect_one_of(what, name, names)
+    return path
 
 
 def cache_folder() -> Path:

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from forgetless.data.sources import Source, check_sha256, fetch, read_bytes
-from forgetless.errors import InputError, expect_one_of
+from forgetless.data.sources import Source, check_sha256, existing_path, fetch, read_bytes
+from forgetless.errors import InputError
 
 TEXT_DATA = ("kjv", "ptb", "wikitext2")
 """The names that `load_text` knows, besides paths."""
@@ -132,11 +132,7 @@ def load_text(name: str, data_dir: str | Path | None = None) -> TextData:
         return _load_files("Penn Treebank", PTB_FILES, data_dir)
     if name == "wikitext2":
         return _load_files("WikiText-2", WIKITEXT2_FILES, data_dir)
-    path = Path(name).expanduser()
-    if not path.exists():
-        if len(path.parts) > 1:
-            raise InputError(f"Expected data to be a name or an existing path, but there is no {path}. Check the path.")
-        expect_one_of("text (or the path of a folder of train, valid and test .txt)", name, TEXT_DATA)
+    path = existing_path(name, "text (or the path of a folder of train, valid and test .txt)", TEXT_DATA)
     if not path.is_dir():
         raise InputError(
             f"Expected {path} to be a folder with train.txt, valid.txt and test.txt, but got a file. Name the folder."

@@ -18,21 +18,17 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from forgetless.configuration import Configuration
 from forgetless.data.images import load_images
 from forgetless.errors import InputError, expect_one_of
 from forgetless.forgetting import Interval, mean_interval, reduction
 from forgetless.importance import FisherKind, diagonal_fisher
-from forgetless.protection import PROTECTIONS, NoProtection, Protection, make_protection
+from forgetless.protection import MATCHED, NoProtection, Protection, make_protection
 from forgetless.supernets.mlp import ACTIVATIONS, MLP, MOST_SHARED, Wiring, chain_of_models, shared_parameters
 from forgetless.tasks import ImageClassification
 from forgetless.training import MeanStep, cpu_arithmetic, expect_device, train
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
-
-MATCHED = "matched-lr"
-"""The control arm: no protection, and a lower learning rate for the shared weights."""
-
-ARMS = (*PROTECTIONS, MATCHED)
 
 LEARNING_RATES: dict[str, float] = {"sgd": 0.1, "adam": 0.005, "adamw": 0.005}
 
@@ -46,7 +42,7 @@ _IMAGES_TO_STOP = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoModelConfig:
+class TwoModelConfig(Configuration):
     """What `forgetless two-model` is asked to do.
 
     Attributes:
@@ -121,47 +117,20 @@ class TwoModelConfig:
                 raise InputError(f"Expected convergence in (0, 1], but got {share}. 1 trains A to the end.")
         for name in ("alpha", "l2_alpha"):
             for alpha in getattr(self, name):
-                if not (math.isfinite(alpha) and alpha >= 0):
-                    raise InputError(f"Expected {name} to be finite and at least 0, but got {alpha}.")
-        for protection in self.protection:
-            expect_one_of("protection", protection, ARMS)
-        if MATCHED in self.protection and "wpl" not in self.protection:
-            raise InputError(f"Expected wpl among the protections, because {MATCHED} matches its steps. Add wpl.")
+                self._expect_strength(name, alpha)
+        self._expect_arms(self.protection)
         expect_one_of("optimizer", self.optimizer, get_args(OptimizerName))
         expect_one_of("activation", self.activation, ACTIVATIONS)
         expect_one_of("fisher", self.fisher, get_args(FisherKind))
-        for name, least in (("seeds", 1), ("models", 2), ("iterations", 1), ("iterations_a", 1), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"Expected {name} to be at least {least}, but got {getattr(self, name)}.")
-        for name in ("width", "evaluate_every", "threads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"Expected {name} to be at least 1, but got {getattr(self, name)}.")
-        rate = self.learning_rate
-        if rate is not None and not (math.isfinite(rate) and rate > 0):
-            raise InputError(f"Expected learning_rate to be finite and above 0, but got {rate}.")
-        if not (math.isfinite(self.damping) and self.damping >= 0):
-            raise InputError(f"Expected damping to be finite and at least 0, but got {self.damping}.")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"Expected momentum in [0, 1), but got {self.momentum}.")
+        self._expect_at_least(2, "models")
+        self._expect_at_least(
+            1, "seeds", "iterations", "iterations_a", "batch_size", "width", "evaluate_every", "threads"
+        )
+        if self.learning_rate is not None:
+            self._expect_positive("learning_rate")
+        self._expect_strength("damping", self.damping)
+        self._expect_below_1("momentum")
         expect_device(self.device)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "TwoModelConfig":
-        """The configuration that `dataclasses.asdict` or a TOML file holds.
-
-        Args:
-            values: Option → value; options left out have their defaults.
-
-        Returns:
-            The configuration.
-
-        Raises:
-            InputError: If an option is unknown or a value does not fit.
-        """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in values:
-            expect_one_of("option", name, known)
-        return cls(**values)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,12 @@ from forgetless.protection.wpl import WPL
 
 PROTECTIONS: dict[str, type[Protection]] = {"none": NoProtection, "freeze": Freeze, "l2": L2, "wpl": WPL}
 
+MATCHED = "matched-lr"
+"""The control arm: no protection, but smaller steps of the shared weights, as long as those under `wpl`."""
+
+ARMS = (*PROTECTIONS, MATCHED)
+"""What experiments compare."""
+
 
 def make_protection(
     name: str, shared_parameters: Iterable[Tensor], alpha: float = 1e5, *, damping: float = 0.0
@@ -46,4 +52,4 @@ def make_protection(
     return PROTECTIONS[name](shared_parameters, alpha)
 
 
-__all__ = ["L2", "PROTECTIONS", "WPL", "Freeze", "NoProtection", "Protection", "make_protection"]
+__all__ = ["ARMS", "L2", "MATCHED", "PROTECTIONS", "WPL", "Freeze", "NoProtection", "Protection", "make_protection"]

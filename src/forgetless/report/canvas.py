@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from forgetless.errors import InputError
-from forgetless.experiments.two_model import MATCHED, TwoModelResult
+from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import Interval
+from forgetless.protection import MATCHED
 from forgetless.report.search_result import SearchResult
 from forgetless.report.words import Panel, panel_name, panels
 

@@ -19,8 +19,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from forgetless.errors import InputError
-from forgetless.experiments.two_model import MATCHED, TwoModelResult
+from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import Interval, mean_interval, reduction
+from forgetless.protection import MATCHED
 from forgetless.report.canvas import (
     BAND,
     COLOURS,

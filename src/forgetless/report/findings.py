@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from forgetless.experiments.two_model import MATCHED, TwoModelResult
+from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import mean_interval
+from forgetless.protection import MATCHED
 from forgetless.report.words import (
     NAMES,
     Panel,

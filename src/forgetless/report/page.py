@@ -18,8 +18,6 @@ from forgetless.report.search_result import SearchResult, missing_keys
 from forgetless.report.table import reduction_text
 from forgetless.report.words import (
     NAMES,
-    SEARCH,
-    TWO_MODEL,
     Panel,
     chosen_alpha,
     command_line,
@@ -34,7 +32,7 @@ from forgetless.report.words import (
     points,
     progress,
 )
-from forgetless.runs import RunFolder, write_atomically
+from forgetless.runs import EXPERIMENT, SEARCH, TWO_MODEL, RunFolder, write_atomically
 from forgetless.search import SearchConfig
 
 _NEEDED = frozenset({
@@ -116,7 +114,7 @@ def load_result(folder: RunFolder) -> TwoModelResult | SearchResult:
         InputError: If the folder is of an unknown experiment, or a record lacks what every record has.
     """
     values = folder.config
-    experiment = str(values.pop("experiment", TWO_MODEL))
+    experiment = str(values.pop(EXPERIMENT, TWO_MODEL))
     if experiment not in {TWO_MODEL, SEARCH}:
         raise InputError(
             f"Expected a run of {TWO_MODEL} or {SEARCH}, but {folder.path} is one of {experiment!r}. Name another "

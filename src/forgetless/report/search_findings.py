@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from forgetless.forgetting import ROUNDING, Interval
+from forgetless.protection import MATCHED
 from forgetless.report.search_result import FORGETTING, REWARD, SearchResult, decimal
 from forgetless.report.words import NAMES, Group, share, share_interval
-from forgetless.search import MATCHED
 
 _IN_SENTENCES: Mapping[str, str] = {
     "wpl": "the weight plasticity loss",

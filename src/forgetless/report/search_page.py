@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from forgetless.protection import MATCHED
 from forgetless.report.canvas import colour, data_uri
 from forgetless.report.cells import cell_drawing
 from forgetless.report.interference import COLUMNS, Arm, interference_cells, interference_map, interference_notes
@@ -18,8 +19,9 @@ from forgetless.report.search_result import (
     decimal,
     epochs_text,
 )
-from forgetless.report.words import NAMES, SEARCH, duration, number
-from forgetless.search import MATCHED, make_space
+from forgetless.report.words import NAMES, duration, number
+from forgetless.runs import SEARCH
+from forgetless.search import make_space
 
 _EPOCH_COLUMNS = {
     **dict(zip(FORGETTING, ("mean", "best 5", "maximum"), strict=True)),

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from forgetless.experiments.two_model import MATCHED, TwoModelConfig, TwoModelResult, arms
+from forgetless.experiments.two_model import TwoModelConfig, TwoModelResult, arms
+from forgetless.protection import MATCHED
+from forgetless.runs import SEARCH, TWO_MODEL
 from forgetless.search import SearchConfig
 
 Run = dict[str, Any]
-
-TWO_MODEL, SEARCH = "two-model", "search"
-"""Experiments, by the name of their command and in config.toml."""
 
 NAMES: Mapping[str, str] = {
     "none": "no protection",

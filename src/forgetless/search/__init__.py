@@ -12,15 +12,13 @@ Sources: Pham et al. 2018 (ENAS, arXiv:1802.03268); Benyahia et al. 2019 (arXiv:
 """
 
 from forgetless.search.arms import SearchProgress, measure_arms, reconcile, run
-from forgetless.search.config import ARMS, MATCHED, SearchArm, SearchConfig, search_arms
+from forgetless.search.config import SearchArm, SearchConfig, search_arms
 from forgetless.search.epoch import Search
 from forgetless.search.gradients import Gradients
 from forgetless.search.setup import check_memory, fixed_sample, load_task, make_space, make_supernet, memory_bytes
 
 __all__ = [
     # what to do
-    "ARMS",
-    "MATCHED",
     "SearchArm",
     "SearchConfig",
     "search_arms",

@@ -1,17 +1,16 @@
 """What a search is asked to do, and which searches that makes."""
 
 import dataclasses
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from forgetless.configuration import Configuration
 from forgetless.data.images import IMAGE_DATA
 from forgetless.data.text import TEXT_DATA
 from forgetless.errors import InputError, expect_one_of
 from forgetless.importance import FisherKind
 from forgetless.plasticity import AccumulationRule
-from forgetless.protection import PROTECTIONS
+from forgetless.protection import MATCHED
 from forgetless.strategies import STRATEGIES
 from forgetless.training import expect_device
 
@@ -19,10 +18,6 @@ SpaceName = Literal["recurrent", "cell", "nas201"]
 ImportanceSource = Literal["held-out", "training"]
 Protected = Literal["all", "cell"]
 Start = Literal["forgetting"] | int
-
-MATCHED = "matched-lr"
-ARMS = (*PROTECTIONS, MATCHED)
-
 
 # What options are that are not given: they depend on the space.
 _BY_SPACE: dict[str, dict[str, Any]] = {
@@ -35,7 +30,7 @@ _LEARNING_RATE_OF_ADAM = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig:
+class SearchConfig(Configuration):
     """What `forgetless search` is asked to do.
 
     None stands for what fits the space, and is replaced by it.
@@ -143,10 +138,7 @@ class SearchConfig:
         object.__setattr__(self, "protection", tuple(dict.fromkeys(self.protection)))
         if not self.protection:
             raise InputError("Expected at least one protection, but got none.")
-        for name in self.protection:
-            expect_one_of("protection", name, ARMS)
-        if MATCHED in self.protection and "wpl" not in self.protection:
-            raise InputError(f"Expected wpl among the protections, because {MATCHED} matches its steps. Add wpl.")
+        self._expect_arms(self.protection)
         expect_one_of("strategy", self.strategy, STRATEGIES)
         for name, kind in (
             ("rule", AccumulationRule),
@@ -156,45 +148,21 @@ class SearchConfig:
             ("optimizer", Literal["sgd", "adam"]),
         ):
             expect_one_of(name, getattr(self, name), get_args(kind))
-        for name in (
-            "seeds",
-            "epochs",
-            "models_per_epoch",
-            "batches_per_model",
-            "importance_batches",
-            "samples_per_step",
-            "batch_size",
-            "num_steps",
-            "nodes",
-            "units",
-            "cells_per_stage",
-            "threads",
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(f"Expected {name} to be at least 1, but got {getattr(self, name)}.")
-        for name in (
-            "reset_every",
-            "evaluation_batches",
-            "strategy_steps",
-            "final_samples",
-            "final_batches",
+        self._expect_at_least(
+            1,
+            *("seeds", "epochs", "models_per_epoch", "batches_per_model", "importance_batches", "samples_per_step"),
+            *("batch_size", "num_steps", "nodes", "units", "cells_per_stage", "threads"),
+        )
+        self._expect_at_least(
+            0,
+            *("reset_every", "evaluation_batches", "strategy_steps", "final_samples", "final_batches"),
             "interference_every",
-        ):
-            if getattr(self, name) < 0:
-                raise InputError(f"Expected {name} to be at least 0, but got {getattr(self, name)}.")
-        if self.interference_models < 2:
-            raise InputError(f"Expected interference_models to be at least 2, but got {self.interference_models}.")
+        )
+        self._expect_at_least(2, "interference_models")
         for name in ("alpha", "l2_alpha", "damping"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise InputError(f"Expected {name} to be finite and at least 0, but got {value}.")
-        for name in ("learning_rate", "max_gradient_norm"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise InputError(f"Expected {name} to be finite and above 0, but got {value}.")
-        for name in ("momentum", "dropout", "weight_drop"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"Expected {name} in [0, 1), but got {getattr(self, name)}.")
+            self._expect_strength(name, getattr(self, name))
+        self._expect_positive("learning_rate", "max_gradient_norm")
+        self._expect_below_1("momentum", "dropout", "weight_drop")
         if isinstance(self.protect_from, str):
             expect_one_of("protect_from", self.protect_from, ["forgetting", "an epoch"])
         elif self.protect_from < 0:
@@ -215,21 +183,6 @@ class SearchConfig:
         """Every option's value in a command that names none of them but `space` and `optimizer`."""
         fitting = dataclasses.asdict(SearchConfig(space=self.space, optimizer=self.optimizer))
         return {**fitting, "space": SearchConfig.space, "optimizer": SearchConfig.optimizer}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "SearchConfig":
-        """The configuration that `dataclasses.asdict` or a TOML file holds.
-
-        Args:
-            values: Option → value; options left out have their defaults.
-
-        Raises:
-            InputError: If an option is unknown or a value does not fit.
-        """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in values:
-            expect_one_of("option", name, known)
-        return cls(**values)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from forgetless.architecture import Architecture
 from forgetless.forgetting import ForgettingMeter
 from forgetless.importance import diagonal_fisher
 from forgetless.interference import Interference, measure_interference
-from forgetless.protection import WPL, NoProtection, Protection, make_protection
-from forgetless.search.config import MATCHED, SearchArm, SearchConfig
+from forgetless.protection import MATCHED, WPL, NoProtection, Protection, make_protection
+from forgetless.search.config import SearchArm, SearchConfig
 from forgetless.search.gradients import Gradients
 from forgetless.search.setup import (
     fixed_sample,

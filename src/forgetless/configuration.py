@@ -1,0 +1,58 @@
+"""What the configurations of all experiments have in common: reading from a dict, and refusing what does not fit."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Self
+
+from forgetless.errors import InputError, expect_one_of
+from forgetless.protection import ARMS, MATCHED
+
+
+class Configuration:
+    """Base of the frozen dataclasses that say what an experiment is asked to do."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The configuration that `dataclasses.asdict` or a TOML file holds.
+
+        Args:
+            values: Option → value; options left out have their defaults.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            InputError: If an option is unknown or a value does not fit.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for name in values:
+            expect_one_of("option", name, known)
+        return cls(**values)
+
+    def _expect_arms(self, protections: tuple[str, ...]) -> None:
+        for name in protections:
+            expect_one_of("protection", name, ARMS)
+        if MATCHED in protections and "wpl" not in protections:
+            raise InputError(f"Expected wpl among the protections, because {MATCHED} matches its steps. Add wpl.")
+
+    def _expect_at_least(self, least: int, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < least:
+                raise InputError(f"Expected {name} to be at least {least}, but got {getattr(self, name)}.")
+
+    def _expect_below_1(self, *names: str) -> None:
+        for name in names:
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"Expected {name} in [0, 1), but got {getattr(self, name)}.")
+
+    def _expect_positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"Expected {name} to be finite and above 0, but got {value}.")
+
+    @staticmethod
+    def _expect_strength(name: str, value: float) -> None:
+        if not (math.isfinite(value) and value >= 0):
+            raise InputError(f"Expected {name} to be finite and at least 0, but got {value}.")
