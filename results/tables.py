@@ -87,7 +87,7 @@ def table(result: TwoModelResult) -> str:
 
 
 def search_table(result: SearchResult) -> str:
-    """Forgetting over the last half of the epochs, reward over the last quarter, in the unit of the errors."""
+    """Forgetting over the epochs in which unprotected models forget, reward over the last quarter."""
     measures = ("forgetting_mean", "forgetting_best", "forgetting_max", "multi_model_part")
     reduced = ("reduction_mean", "reduction_best", "reduction_max", "reduction_multi_model")
     columns = [

@@ -1,6 +1,6 @@
 """Figure and table of a search, from its records alone.
 
-Forgetting is averaged over the last half of the epochs and rewards over the last quarter; only seeds that have all
+Forgetting is averaged over `SearchResult.forgetting_epochs` and rewards over the last quarter; only seeds that have all
 their epochs count in a table, a summary or a sentence. Curves show every record.
 """
 
@@ -67,7 +67,7 @@ def forgetting_curves(result: SearchResult) -> Figure:
     figure, axes = grid([title for _, title in panels], 2, 2.9, "x")
     unit = result.unit
     for ax, (key, _) in zip(axes, panels, strict=True):
-        averaged = result.last_quarter if key == REWARD else result.last_half
+        averaged = result.last_quarter if key == REWARD else result.forgetting_epochs
         ax.axvspan(averaged.start + 0.5, averaged.stop + 0.5, color=BAND, alpha=0.55, linewidth=0, zorder=0.5)
         if key != REWARD:
             ax.axhline(0, color=INK, linewidth=0.9, zorder=1.5)
@@ -131,7 +131,7 @@ def search_table(result: SearchResult) -> Table:
     if summary:
         lost = [_forgetting_row(unit, entry, summary) for entry in summary]
         columns: tuple[str, ...] = ("protection", "mean", "best 5", "maximum", "reduction of mean, %")
-        add_table(whole, f"Forgetting err₂ − err₁, {unit.name}, {epochs_text(result.last_half)}", columns, lost)
+        add_table(whole, f"Forgetting err₂ − err₁, {unit.name}, {epochs_text(result.forgetting_epochs)}", columns, lost)
         came = [_outcome_row(unit, entry) for entry in summary]
         columns = ("protection", "reward", "derived", "random", "better by", "time")
         test = "test error in nats per token" if unit.scale == 1 else "test error in %"

@@ -59,7 +59,7 @@ def headline_sentences(result: SearchResult) -> list[str]:
         some = f"{made} epoch{'' if made == 1 else 's'} so far" if made else "no epoch yet"
         return [f"No search has all its epochs yet: {some}."]
     main = main_protection(result)
-    free, held = (result.by_seed(name, FORGETTING[0], result.last_half) for name in ("none", main or "none"))
+    free, held = (result.by_seed(name, FORGETTING[0], result.forgetting_epochs) for name in ("none", main or "none"))
     if main is None or not held or set(held) - set(free):
         first, *others = _one_arm(result, entries, main)
     else:
@@ -122,7 +122,7 @@ def _one_arm(result: SearchResult, entries: Mapping[str, Any], main: str | None)
 
 
 def _compared(result: SearchResult, entries: Mapping[str, Any], main: str) -> list[str]:
-    lost, kept = _paired(result, main, FORGETTING[0], result.last_half)
+    lost, kept = _paired(result, main, FORGETTING[0], result.forgetting_epochs)
     prevented, how = entries[main]["reduction_mean"], _with(main)
     start = f"By the end of the epoch models {_change(result, lost)} on average without protection"
     second = _change(result, kept, short=True)
@@ -142,6 +142,9 @@ def _compared(result: SearchResult, entries: Mapping[str, Any], main: str) -> li
     sentences = [told]
     if several and (prevented["low"] is None or prevented["low"] <= 0):
         sentences.append("The interval includes 0: these seeds do not show that the protection helps.")
+    low = entries["none"][FORGETTING[0]]["low"]
+    if low is not None and low <= 0:
+        sentences.append("Without protection the seeds do not show forgetting beyond their noise.")
     return [*sentences, *_control(result, main), *_rest(result, entries, main)]
 
 
@@ -156,7 +159,8 @@ def _rest(result: SearchResult, entries: Mapping[str, Any], main: str) -> list[s
     """The best five and the maximum, the reward, and the derived architecture."""
     sentences = []
     unit = result.unit
-    best, worst = ([unit.text(mean) for mean in _paired(result, main, key, result.last_half)] for key in FORGETTING[1:])
+    epochs = result.forgetting_epochs
+    best, worst = ([unit.text(mean) for mean in _paired(result, main, key, epochs)] for key in FORGETTING[1:])
     if best:
         sentences.append(
             f"The five best models of an epoch: {best[0]} without, {best[1]} with; the one that loses most: "
@@ -180,15 +184,17 @@ def _reward(held: float, free: float, more: Interval, how: str) -> str:
 
 def _control(result: SearchResult, main: str) -> list[str]:
     """How the protection compares with smaller steps alone."""
-    apart = result.difference(MATCHED, main, FORGETTING[0], result.last_half)
+    apart = result.difference(MATCHED, main, FORGETTING[0], result.forgetting_epochs)
     if main != "wpl" or apart is None:
         return []
-    alone = result.by_seed(MATCHED, FORGETTING[0], result.last_half)
+    alone = result.by_seed(MATCHED, FORGETTING[0], result.forgetting_epochs)
     start = f"The control arm, no protection but smaller steps, {_arm_change(result, sum(alone.values()) / len(alone))}"
-    steps = [result.by_seed(name, "mean_step", result.last_half) for name in (MATCHED, main)]
-    found, wanted = (sum(arm[seed] for seed in alone if seed in arm) for arm in steps)
-    if wanted and abs(found - wanted) > _MATCHED_WITHIN * wanted:
-        start += f" (with steps of {decimal(100 * found / wanted, 0)} % the protected arm's size)"
+    found, wanted = (result.by_seed(name, "mean_step", result.forgetting_epochs) for name in (MATCHED, main))
+    ratios = [found[seed] / wanted[seed] for seed in sorted(set(found) & set(wanted)) if wanted[seed]]
+    if apart_in := [ratio for ratio in ratios if abs(ratio - 1) > _MATCHED_WITHIN]:
+        ends = dict.fromkeys(decimal(100 * ratio, 0) for ratio in (min(apart_in), max(apart_in)))
+        some = f"in {len(apart_in)} of {len(ratios)} seeds " if len(ratios) > 1 else ""
+        start += f" ({some}with steps of {' to '.join(ends)} % the protected arm's size)"
     if apart.low is None or apart.high is None:
         return [f"{start}."]
     if apart.low > 0:

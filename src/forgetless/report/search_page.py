@@ -149,7 +149,8 @@ def _tables(result: SearchResult) -> list[dict[str, Any]]:
     return [
         {
             "title": "Forgetting",
-            "note": f"In {unit.name}, mean over {epochs_text(result.last_half)}; reductions in per cent.{interval}",
+            "note": f"In {unit.name}, mean over {epochs_text(result.forgetting_epochs)}; reductions in per cent."
+            + interval,
             "columns": [
                 *("α", "mean", "best 5", "maximum"),
                 *(f"reduction of {name}" for name in ("mean", "best 5", "maximum")),

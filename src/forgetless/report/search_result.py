@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from forgetless.forgetting import Interval, mean_interval, reduction
@@ -156,10 +157,29 @@ class SearchResult:
 
     # ---- what is averaged ------------------------------------------------------------------------------------
 
-    @property
-    def last_half(self) -> range:
-        """The epochs over which forgetting is averaged, from 0: the last half, rounded up."""
-        return range(self.config.epochs // 2, self.config.epochs)
+    @cached_property
+    def forgetting_epochs(self) -> range:
+        """The epochs over which forgetting is averaged, from 0: those in which the unprotected searches forget.
+
+        They begin where all finished seeds are protected, since until then all arms are the same, and end with the last
+        epoch in which unprotected models got worse on average over models and seeds. Where there are none, or one of
+        the two arms is missing, it is the last half, rounded up.
+        """
+        last_half = range(self.config.epochs // 2, self.config.epochs)
+        seeds = set(self.seeds("none"))
+        starts: dict[int, int] = {}  # of protection, by seed
+        for record in self.epochs():
+            if record.get("is_protected") and record["seed"] in seeds:
+                starts[record["seed"]] = min(record["epoch"], starts.get(record["seed"], record["epoch"]))
+        if not starts or set(starts) != seeds:
+            return last_half
+        lost: dict[int, list[float]] = {}
+        for record in self.epochs("none"):
+            if record["seed"] in seeds and record[FORGETTING[0]] is not None:
+                lost.setdefault(record["epoch"], []).append(record[FORGETTING[0]])
+        forgets = [epoch for epoch, values in lost.items() if math.fsum(values) > 0]
+        found = range(max(starts.values()), max(forgets, default=-1) + 1)
+        return found or last_half
 
     @property
     def last_quarter(self) -> range:
@@ -196,7 +216,7 @@ class SearchResult:
     def _summary_of(self, protection: str) -> dict[str, Any]:
         entry: dict[str, Any] = {"protection": protection, "num_seeds": len(self.seeds(protection))}
         for key, reduced in REDUCTIONS.items():
-            mine = self.by_seed(protection, key, self.last_half)
+            mine = self.by_seed(protection, key, self.forgetting_epochs)
             entry[key] = _interval(list(mine.values()))
             entry[reduced] = self._reduction(protection, key, mine)
         rewards = self.by_seed(protection, REWARD, self.last_quarter)
@@ -219,7 +239,7 @@ class SearchResult:
 
     def _reduction(self, protection: str, key: str, mine: Mapping[int, float]) -> dict[str, float | None] | None:
         """Against the unprotected searches of the same seeds; None where one is missing or does not forget."""
-        free = self.by_seed("none", key, self.last_half)
+        free = self.by_seed("none", key, self.forgetting_epochs)
         if protection == "none" or not mine or not set(mine) <= set(free):
             return None
         found = reduction(list(mine.values()), [free[seed] for seed in mine])
