@@ -257,6 +257,18 @@ def test_protection_begins_after_the_first_epoch_in_which_models_forget():
     assert forgotten
 
 
+def test_alpha_decays_from_the_first_epoch_with_protection_on_also_after_an_interruption():
+    config = dataclasses.replace(TINY, protect_from=1, alpha=8.0, alpha_decay=0.5, epochs=4, final_samples=0)
+    search = Search(config, load_task(config), SearchArm(0, "wpl"))
+    found = []
+    for _ in range(config.epochs):
+        state, search = search.state_dict(), Search(config, load_task(config), SearchArm(0, "wpl"))
+        search.load_state_dict(state)
+        search.one_epoch({}, lambda phase, values: None)
+        found.append(search.protection.plasticity.alpha)
+    assert found == [8.0, 8.0, 4.0, 2.0]
+
+
 def test_merging_moves_the_weights_and_the_error_right_after_it_is_recorded():
     config = dataclasses.replace(SMALL_TEXT, protection=("l2",), alpha=0.0, decay=1.0)
     kept, merged = (run(dataclasses.replace(config, rule=rule))[1] for rule in ("replace", "merge"))
@@ -287,6 +299,7 @@ def test_control_arm_comes_after_wpl():
         ({"space": "nas201", "data": "ptb"}, "Expected data that fits the space nas201, but got 'ptb'"),
         ({"data": "mnist"}, "Expected data that fits the space recurrent, but got 'mnist'"),
         ({"alpha": math.nan}, "Expected alpha to be finite"),
+        ({"alpha_decay": 1.1}, r"Expected alpha_decay in \[0, 1\], but got 1.1"),
         ({"epochs": 0}, "Expected epochs to be at least 1"),
         ({"final_samples": -1}, "Expected final_samples to be at least 0"),
         ({"learning_rate": 0.0}, "Expected learning_rate to be finite and above 0"),

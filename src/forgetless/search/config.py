@@ -43,6 +43,7 @@ class SearchConfig(Configuration):
         protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl` and `matched-lr` (no protection; the learning
             rate follows, from epoch to epoch, that at which the mean step was that under `wpl`).
         alpha: Strength of `wpl`; 1e4 for text, 30 for images by default.
+        alpha_decay: Factor of the strengths from one epoch with protection to the next.
         l2_alpha: Strength of `l2`, whose importance is 1 for every weight.
         rule: How importance accumulates over models.
         decay: Of the rules `ema` and `merge`.
@@ -91,6 +92,7 @@ class SearchConfig(Configuration):
     strategy: str = "enas"
     protection: tuple[str, ...] = ("wpl",)
     alpha: float = None  # type: ignore[assignment]
+    alpha_decay: float = 1.0
     l2_alpha: float = 1.0
     rule: AccumulationRule = "ema"
     decay: float = 0.9
@@ -167,8 +169,9 @@ class SearchConfig(Configuration):
             expect_one_of("protect_from", self.protect_from, ["forgetting", "an epoch"])
         elif self.protect_from < 0:
             raise InputError(f"Expected protect_from to be at least 0 or forgetting, but got {self.protect_from}.")
-        if not 0 <= self.decay <= 1:
-            raise InputError(f"Expected decay in [0, 1], but got {self.decay}.")
+        for name in ("decay", "alpha_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"Expected {name} in [0, 1], but got {getattr(self, name)}.")
         if self.importance == "training" and "wpl" in self.protection and self.batches_per_model < 2:
             raise InputError("Expected batches_per_model to be at least 2 for importance from training, but got 1.")
         if self.importance == "held-out" and self.fisher == "exact" and self.space == "recurrent":

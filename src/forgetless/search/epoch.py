@@ -63,10 +63,11 @@ class Search:
         self.scale = 1.0  # of the shared weights' learning rate, in the control arm
         self._step_at_rate_1 = 0.0  # what a scale of 1 gives: a running mean over models
         self._protects = config.protect_from == 0
+        self._protected_epochs = 0  # finished ones
         self._shared = self._protected(dict(self.supernet.named_parameters()))
         name = "none" if arm.protection == MATCHED else arm.protection
-        alpha = config.l2_alpha if name == "l2" else config.alpha
-        self.protection: Protection = make_protection(name, self._shared, alpha, damping=config.damping)
+        self._alpha = config.l2_alpha if name == "l2" else config.alpha  # in the first epoch with protection
+        self.protection: Protection = make_protection(name, self._shared, self._alpha, damping=config.damping)
         if isinstance(self.protection, WPL):
             self.protection.plasticity.rule = config.rule
             self.protection.plasticity.decay = config.decay
@@ -96,6 +97,8 @@ class Search:
         if config.reset_every and self.epoch % config.reset_every == 0 and isinstance(self.protection, WPL):
             self.protection.plasticity.reset()
         self._protects |= self.epoch == config.protect_from
+        if isinstance(self.protection, WPL):
+            self.protection.plasticity.alpha = self._alpha * config.alpha_decay**self._protected_epochs
         wanted = wanted_steps.get(self.epoch)
         meter = ForgettingMeter(self._diverged_above())
         trained: list[Any] = []
@@ -164,6 +167,7 @@ class Search:
             "seconds": clock.seconds,
         }
         self.epoch += 1
+        self._protected_epochs += self._protects
         if config.protect_from == "forgetting" and forgetting.mean > 0:
             self._protects = True
         return record
@@ -393,6 +397,7 @@ class Search:
             "scale": self.scale,
             "step_at_rate_1": self._step_at_rate_1,
             "protects": self._protects,
+            "protected_epochs": self._protected_epochs,
             "only": None if self._only is None else str(self._only),
             "random_state": torch.get_rng_state(),
         }
@@ -404,6 +409,7 @@ class Search:
             state: From `state_dict`.
         """
         self.epoch, self.scale = state["epoch"], state["scale"]
+        self._protected_epochs = state.get("protected_epochs", 0)  # states of before alpha_decay lack it
         self._step_at_rate_1, self._protects = state["step_at_rate_1"], state["protects"]
         self.supernet.load_state_dict(state["supernet"])
         self.optimizer.load_state_dict(state["optimizer"])

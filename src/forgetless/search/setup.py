@@ -55,9 +55,12 @@ def memory_bytes(config: SearchConfig, task: Task[Any]) -> int:
     Returns:
         Bytes.
     """
-    copies = 5 if config.optimizer == "sgd" else 7  # the mean step keeps one more
-    if config.interference_every:  # a second copy of the weights and the optimizer's state
-        copies += 1 if config.optimizer == "sgd" else 3
+    state = 2 if config.optimizer == "adam" else int(config.momentum > 0)
+    # The weights, those before the step and before the model, a difference; and what only one architecture's weights
+    # have: gradients, their mean and squares, the pull. That is less than one copy, but for the smallest spaces.
+    copies = 5 + state
+    copies += 2 * bool({"wpl", "l2"} & set(config.protection))  # anchor and importance
+    copies += (1 + state) * bool(config.interference_every)  # what is restored afterwards
     space = make_space(config)
     if isinstance(task, LanguageModelling):
         assert isinstance(space, RecurrentSpace)
