@@ -122,23 +122,59 @@ def _figures(result: SearchResult) -> list[dict[str, str]]:
 
 
 def _tables(result: SearchResult) -> list[dict[str, Any]]:
-    summary, unit, config = result.summary(), result.unit, result.config
-    if not summary:
+    if not result.summary():
         return []
-    several, has_part = max(entry["num_seeds"] for entry in summary) > 1, result.has_multi_model_part
-    interval = " ± is half the width of the 95 % interval over seeds; a reduction is followed by its own." * several
-    strengths = {"wpl": number(config.alpha), "l2": number(config.l2_alpha)}
-    lost = [
+    return [_forgetting(result), *_reductions(result), _outcome(result)]
+
+
+def _forgetting(result: SearchResult) -> dict[str, Any]:
+    summary, unit = result.summary(), result.unit
+    several = max(entry["num_seeds"] for entry in summary) > 1
+    interval = " ± is half the width of the 95 % interval over seeds." * several
+    strengths = {"wpl": number(result.config.alpha), "l2": number(result.config.l2_alpha)}
+    cells = [
         [
             strengths.get(entry["protection"], ""),
-            *(plus_minus(entry[key], unit) for key in FORGETTING),
-            *(share_cell(entry, REDUCTIONS[key], summary) for key in FORGETTING),
-            *([plus_minus(entry[MULTI_MODEL], unit), share_cell(entry, REDUCTIONS[MULTI_MODEL], summary)] * has_part),
+            *(plus_minus(entry[key], unit) for key in _measured(result)),
             str(entry["num_diverged"]),
         ]
         for entry in summary
     ]
-    came = [
+    return {
+        "title": "Forgetting",
+        "note": f"In {unit.name}, mean over {epochs_text(result.forgetting_epochs)}.{interval}",
+        "columns": ["α", *_measured(result).values(), "diverged"],
+        "rows": _rows(result, [entry["protection"] for entry in summary], cells),
+    }
+
+
+def _reductions(result: SearchResult) -> list[dict[str, Any]]:
+    """The table of what was prevented; none without an unprotected arm to compare with."""
+    summary = result.summary()
+    held = [entry for entry in summary if entry["protection"] != "none"]
+    if not held or len(held) == len(summary):
+        return []
+    ends = ", with its 95 % interval" * (max(entry["num_seeds"] for entry in held) > 1)
+    cells = [[share_cell(entry, REDUCTIONS[key], summary) for key in _measured(result)] for entry in held]
+    return [
+        {
+            "title": "How much of it was prevented",
+            "note": f"Reduction against no protection in the same seeds and epochs, in per cent{ends}.",
+            "columns": list(_measured(result).values()),
+            "rows": _rows(result, [entry["protection"] for entry in held], cells),
+        }
+    ]
+
+
+def _measured(result: SearchResult) -> dict[str, str]:
+    """What may be forgotten: key → column."""
+    columns = dict(zip(FORGETTING, ("mean", "best 5", "maximum"), strict=True))
+    return {**columns, **({MULTI_MODEL: "multi-model part"} if result.has_multi_model_part else {})}
+
+
+def _outcome(result: SearchResult) -> dict[str, Any]:
+    summary, unit = result.summary(), result.unit
+    cells = [
         [
             plus_minus(entry["reward"]),
             *(plus_minus(entry[key], unit) for key in ("derived_test_error", "random_test_error", "gain")),
@@ -146,27 +182,13 @@ def _tables(result: SearchResult) -> list[dict[str, Any]]:
         ]
         for entry in summary
     ]
-    return [
-        {
-            "title": "Forgetting",
-            "note": f"In {unit.name}, mean over {epochs_text(result.forgetting_epochs)}; reductions in per cent."
-            + interval,
-            "columns": [
-                *("α", "mean", "best 5", "maximum"),
-                *(f"reduction of {name}" for name in ("mean", "best 5", "maximum")),
-                *(["multi-model part", "its reduction"] * has_part),
-                "diverged",
-            ],
-            "rows": _rows(result, [entry["protection"] for entry in summary], lost),
-        },
-        {
-            "title": "What came of it",
-            "note": f"Reward: {unit.reward}, mean over {epochs_text(result.last_quarter)}. "
-            f"Derived and random: test {unit.error} {_percent(result)}after training from scratch.",
-            "columns": ["reward", "derived", "random", "better by", "time, all seeds"],
-            "rows": _rows(result, [entry["protection"] for entry in summary], came),
-        },
-    ]
+    return {
+        "title": "What came of it",
+        "note": f"Reward: {unit.reward}, mean over {epochs_text(result.last_quarter)}. "
+        f"Derived and random: test {unit.error} {_percent(result)}after training from scratch.",
+        "columns": ["reward", "derived", "random", "better by", "time, all seeds"],
+        "rows": _rows(result, [entry["protection"] for entry in summary], cells),
+    }
 
 
 def _interference_figure(result: SearchResult, arms: Sequence[Arm]) -> list[dict[str, str]]:
