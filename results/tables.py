@@ -3,12 +3,14 @@
 $ python results/tables.py
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.report import SearchResult, command_line, load_result
+from forgetless.report.search_result import REWARD, epochs_text
 from forgetless.runs import RunFolder, write_atomically
 
 HERE = Path(__file__).parent
@@ -38,7 +40,10 @@ TITLES = {
 }
 
 
-SEARCHES = {"nas201-digits": "A search for NAS-Bench-201 cells on the embedded digits"}
+SEARCHES = {
+    "ptb": "A search for recurrent cells on the Penn Treebank",
+    "nas201-digits": "A search for NAS-Bench-201 cells on the embedded digits",
+}
 
 
 def percent(interval: dict[str, float | None] | None, digits: int = 2) -> str:
@@ -98,13 +103,19 @@ def search_table(result: SearchResult) -> str:
         "multi-model part",
         *(f"reduction of {n}, %" for n in ("mean", "best 5", "maximum", "part")),
     ]
-    columns += ["reward", "derived, test error", "random, test error"]
-    lines = [f"Errors in {result.unit.name}.", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    columns += ["reward", "reward against none", "derived, test error", "random, test error"]
+    averaged = (
+        f"forgetting over {epochs_text(result.forgetting_epochs)}, reward over {epochs_text(result.last_quarter)}"
+    )
+    lines = [f"Errors in {result.unit.name}; {averaged}.", ""]
+    lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     digits = 2 if result.unit.scale == 100 else 4
     for s in result.summary():
         cells = [s["protection"], *(scaled(s[name], result.unit.scale, digits) for name in measures)]
         cells += [percent(s[name], 1) for name in reduced]
+        more = result.difference(s["protection"], "none", REWARD, result.last_quarter)
         cells += [scaled(s["reward"], 1, 3)]
+        cells += ["–" if more is None or s["protection"] == "none" else scaled(dataclasses.asdict(more), 1, 3)]
         cells += [scaled(s[name], result.unit.scale, digits) for name in ("derived_test_error", "random_test_error")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
