@@ -11,7 +11,7 @@ from typing import Any
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.report import SearchResult, command_line, load_result
 from forgetless.report.search_result import REWARD, epochs_text
-from forgetless.runs import RunFolder, write_atomically
+from forgetless.runs import INTERFERENCE, RunFolder, write_atomically
 
 HERE = Path(__file__).parent
 
@@ -121,6 +121,25 @@ def search_table(result: SearchResult) -> str:
     return "\n".join(lines)
 
 
+def interference_table(path: Path, result: SearchResult) -> str:
+    """What the multi-model part is made of: what others do to a model, and what its own training does."""
+    arms = json.loads(path.read_text(encoding="utf-8"))["arms"]
+    models, epochs, batches = len(arms[0]["architectures"]), arms[0]["epochs"], arms[0]["num_batches"]
+    scale, unit = result.unit.scale, result.unit.name
+    note = (
+        f"Who overwrites whom, seed {arms[0]['seed']}, after {epochs} epochs: `forgetless interference RUN --models "
+        f"{models}`. Change of a model's error, in {unit}, by {batches} batches of training another model, and of "
+        "training itself on the same batches; the multi-model part is the difference."
+    )
+    lines = [note, "", "| protection | by another | by itself | multi-model part |", "|---|---|---|---|"]
+    for arm in arms:
+        own = sum(arm["change"][i][i] for i in range(models)) / models
+        others = sum(arm["change"][i][j] for i in range(models) for j in range(models) if i != j) / (models**2 - models)
+        part = scaled(arm["multi_model_part"], scale, 4)
+        lines.append(f"| {arm['protection']} | {scale * others:.4f} | {scale * own:.4f} | {part} |")
+    return "\n".join(lines)
+
+
 def scaled(interval: dict[str, float] | None, scale: float, digits: int) -> str:
     return percent(interval and {end: v if v is None else v * scale / 100 for end, v in interval.items()}, digits)
 
@@ -132,6 +151,9 @@ def section(folder: RunFolder, title: str) -> str:
         f"{environment[key]}" if key == "processor" else f"{key} {environment[key]}"
         for key in ("processor", "python", "torch", "git_revision")
     )
+    measured = []
+    if isinstance(result, SearchResult) and (folder.path / INTERFERENCE).exists():
+        measured = [interference_table(folder.path / INTERFERENCE, result), ""]
     return "\n".join(
         [
             f"## {title}",
@@ -140,6 +162,7 @@ def section(folder: RunFolder, title: str) -> str:
             "",
             search_table(result) if isinstance(result, SearchResult) else table(result),
             "",
+            *measured,
         ]
     )
 
