@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import json
+import math
 import os
 import shlex
 import sys
@@ -19,10 +20,12 @@ from typing import Annotated, Any
 import rich
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
+from rich.text import Text
 
 from forgetless import __version__, search
 from forgetless.errors import InputError, expect_one_of
@@ -40,6 +43,7 @@ from forgetless.report import (
 )
 from forgetless.runs import EXPERIMENT, REPORT, SEARCH, TENSORBOARD, TWO_MODEL, RunFolder
 from forgetless.search import SearchConfig
+from forgetless.tasks import ImageClassification, LanguageModelling
 from forgetless.tensorboard import EpochScalars, expect_tensorboard
 
 Config = TwoModelConfig | SearchConfig
@@ -288,7 +292,7 @@ def _run_two_model(folder: RunFolder, values: dict[str, Any], show: Show, _: Epo
     def on_progress(progress: two_model.Progress) -> None:
         accuracies = "  ".join(f"{name} {100 * value:5.1f} %" for name, value in progress.accuracies.items())
         done = progress.done + progress.step / max(1, progress.num_steps)
-        show(f"{progress.label}  {accuracies}", done, progress.total)
+        show(f"{progress.label}\n{accuracies}", done, progress.total)
 
     config = TwoModelConfig.from_dict(values)
     two_model.run(config, finished=folder.records(), on_run=folder.append, on_progress=on_progress)
@@ -319,10 +323,16 @@ def _run_search(folder: RunFolder, values: dict[str, Any], show: Show, scalars: 
 
 def _show_search(show: Show) -> Callable[[search.SearchProgress], None]:
     def on_progress(progress: search.SearchProgress) -> None:
-        told = "  ".join(f"{name} {value:.3f}" for name, value in progress.values.items())
-        show(f"{progress.label}  {told}", progress.done, progress.total)
+        told = "  ".join(_in_words(name, value) for name, value in progress.values.items())
+        show(f"{progress.label}\n{told}", progress.done, progress.total)
 
     return on_progress
+
+
+def _in_words(name: str, value: float) -> str:
+    if name == LanguageModelling.error_name:
+        return f"perplexity {math.exp(min(value, 700.0)):.0f}"
+    return f"accuracy {100 * (1 - value):.1f} %" if name == ImageClassification.error_name else f"{name} {value:.3f}"
 
 
 def _trained_states(
@@ -374,7 +384,10 @@ def _writable(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _progress_bar() -> Iterator[Show]:
-    """One bar over all runs, with what is being trained and what is known so far, on standard error."""
+    """One bar over all runs with what is being done, and below it what is known so far, on standard error.
+
+    What is shown is a description of one or two lines; the second goes below the bar.
+    """
     columns = (
         TextColumn("{task.description}", table_column=Column(ratio=3, no_wrap=True)),
         BarColumn(bar_width=None, table_column=Column(ratio=1)),
@@ -382,10 +395,12 @@ def _progress_bar() -> Iterator[Show]:
         TimeElapsedColumn(),
         TimeRemainingColumn(compact=True),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
-        task = bar.add_task("loading data", total=None)
+    bar, below = Bar(*columns, expand=True), Text(style="dim", no_wrap=True, overflow="ellipsis")
+    task = bar.add_task("loading data", total=None)
 
-        def show(description: str, done: float, total: int) -> None:
-            bar.update(task, description=description, total=total, completed=done)
+    def show(description: str, done: float, total: int) -> None:
+        first, _, below.plain = description.partition("\n")
+        bar.update(task, description=first, total=total, completed=done)
 
+    with Live(Group(bar, below), console=Console(stderr=True), transient=True):
         yield show

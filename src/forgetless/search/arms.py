@@ -147,11 +147,17 @@ def _run_arm(
     }
     total = len(search_arms(config)) * config.epochs
 
+    known: dict[str, float] = {}
+
     def show(phase: str, values: Mapping[str, float]) -> None:
+        known.update(values)
+        for name, key in (("forgetting", "forgetting_mean"), ("reward", "strategy_mean_reward")):
+            if name not in values and (found := [r[key] for r in mine if r.get(key) is not None]):
+                known[name] = found[-1]
         if on_progress is not None:
             done = sum(record["event"] == "epoch" for record in made)
-            label = f"seed {arm.seed} {arm.protection}: epoch {search.epoch + 1}, {phase}"
-            on_progress(SearchProgress(done, total, label, values))
+            label = f"seed {arm.seed} {arm.protection}: epoch {min(search.epoch + 1, config.epochs)}, {phase}"
+            on_progress(SearchProgress(done, total, label, dict(known)))
 
     while len(mine) < expected:
         record = search.one_epoch(wanted, show) if search.epoch < config.epochs else search.derive(show)
