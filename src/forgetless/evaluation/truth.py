@@ -1,0 +1,367 @@
+"""Ground truth: the published or measured quality of the architectures of a space, read from one CSV file.
+
+A truth file has a header, a column `arch` or `architecture`, and columns of numbers; docs/evaluation.md has the format.
+Two kinds are known by their columns: the accuracies of NAS-Bench-201 (Dong and Yang 2020, arXiv:2001.00326), and the
+benchmarks shipped with this package, which are found by name.
+"""
+
+import csv
+import itertools
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forgetless.architecture import A, CellSpace, Nas201Space, RecurrentSpace, Space
+from forgetless.errors import InputError, expect_one_of
+from forgetless.evaluation.ranking import regret
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+"""Where the shipped benchmarks lie, one `<name>.csv` each."""
+
+ARCHITECTURE_COLUMNS = ("architecture", "arch")
+GROUP_COLUMN = "iso_group"
+
+DEFAULT_COLUMNS = ("cifar10_test", "test_error")
+"""What is the truth where no column is named: the test column of each known kind of file."""
+
+# Numbers about an architecture that say nothing of how good it is.
+_OTHER_COLUMNS = ("index", GROUP_COLUMN, "parameters", "seconds")
+
+
+@dataclass(frozen=True, eq=False)
+class Truth(Generic[A]):
+    """The quality of every, or some, architecture of a space.
+
+    Columns of NAS-Bench-201 that end in `_12ep` are accuracies after 12 epochs of training: another quantity than the
+    200-epoch columns without that ending. They may be asked for by name, and `description` then says so.
+
+    Args:
+        space: Where the architectures come from.
+        architectures: n different ones, in the file's order.
+        values: (n,) as in the file, in the column's unit; finite.
+        groups: (n,) equal for architectures that are the same function.
+        column: The name of the column. One that contains `error` is better the lower it is, any other the higher.
+        source: The file, for messages.
+        about: What the file says of itself: its leading lines `# key: value`.
+
+    Raises:
+        InputError: If there are no architectures, one is repeated or not of the space, a value is not finite, or the
+            lengths differ.
+
+    >>> from forgetless.architecture import RecurrentSpace
+    >>> cells = tuple(RecurrentSpace(1))
+    >>> truth = Truth(RecurrentSpace(1), cells, np.array([0.5, 0.2, 0.3, 0.4]), np.arange(4), "test_error", "a table")
+    >>> print(truth.best_architecture, truth.best_value, round(truth.regret(cells[2]), 9), truth.quality(cells[2]))
+    relu(0) 0.2 0.1 -0.3
+    >>> truth.description
+    'test_error of a table: 4 of the 4 architectures of its space, 4 structurally unique; smaller is better.'
+    """
+
+    space: Space[A]
+    architectures: tuple[A, ...]
+    values: NDArray[np.float64]
+    groups: NDArray[np.intp]
+    column: str
+    source: str
+    about: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self.architectures)
+        if not n or self.values.shape != (n,) or self.groups.shape != (n,):
+            raise InputError(
+                f"Expected one value and one group per architecture in {self.source}, but got {n} architectures, "
+                f"{len(self.values)} values and {len(self.groups)} groups. Give at least one of each."
+            )
+        if not np.isfinite(self.values).all():
+            raise InputError(f"Expected finite values in {self.column} of {self.source}. Leave out what diverged.")
+        if len(self._positions) < n:
+            raise InputError(f"Expected every architecture once in {self.source}, but got a repeated one. Merge them.")
+        for architecture in self.architectures:
+            self.space.encode(architecture)
+
+    def __len__(self) -> int:
+        return len(self.architectures)
+
+    def __contains__(self, architecture: object) -> bool:
+        return architecture in self._positions
+
+    @cached_property
+    def _positions(self) -> dict[Any, int]:
+        return {architecture: position for position, architecture in enumerate(self.architectures)}
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the column holds errors."""
+        return "error" in self.column
+
+    @cached_property
+    def qualities(self) -> NDArray[np.float64]:
+        """(n,) The values with larger = better: errors have their sign changed."""
+        return -self.values if self.lower_is_better else self.values
+
+    @property
+    def best_architecture(self) -> A:
+        """The best one; of equal ones the first in the file."""
+        return self.architectures[int(self.qualities.argmax())]
+
+    @property
+    def best_value(self) -> float:
+        """Its value, in the column's unit."""
+        return float(self.values[self.qualities.argmax()])
+
+    @property
+    def num_unique(self) -> int:
+        """How many structurally different architectures there are: groups."""
+        return len(np.unique(self.groups))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every architecture of the space is there."""
+        return len(self) == self.space.size
+
+    @property
+    def description(self) -> str:
+        """What this truth is, in a sentence or two."""
+        text = (
+            f"{self.column} of {self.source}: {len(self):,} of the {self.space.size:,} architectures of its space, "
+            f"{self.num_unique:,} structurally unique; {'smaller' if self.lower_is_better else 'larger'} is better."
+        )
+        if short := re.search(r"_(\d+)ep$", self.column):
+            text += f" After {short[1]} epochs of training: not the quantity of the columns without that ending."
+        return text
+
+    def positions(self, architectures: Iterable[A]) -> NDArray[np.intp]:
+        """Where architectures stand: `truth.qualities[truth.positions(found)]`, and so for `values` and `groups`.
+
+        Args:
+            architectures: Members of the truth; repeated ones are allowed.
+
+        Returns:
+            (len(architectures),) indices.
+
+        Raises:
+            InputError: If one is not in the truth.
+        """
+        return np.array([self._position(architecture) for architecture in architectures], dtype=np.intp)
+
+    def quality(self, architecture: A) -> float:
+        """The quality of one architecture, larger = better whatever the column.
+
+        Args:
+            architecture: A member of the truth.
+
+        Returns:
+            Its value, with the sign changed for errors.
+
+        Raises:
+            InputError: If it is not in the truth.
+        """
+        return float(self.qualities[self._position(architecture)])
+
+    def regret(self, architecture: A) -> float:
+        """How much better the best architecture is.
+
+        Args:
+            architecture: A member of the truth.
+
+        Returns:
+            |best value − its value| ≥ 0, in the column's unit.
+
+        Raises:
+            InputError: If it is not in the truth.
+        """
+        return regret(self.quality(architecture), float(self.qualities.max()))
+
+    def _position(self, architecture: A) -> int:
+        position = self._positions.get(architecture)
+        if position is None:
+            raise InputError(
+                f"Expected an architecture that {self.source} has, but got '{architecture}'. It has {len(self):,} of "
+                f"the {self.space.size:,} of {self.space}."
+            )
+        return position
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+
+def read_truth(path_or_name: str | Path, space: Space[A], column: str | None = None) -> Truth[A]:
+    """Read a truth file, or a benchmark shipped with this package.
+
+    Args:
+        path_or_name: An existing CSV file, or else the name of a shipped benchmark.
+        space: The space that its architectures are of.
+        column: Which quality. None takes the test column of a known kind of file, `cifar10_test` (NAS-Bench-201 after
+            200 epochs, per cent) or `test_error` (ours), or the only column of qualities that there is. The columns
+            of NAS-Bench-201 that end in `_12ep` are another quantity (see `Truth`).
+
+    Returns:
+        The truth, with architectures in the file's order; without a column `iso_group` every architecture is its own
+        group.
+
+    Raises:
+        InputError: If there is no such file or benchmark, it is empty, has no column of architectures or not this one,
+            or a line of it is wrong: an architecture that is not of the space or was there before, a number that is
+            none. With the line's number.
+    """
+    path = _resolve(path_or_name)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = _read_table(path, file)
+    except OSError as error:
+        raise InputError(f"Expected to read the truth file {path}, but got: {error.strerror}.") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"Expected a truth file of comma-separated text, but got {path}: {error}.") from error
+    column = _choose_column(table, column)
+    architectures = _parse_architectures(table, space)
+    values = np.array([_number(table, line, column, cell) for line, cell in table.cells(column)])
+    if GROUP_COLUMN in table.header:
+        names: dict[str, int] = {}
+        groups = np.array([names.setdefault(cell.strip(), len(names)) for _, cell in table.cells(GROUP_COLUMN)])
+    else:
+        groups = np.arange(len(architectures))
+    return Truth(space, architectures, values, groups, column, path.name, table.about)
+
+
+def benchmark_names() -> tuple[str, ...]:
+    """The names of the benchmarks shipped with this package, in alphabetical order."""
+    return tuple(sorted(path.stem for path in BENCHMARKS.glob("*.csv")))
+
+
+class _Table(NamedTuple):
+    """The cells of a file, as text, with the numbers of their lines from 1."""
+
+    path: Path
+    about: dict[str, str]
+    header: list[str]
+    lines: list[int]
+    rows: list[list[str]]
+
+    def cells(self, column: str) -> Iterator[tuple[int, str]]:
+        """(line, cell) of each row."""
+        position = self.header.index(column)
+        return ((line, row[position]) for line, row in zip(self.lines, self.rows, strict=True))
+
+
+def _resolve(path_or_name: str | Path) -> Path:
+    path = Path(path_or_name)
+    if path.is_dir():
+        raise InputError(f"Expected a truth file, but got the folder {path}. Name the CSV file in it.")
+    if path.exists():
+        return path
+    known = benchmark_names()
+    if str(path_or_name) in known:
+        return BENCHMARKS / f"{path_or_name}.csv"
+    raise InputError(
+        f"Expected a CSV file or the name of a benchmark ({', '.join(known) or 'none is installed'}), but got "
+        f"'{path_or_name}', and there is no such file. Check the path."
+    )
+
+
+def _read_table(path: Path, file: TextIO) -> _Table:
+    about, num_comments, first = {}, 0, file.readline()
+    while first.startswith("#"):
+        key, colon, value = first[1:].partition(":")
+        if colon:
+            about[key.strip()] = value.strip()
+        num_comments, first = num_comments + 1, file.readline()
+    reader = csv.reader(itertools.chain([first], file))
+    header = [name.strip() for name in next(reader, [])]
+    numbered = [(num_comments + reader.line_num, row) for row in reader if row]
+    if not numbered:
+        raise InputError(f"Expected a header and one line per architecture in {path}, but got an empty file.")
+    if len(set(header)) < len(header):
+        raise InputError(f"Expected different column names in {path}, but got {', '.join(header)}. Rename one.")
+    for line, row in numbered:
+        if len(row) != len(header):
+            raise InputError(
+                f"Expected {len(header)} cells on line {line} of {path}, like its header, but got {len(row)}. Mend the "
+                "line."
+            )
+    return _Table(path, about, header, [line for line, _ in numbered], [row for _, row in numbered])
+
+
+def _choose_column(table: _Table, column: str | None) -> str:
+    no_quality = {*ARCHITECTURE_COLUMNS, *_OTHER_COLUMNS}
+    qualities = [name for name in table.header if name not in no_quality and not name.endswith("_std")]
+    if column is not None:
+        expect_one_of(f"the column of {table.path}", column, qualities)
+        return column
+    for name in DEFAULT_COLUMNS:
+        if name in qualities:
+            return name
+    if len(qualities) != 1:
+        raise InputError(
+            f"Expected {' or '.join(DEFAULT_COLUMNS)}, or one column of qualities, in {table.path}, but got "
+            f"{', '.join(qualities) or 'none'}. Name the column that is the truth."
+        )
+    return qualities[0]
+
+
+def _parse_architectures(table: _Table, space: Space[A]) -> tuple[A, ...]:
+    column = next((name for name in ARCHITECTURE_COLUMNS if name in table.header), None)
+    if column is None:
+        raise InputError(
+            f"Expected a column {' or '.join(ARCHITECTURE_COLUMNS)} in {table.path}, but got "
+            f"{', '.join(table.header)}. Put a header on the first line."
+        )
+    # Of a table of most of a space, looking a text up takes a quarter of the time of parsing it.
+    known = {str(member): member for member in space} if space.size <= 2 * len(table.rows) else {}
+    seen: dict[A, int] = {}
+    for line, text in table.cells(column):
+        try:
+            architecture = known[text] if text in known else space.parse(text)
+        except InputError as error:
+            if not seen:
+                _expect_same_space(table.path, line, text, space)
+            raise InputError(f"{table.path}, line {line}: {error}") from error
+        if architecture in seen:
+            raise InputError(
+                f"Expected every architecture once in {table.path}, but got '{architecture}' on lines "
+                f"{seen[architecture]} and {line}. Merge the two."
+            )
+        seen[architecture] = line
+    return tuple(seen)
+
+
+def _expect_same_space(path: Path, line: int, text: str, space: Space[A]) -> None:
+    """Refuse the text if it is an architecture of another space."""
+    # As many nodes or blocks as the text has brackets or pluses for.
+    others: Sequence[Space[Any]] = (
+        Nas201Space(),
+        RecurrentSpace(max(1, text.count("("))),
+        CellSpace(max(1, text.count("+") // 2)),
+    )
+    for other in others:
+        with suppress(InputError):
+            other.parse(text)
+            shown = text.strip() if len(text) <= 160 else text.strip()[:160] + "…"
+            message = (
+                f"Expected a truth file for {space}, but got {path}, which is for another space: line {line} has "
+                f"'{shown}', of {other}. Name the truth file of the space that is searched."
+            )
+            break
+    else:
+        return
+    raise InputError(message)
+
+
+def _number(table: _Table, line: int, column: str, cell: str) -> float:
+    try:
+        number = float(cell)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(
+            f"Expected a finite number in column {column} on line {line} of {table.path}, but got '{cell.strip()}'. "
+            "Mend the line, or leave the architecture out."
+        )
+    return number
