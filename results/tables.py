@@ -5,13 +5,14 @@ $ python results/tables.py
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.report import SearchResult, command_line, load_result
 from forgetless.report.search_result import REWARD, epochs_text
-from forgetless.runs import INTERFERENCE, RunFolder, write_atomically
+from forgetless.runs import INTERFERENCE, METRICS, RunFolder, write_atomically
 
 HERE = Path(__file__).parent
 
@@ -121,6 +122,53 @@ def search_table(result: SearchResult) -> str:
     return "\n".join(lines)
 
 
+def choices(folder: Path, whole: Path) -> str:
+    """One line per choice: the same seed, epochs and batches as an unprotected and a protected search of `whole`."""
+    paths = [path for path in sorted(folder.iterdir()) if (path / METRICS).exists()]
+    results = [result for path in paths if isinstance(result := load_result(RunFolder(path)), SearchResult)]
+    reference = load_result(RunFolder(whole))
+    assert isinstance(reference, SearchResult)
+    shortest = min(result.config.epochs for result in results)
+    epochs = range(reference.forgetting_epochs.start, shortest)
+    rewards = range(shortest - math.ceil(shortest / 4), shortest)
+    note = (
+        f"`{command_line(results[0].config)}` and the like, seed 0, against seed 0 of the search above; in "
+        f"{reference.unit.name}; forgetting over {epochs_text(epochs)}, reward over {epochs_text(rewards)}. One seed "
+        "has no interval."
+    )
+    columns = ("protection", "mean", "best 5", "maximum", "multi-model part", "reward", "s to consolidate, an epoch")
+    rows = [("no protection", reference, "none"), (f"`--alpha {reference.config.alpha:g}`", reference, "wpl")]
+    rows += [(f"`{differences(result, reference)}`", result, "wpl") for result in results]
+    return "\n".join(
+        [
+            "## Choices of protection on the Penn Treebank, one seed",
+            *("", note, "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"),
+            *(choice(name, result.epochs(arm, 0), epochs, rewards) for name, result, arm in rows),
+            "",
+        ]
+    )
+
+
+def choice(name: str, records: list[dict[str, Any]], epochs: range, rewards: range) -> str:
+    def mean(key: str, span: range) -> float:
+        values = [record[key] for record in records if record["epoch"] in span and record.get(key) is not None]
+        return sum(values) / len(values)
+
+    measures = ("forgetting_mean", "forgetting_best", "forgetting_max", "multi_model_part")
+    seconds = [record["seconds"]["consolidate"] for record in records if record["epoch"] in epochs]
+    cells = [f"{mean(key, epochs):.4f}" for key in measures]
+    return f"| {name} | {' | '.join(cells)} | {mean(REWARD, rewards):.3f} | {sum(seconds) / len(seconds):.1f} |"
+
+
+def differences(result: SearchResult, reference: SearchResult) -> str:
+    """The options in which a search differs from its reference, as they are typed."""
+    options = ("alpha", "alpha_decay", "rule", "decay", "protect", "importance")
+    mine, other = dataclasses.asdict(result.config), dataclasses.asdict(reference.config)
+    named = {name: mine[name] for name in options if mine[name] != other[name]}
+    named = {"alpha": f"{mine['alpha']:g}", **{name: value for name, value in named.items() if name != "alpha"}}
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in named.items())
+
+
 def interference_table(path: Path, result: SearchResult) -> str:
     """What the multi-model part is made of: what others do to a model, and what its own training does."""
     arms = json.loads(path.read_text(encoding="utf-8"))["arms"]
@@ -187,5 +235,6 @@ if __name__ == "__main__":
         if (HERE / "two-model" / name).is_dir():
             parts.append(section(RunFolder(HERE / "two-model" / name), title))
     parts += [section(RunFolder(HERE / "search" / name), title) for name, title in SEARCHES.items()]
+    parts.insert(-1, choices(HERE / "search" / "ptb-choices", HERE / "search" / "ptb"))
     parts += [speed(path) for path in sorted((HERE / "speed").glob("*.json"))]
     write_atomically(HERE / "README.md", "\n".join(parts))

@@ -21,7 +21,7 @@ Start = Literal["forgetting"] | int
 
 # What options are that are not given: they depend on the space.
 _BY_SPACE: dict[str, dict[str, Any]] = {
-    "recurrent": {"data": "kjv", "alpha": 1e4, "momentum": 0.0, "max_gradient_norm": 0.25, "units": 32},
+    "recurrent": {"data": "kjv", "alpha": 3e3, "momentum": 0.0, "max_gradient_norm": 0.25, "units": 32},
     "cell": {"data": "digits", "alpha": 30.0, "momentum": 0.9, "max_gradient_norm": 5.0, "units": 8},
     "nas201": {"data": "digits", "alpha": 30.0, "momentum": 0.9, "max_gradient_norm": 5.0, "units": 4},
 }
@@ -42,7 +42,7 @@ class SearchConfig(Configuration):
         strategy: What proposes architectures: `enas` or `uniform`.
         protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl` and `matched-lr` (no protection; the learning
             rate follows, from epoch to epoch, that at which the mean step was that under `wpl`).
-        alpha: Strength of `wpl`; 1e4 for text, 30 for images by default.
+        alpha: Strength of `wpl`; 3e3 for text, 30 for images by default.
         alpha_decay: Factor of the strengths from one epoch with protection to the next.
         l2_alpha: Strength of `l2`, whose importance is 1 for every weight.
         rule: How importance accumulates over models.
