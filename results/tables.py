@@ -44,6 +44,7 @@ TITLES = {
 SEARCHES = {
     "ptb": "A search for recurrent cells on the Penn Treebank",
     "nas201-digits": "A search for NAS-Bench-201 cells on the embedded digits",
+    "nas201-mnist": "A search for NAS-Bench-201 cells on MNIST",
 }
 
 
@@ -234,7 +235,9 @@ if __name__ == "__main__":
     for name, title in TITLES.items():
         if (HERE / "two-model" / name).is_dir():
             parts.append(section(RunFolder(HERE / "two-model" / name), title))
-    parts += [section(RunFolder(HERE / "search" / name), title) for name, title in SEARCHES.items()]
-    parts.insert(-1, choices(HERE / "search" / "ptb-choices", HERE / "search" / "ptb"))
+    for name, title in SEARCHES.items():
+        parts.append(section(RunFolder(HERE / "search" / name), title))
+        if name == "ptb":
+            parts.append(choices(HERE / "search" / "ptb-choices", HERE / "search" / name))
     parts += [speed(path) for path in sorted((HERE / "speed").glob("*.json"))]
     write_atomically(HERE / "README.md", "\n".join(parts))

@@ -21,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Generic, NamedTuple, NoReturn, TypeVar
+from typing import Generic, NamedTuple, NoReturn, TypeVar
 
 import torch
 
@@ -536,6 +536,12 @@ class Nas201Architecture(Architecture):
 class Nas201Space(Space[Nas201Architecture]):
     """The cell space of NAS-Bench-201 (Dong and Yang 2020, arXiv:2001.00326): 6 edges, 5 operations each.
 
+    Args:
+        operations: Those to choose from, out of `NAS201_OPERATIONS`.
+
+    Raises:
+        InputError: If `operations` are unknown, repeated or missing.
+
     >>> space = Nas201Space()
     >>> space.size
     15625
@@ -544,7 +550,15 @@ class Nas201Space(Space[Nas201Architecture]):
     (3, 3, 4, 1, 0, 1)
     """
 
-    num_choices: ClassVar[tuple[int, ...]] = (len(NAS201_OPERATIONS),) * len(NAS201_EDGES)
+    operations: tuple[str, ...] = NAS201_OPERATIONS
+
+    def __post_init__(self) -> None:
+        _expect_subset("operation", self.operations, NAS201_OPERATIONS)
+
+    @cached_property
+    def num_choices(self) -> tuple[int, ...]:
+        """One operation for each edge."""
+        return (len(self.operations),) * len(NAS201_EDGES)
 
     def parse(self, text: str) -> Nas201Architecture:
         """Read the benchmark's own string, `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`.
@@ -561,17 +575,17 @@ class Nas201Space(Space[Nas201Architecture]):
         for target in (1, 2, 3):
             scanner.literal("|" if target == 1 else "+|")
             for source in range(target):
-                operations.append(scanner.word("an operation", NAS201_OPERATIONS))
+                operations.append(scanner.word("an operation", self.operations))
                 scanner.literal(f"~{source}|")
         scanner.end("the end after the third node")
         return Nas201Architecture(tuple(operations))
 
     def _encode(self, architecture: Nas201Architecture) -> tuple[int, ...]:
         _expect_count("edges", architecture.operations, len(NAS201_EDGES))
-        return tuple(map(NAS201_OPERATIONS.index, architecture.operations))
+        return tuple(map(self.operations.index, architecture.operations))
 
     def _decode(self, decisions: tuple[int, ...]) -> Nas201Architecture:
-        return Nas201Architecture(tuple(NAS201_OPERATIONS[decision] for decision in decisions))
+        return Nas201Architecture(tuple(self.operations[decision] for decision in decisions))
 
 
 # ---- reading and checking ----------------------------------------------------------------------------------------

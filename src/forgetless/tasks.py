@@ -5,9 +5,10 @@ either, with `architecture=None` for the former.
 """
 
 import contextlib
+import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
@@ -86,6 +87,18 @@ class Task(ABC, Generic[Model]):
             architecture: The supernet's architecture.
             num_batches: Only the first so many batches; all if None.
         """
+
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 of the data in all its splits, in hexadecimal: equal where a training sees the same."""
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 @contextlib.contextmanager
@@ -173,6 +186,11 @@ class ImageClassification(Task[nn.Module]):
         """
         images, labels = self._splits[split].images, self._splits[split].labels
         yield from zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True)
+
+    def digest(self) -> str:
+        """SHA-256 of images and labels of all splits."""
+        images = {f"{name} images": split.images for name, split in self._splits.items()}
+        return _sha256(images | {f"{name} labels": split.labels for name, split in self._splits.items()})
 
     @staticmethod
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -272,6 +290,10 @@ class LanguageModelling(Task[RecurrentSupernet]):
                     f"Expected at least {needed} words of {name} text for this batch size and number of steps, but got "
                     f"{len(text)}. Use a longer text or smaller batches."
                 )
+
+    def digest(self) -> str:
+        """SHA-256 of the words of all splits, as numbers."""
+        return _sha256(self._texts)
 
     def training_batches(self, num_batches: int, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
         """Successive chunks of every stream, over and over; with `independent`, chunks from random places.

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from forgetless.architecture import ACTIVATIONS, CELL_OPERATIONS, NAS201_OPERATIONS
 from forgetless.configuration import Configuration
 from forgetless.data.images import IMAGE_DATA
 from forgetless.data.text import TEXT_DATA
@@ -25,6 +26,9 @@ _BY_SPACE: dict[str, dict[str, Any]] = {
     "cell": {"data": "digits", "alpha": 30.0, "momentum": 0.9, "max_gradient_norm": 5.0, "units": 8},
     "nas201": {"data": "digits", "alpha": 30.0, "momentum": 0.9, "max_gradient_norm": 5.0, "units": 4},
 }
+OPERATIONS = {"recurrent": ACTIVATIONS, "cell": CELL_OPERATIONS, "nas201": NAS201_OPERATIONS}
+"""What each space has to choose from."""
+
 _LEARNING_RATES = {("recurrent", "sgd"): 10.0, ("cell", "sgd"): 0.1, ("nas201", "sgd"): 0.1}
 _LEARNING_RATE_OF_ADAM = 0.001
 
@@ -77,6 +81,7 @@ class SearchConfig(Configuration):
         batch_size: Sequences or images per batch.
         num_steps: Words per sequence.
         nodes: Nodes of a recurrent cell, blocks of an ENAS cell.
+        operations: Those that an architecture may have, of the space's own; all if None.
         units: Units of the recurrent cell (32 by default), or channels of the first stage (4; 8 in `cell`).
         cells_per_stage: Cells per stage of an image network.
         augment: Shift and mirror training images.
@@ -123,6 +128,7 @@ class SearchConfig(Configuration):
     batch_size: int = 32
     num_steps: int = 20
     nodes: int = 4
+    operations: tuple[str, ...] | None = None
     units: int = None  # type: ignore[assignment]
     cells_per_stage: int = 1
     augment: bool = False
@@ -177,6 +183,12 @@ class SearchConfig(Configuration):
         if self.importance == "held-out" and self.fisher == "exact" and self.space == "recurrent":
             raise InputError("Expected fisher to be empirical, monte_carlo or batch for text, but got exact.")
         expect_device(self.device)
+        if self.operations is not None:
+            object.__setattr__(self, "operations", tuple(self.operations))
+            for name in self.operations:
+                expect_one_of("operation", name, OPERATIONS[self.space])
+            if not self.operations or len(set(self.operations)) < len(self.operations):
+                raise InputError(f"Expected one or more different operations, but got {self.operations}.")
         named = (self.space == "recurrent") == (self.data in TEXT_DATA)
         if self.data in (*TEXT_DATA, *IMAGE_DATA) and not named:
             raise InputError(f"Expected data that fits the space {self.space}, but got {self.data!r}.")

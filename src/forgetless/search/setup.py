@@ -12,7 +12,7 @@ from torch.optim import SGD, Adam, Optimizer
 from forgetless.architecture import CellSpace, Nas201Space, RecurrentSpace, Space
 from forgetless.data import load_images, load_text
 from forgetless.errors import InputError
-from forgetless.search.config import SearchConfig
+from forgetless.search.config import OPERATIONS, SearchConfig
 from forgetless.supernets.cell import CellSupernet
 from forgetless.supernets.nas201 import Nas201Supernet
 from forgetless.supernets.recurrent import RecurrentSupernet
@@ -40,9 +40,10 @@ def make_space(config: SearchConfig) -> Space[Any]:
     Args:
         config: The configuration.
     """
+    operations = config.operations or OPERATIONS[config.space]
     if config.space == "recurrent":
-        return RecurrentSpace(config.nodes)
-    return CellSpace(config.nodes) if config.space == "cell" else Nas201Space()
+        return RecurrentSpace(config.nodes, operations)
+    return CellSpace(config.nodes, operations) if config.space == "cell" else Nas201Space(operations)
 
 
 def memory_bytes(config: SearchConfig, task: Task[Any]) -> int:

@@ -1,0 +1,253 @@
+"""Independent trainings over processes of this machine, or over a cluster through Ray: the same code, the same results.
+
+A training that fails is made again; one that fails again is reported, and the others go on. A process that dies takes
+its pool with it, and with it those that ran beside: they are made again one at a time, so that the one to blame is
+known.
+"""
+
+import concurrent.futures
+import contextlib
+import logging
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from forgetless.errors import InputError
+from forgetless.evaluation.trainings import Training, TrainingStore, run_training
+
+Result = dict[str, Any]
+Runner = Callable[[Training], Result]
+
+LOCAL = "local"
+"""The cluster that is this machine: a Ray that is started here."""
+
+_SECONDS_TO_ANSWER = 10.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A training that could not be made.
+
+    Attributes:
+        training: Which.
+        reason: Of the last try.
+    """
+
+    training: Training
+    reason: str
+
+
+class _Pool(Protocol):
+    size: int
+
+    def submit(self, training: Training) -> "Future[Result]": ...
+
+    def restart(self) -> None: ...
+
+
+def run_trainings(
+    trainings: Sequence[Training],
+    store: TrainingStore,
+    *,
+    workers: int | None = None,
+    cluster: str | None = None,
+    retries: int = 1,
+    runner: Runner = run_training,
+    on_result: Callable[[int, int], None] | None = None,
+) -> tuple[list[Result | None], list[Failure]]:
+    """Make those of some trainings that the store does not have, and store each as soon as it is done.
+
+    Args:
+        trainings: What is wanted; a training may be asked for several times and is made once.
+        store: What is there already, and where results go.
+        workers: Processes, or tasks at a time on a cluster; as many as there are cores if None. One runs in this
+            process.
+        cluster: The address of a Ray cluster, `local` to start one here, or None for processes.
+        retries: How often a failed training is made again.
+        runner: Makes one training; it must be importable in another process.
+        on_result: Called with how many are done, and of how many.
+
+    Returns:
+        One result per training, in their order, None where it failed; and the failures.
+
+    Raises:
+        InputError: If the cluster does not answer within 10 s, or Ray is not installed.
+    """
+    distinct = {training.key: training for training in trainings}
+    results = {key: found for key, training in distinct.items() if (found := store.load(training)) is not None}
+    missing = {key: training for key, training in distinct.items() if key not in results}
+
+    def done(training: Training, result: Result) -> None:
+        store.save(training, result)
+        results[training.key] = result
+        if on_result is not None:
+            on_result(len(results), len(distinct))
+
+    if on_result is not None:
+        on_result(len(results), len(distinct))
+    failures: list[Failure] = []
+    if missing:
+        with _pool(workers or os.cpu_count() or 1, cluster, runner) as pool:
+            failures = _fan_out(list(missing.values()), pool, retries, done)
+    return [results.get(training.key) for training in trainings], failures
+
+
+def _fan_out(
+    trainings: Sequence[Training], pool: _Pool, retries: int, done: Callable[[Training, Result], None]
+) -> list[Failure]:
+    """All trainings, at most as many at a time as the pool is large; suspects of a dead process one at a time."""
+    waiting, suspects = list(reversed(trainings)), list[Training]()
+    failed: dict[str, int] = {}
+    failures: list[Failure] = []
+    running: dict[Future[Result], Training] = {}
+
+    def again(training: Training, error: BaseException) -> None:
+        failed[training.key] = failed.get(training.key, 0) + 1
+        if failed[training.key] > retries:
+            failures.append(Failure(training, f"{type(error).__name__}: {error}"))
+        else:
+            suspects.append(training)
+
+    while waiting or suspects or running:
+        while waiting and len(running) < pool.size:
+            training = waiting.pop()
+            running[pool.submit(training)] = training
+        if suspects and not waiting and not running:
+            training = suspects.pop()
+            running[pool.submit(training)] = training
+        finished, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+        died = False
+        for future in finished:
+            training = running.pop(future)
+            error = future.exception()
+            if error is None:
+                done(training, future.result())
+            elif isinstance(error, InputError):
+                raise error
+            else:
+                died |= isinstance(error, concurrent.futures.BrokenExecutor)
+                again(training, error)
+        if died:
+            # Who ran beside the one that died is not to blame, but is lost as well.
+            suspects += running.values()
+            running.clear()
+            pool.restart()
+    return failures
+
+
+@contextlib.contextmanager
+def _pool(workers: int, cluster: str | None, runner: Runner) -> Iterator[_Pool]:
+    if cluster is not None:
+        with _ray_pool(workers, cluster, runner) as on_ray:
+            yield on_ray
+    elif workers == 1:
+        yield _Here(runner)
+    else:
+        here = _Processes(workers, runner)
+        try:
+            yield here
+        finally:
+            here.close()
+
+
+class _Here:
+    """This process, one training at a time."""
+
+    size = 1
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def submit(self, training: Training) -> "Future[Result]":
+        future: Future[Result] = Future()
+        try:
+            future.set_result(self._runner(training))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def restart(self) -> None:
+        """Nothing to do."""
+
+
+class _Processes:
+    """Processes of this machine, each started afresh."""
+
+    def __init__(self, size: int, runner: Runner) -> None:
+        self.size, self._runner = size, runner
+        self._executor = self._start()
+
+    def _start(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self.size, mp_context=multiprocessing.get_context("spawn"))
+
+    def submit(self, training: Training) -> "Future[Result]":
+        return self._executor.submit(self._runner, training)
+
+    def restart(self) -> None:
+        self.close()
+        self._executor = self._start()
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        for process in list((self._executor._processes or {}).values()):
+            process.terminate()
+
+
+# ---- Ray ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _ray_pool(workers: int, cluster: str, runner: Runner) -> Iterator[_Pool]:
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("Expected Ray for --cluster, but it is not installed. Install 'forgetless[ray]'.") from error
+    if cluster == LOCAL:
+        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        _expect_answer(cluster)
+        try:
+            ray.init(address=cluster, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise _no_answer(cluster, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+    try:
+        yield _OnRay(workers, ray.remote(num_cpus=1, max_retries=0)(runner))
+    finally:
+        ray.shutdown()
+
+
+def _expect_answer(cluster: str) -> None:
+    """Refuse an address that nobody listens on, which Ray itself would wait for."""
+    host, _, port = cluster.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"Expected HOST:PORT, ray://HOST:PORT or {LOCAL} as the cluster, but got {cluster!r}.")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER):
+            pass
+    except (OSError, OverflowError) as error:
+        raise _no_answer(cluster, getattr(error, "strerror", None) or str(error)) from error
+
+
+def _no_answer(cluster: str, reason: str) -> InputError:
+    return InputError(
+        f"Expected a Ray cluster that answers within {_SECONDS_TO_ANSWER:.0f} s at {cluster}, but got: {reason}. Start "
+        "one with `ray start --head`, or leave out --cluster."
+    )
+
+
+class _OnRay:
+    """Tasks of a Ray cluster."""
+
+    def __init__(self, size: int, remote: Any) -> None:
+        self.size, self._remote = size, remote
+
+    def submit(self, training: Training) -> "Future[Result]":
+        future: Future[Result] = self._remote.remote(training).future()
+        return future
+
+    def restart(self) -> None:
+        """Nothing to do: Ray replaces a process that died."""

@@ -1,0 +1,224 @@
+"""Trainings from scratch are made once, survive crashes, and give the same numbers wherever they are made."""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from forgetless.errors import InputError
+from forgetless.evaluation.trainings import Training, TrainingStore, run_training
+from forgetless.evaluation.workers import run_trainings
+from forgetless.search import SearchConfig, load_task
+
+CONFIG = SearchConfig(space="nas201", units=2, batch_size=16, operations=("none", "skip_connect", "nor_conv_1x1"))
+CELLS = (
+    "|nor_conv_1x1~0|+|none~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|",
+    "|skip_connect~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|none~2|",
+    "|none~0|+|nor_conv_1x1~0|none~1|+|none~0|none~1|skip_connect~2|",
+)
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+
+
+@pytest.fixture(scope="module")
+def trainings():
+    digest = load_task(CONFIG).digest()
+    return [training_of(digest, cell, seed) for cell in CELLS[:2] for seed in (0, 1)]
+
+
+def training_of(digest="0" * 64, architecture=CELLS[0], seed=0, num_batches=3, whole_text=False, config=CONFIG):
+    return Training.of(config, digest, architecture, seed=seed, num_batches=num_batches, whole_text=whole_text)
+
+
+def without_time(results):
+    return [None if r is None else {k: v for k, v in r.items() if k != "seconds"} for r in results]
+
+
+def pretend(training):
+    """A runner that trains nothing."""
+    return {"validation_error": training.seed / 10, "test_error": None, "parameters": 1, "seconds": 0.0}
+
+
+def counted(folder, training):
+    """One file per call, whichever process it is in."""
+    (Path(folder) / f"{training.key[:8]}-{os.getpid()}-{time.monotonic_ns()}").touch()
+    return pretend(training)
+
+
+def fails_at_first(folder, training):
+    mark = Path(folder) / training.key
+    if training.seed == 1 and not mark.exists():
+        mark.touch()
+        message = "no luck"
+        raise RuntimeError(message)
+    return pretend(training)
+
+
+def dies_at_first(folder, training):
+    mark = Path(folder) / training.key
+    if training.seed == 1 and not mark.exists():
+        mark.touch()
+        os._exit(1)
+    return pretend(training)
+
+
+def always_dies(training):
+    if training.seed == 1:
+        os._exit(1)
+    return pretend(training)
+
+
+def always_fails(training):
+    if training.seed == 1:
+        message = "no luck"
+        raise RuntimeError(message)
+    return pretend(training)
+
+
+def many(number=5):
+    return [training_of(seed=seed) for seed in range(number)]
+
+
+# What a training is
+
+
+def test_every_option_that_decides_changes_the_key():
+    first = training_of()
+    changed = {
+        "nodes": 3, "units": 3, "cells_per_stage": 2, "operations": None, "data": "mnist", "optimizer": "adam",
+        "learning_rate": 0.5, "momentum": 0.1, "max_gradient_norm": 1.0, "batch_size": 3, "num_steps": 3,
+        "independent": True, "augment": True, "dropout": 0.1, "weight_drop": 0.1,
+    }  # fmt: skip
+    others = [training_of(config=dataclasses.replace(CONFIG, **{name: value})) for name, value in changed.items()]
+    others += [training_of("1" * 64), training_of(architecture=CELLS[1]), training_of(seed=1)]
+    others += [training_of(num_batches=4), training_of(whole_text=True)]
+    keys = {training.key for training in others}
+    assert len(keys) == len(others)
+    assert first.key not in keys
+    assert {name for name, _ in first.options} == {*changed, "space", "device"}
+
+
+def test_what_decides_nothing_does_not_change_the_key():
+    same = dataclasses.replace(CONFIG, alpha=7.0, epochs=99, seeds=3, data_dir="elsewhere", threads=2)
+    assert training_of(config=same).key == training_of().key
+
+
+def test_a_training_is_what_the_search_makes_and_repeats_itself(trainings):
+    first, again = run_training(trainings[0]), run_training(trainings[0])
+    assert without_time([first]) == without_time([again])
+    assert 0 <= first["test_error"] <= 1
+    assert first["parameters"] > 0
+
+
+def test_other_data_is_refused():
+    with pytest.raises(InputError, match=r"Expected data with the SHA-256 000000000000…, but got"):
+        run_training(training_of())
+
+
+# What is kept
+
+
+def test_trainings_are_made_once(tmp_path):
+    runner = functools.partial(counted, tmp_path / "calls")
+    (tmp_path / "calls").mkdir()
+    store, wanted = TrainingStore(tmp_path / "store"), many()
+    for _ in range(2):
+        results, failures = run_trainings([*wanted, *wanted], store, workers=1, runner=runner)
+        assert [result["validation_error"] for result in results] == [0.0, 0.1, 0.2, 0.3, 0.4] * 2
+        assert not failures
+    assert len(list((tmp_path / "calls").iterdir())) == 5
+
+
+def test_a_damaged_result_is_made_again_with_a_word(tmp_path):
+    store, training = TrainingStore(tmp_path), training_of()
+    run_trainings([training], store, workers=1, runner=pretend)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_text()
+    other = json.dumps({**json.loads(whole), "training": {}})
+    for damaged in (whole[:50], "", "[]", other):
+        path.write_text(damaged)
+        with pytest.warns(UserWarning, match="is damaged; training"):
+            (result,), _ = run_trainings([training], store, workers=1, runner=pretend)
+        assert result == pretend(training)
+        assert path.read_text() == whole
+
+
+def test_a_store_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"Expected a folder for trainings, but got"):
+        TrainingStore(tmp_path / "file")
+
+
+# Who makes them
+
+
+def test_processes_give_the_same_numbers(trainings, tmp_path):
+    here, _ = run_trainings(trainings, TrainingStore(tmp_path / "1"), workers=1)
+    apart, failures = run_trainings(trainings, TrainingStore(tmp_path / "2"), workers=2)
+    assert without_time(apart) == without_time(here)
+    assert not failures
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failed_training_is_made_again(tmp_path, workers):
+    runner = functools.partial(fails_at_first, tmp_path)
+    results, failures = run_trainings(many(), TrainingStore(tmp_path / "s"), workers=workers, runner=runner)
+    assert [result["validation_error"] for result in results] == [0.0, 0.1, 0.2, 0.3, 0.4]
+    assert not failures
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_training_that_fails_for_good_is_reported_and_loses_no_other(tmp_path, workers):
+    results, failures = run_trainings(many(), TrainingStore(tmp_path), workers=workers, runner=always_fails)
+    assert [r and r["validation_error"] for r in results] == [0.0, None, 0.2, 0.3, 0.4]
+    assert [(failure.training.seed, failure.reason) for failure in failures] == [(1, "RuntimeError: no luck")]
+
+
+def test_a_process_that_dies_is_replaced(tmp_path):
+    runner = functools.partial(dies_at_first, tmp_path)
+    results, failures = run_trainings(many(), TrainingStore(tmp_path / "s"), workers=2, runner=runner)
+    assert [result["validation_error"] for result in results] == [0.0, 0.1, 0.2, 0.3, 0.4]
+    assert not failures
+
+
+def test_who_runs_beside_a_dying_process_is_not_to_blame(tmp_path):
+    results, failures = run_trainings(many(), TrainingStore(tmp_path), workers=2, runner=always_dies)
+    assert [r and r["validation_error"] for r in results] == [0.0, None, 0.2, 0.3, 0.4]
+    assert [failure.training.seed for failure in failures] == [1]
+
+
+def test_bad_input_ends_it_at_once(tmp_path):
+    with pytest.raises(InputError, match=r"Expected data with the SHA-256"):
+        run_trainings(many(2), TrainingStore(tmp_path), workers=1)
+
+
+# Ray
+
+
+@needs_ray
+@pytest.mark.filterwarnings("ignore")
+def test_ray_gives_the_same_numbers_and_survives_what_fails(trainings, tmp_path):
+    here, _ = run_trainings(trainings, TrainingStore(tmp_path / "1"), workers=1)
+    store = TrainingStore(tmp_path / "2")
+    there, failures = run_trainings(trainings, store, workers=2, cluster="local")
+    assert without_time(there) == without_time(here)
+    assert not failures
+
+
+@pytest.mark.parametrize(
+    ("cluster", "message"),
+    [
+        ("127.0.0.1:1", r"Expected a Ray cluster that answers within 10 s at 127.0.0.1:1, but got: Connection refused"),
+        ("ray://127.0.0.1:1", r"Expected a Ray cluster that answers"),
+        ("nonsense", r"Expected HOST:PORT, ray://HOST:PORT or local as the cluster, but got 'nonsense'"),
+    ],
+)
+@needs_ray
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_that_does_not_answer_is_refused(tmp_path, cluster, message):
+    with pytest.raises(InputError, match=message):
+        run_trainings(many(1), TrainingStore(tmp_path), cluster=cluster)
