@@ -25,8 +25,11 @@ ERRORS = np.array([0.4, 0.1, 0.3, 0.2])
 TRUTH = Truth(SPACE, CELLS, ERRORS, np.arange(4), "test_error", "a table")
 
 
-def errors_of(config, architectures):
-    return [float(ERRORS[CELLS.index(architecture)]) for architecture in architectures]
+KNOWN = dict(zip(CELLS, ERRORS.tolist(), strict=True))
+
+
+def errors_of(architectures):
+    return [KNOWN[architecture] for architecture in architectures]
 
 
 def search_of(ranking, seed=0, protection="wpl"):
@@ -35,7 +38,7 @@ def search_of(ranking, seed=0, protection="wpl"):
 
 def record_of(ranking, seed=0, top=2, **options):
     options = {"truth": TRUTH, "lower_is_better": True} | options
-    return evaluate(search_of(ranking, seed), errors_of, top=top, **options)
+    return evaluate(search_of(ranking, seed), KNOWN, top=top, **options)
 
 
 def test_found_and_random_are_as_many_and_random_ones_depend_on_the_seed_alone():
@@ -45,7 +48,7 @@ def test_found_and_random_are_as_many_and_random_ones_depend_on_the_seed_alone()
     assert [text for text, _ in record["random"]] == [str(architecture) for architecture in drawn]
     assert record_of([CELLS[0], CELLS[2]])["random"] == record["random"]
     assert (record["found_mean"], record["found_best"]) == (pytest.approx(0.15), 0.1)
-    assert record["random_mean"] == pytest.approx(np.mean(errors_of(CONFIG, drawn)))
+    assert record["random_mean"] == pytest.approx(np.mean(errors_of(drawn)))
     assert len(record_of([CELLS[1]], top=5)["random"]) == 1
 
 
@@ -80,13 +83,11 @@ def test_larger_may_be_better():
 
 
 def test_what_diverged_is_left_out_of_means_and_loses_against_everything():
-    def values_of(config, architectures):
-        return [math.nan if architecture == CELLS[0] else 0.1 for architecture in architectures]
-
-    record = evaluate(search_of([CELLS[0], CELLS[1]]), values_of, top=2, lower_is_better=True)
+    known = {cell: math.nan if cell == CELLS[0] else 0.1 for cell in CELLS}
+    record = evaluate(search_of([CELLS[0], CELLS[1]]), known, top=2, lower_is_better=True)
     assert record["found"] == [[str(CELLS[0]), None], [str(CELLS[1]), 0.1]]
     assert record["found_mean"] == 0.1
-    alone = evaluate(search_of([CELLS[0]]), values_of, top=1, lower_is_better=True)
+    alone = evaluate(search_of([CELLS[0]]), known, top=1, lower_is_better=True)
     assert (alone["found_mean"], alone["found_best"]) == (None, None)
 
 

@@ -532,7 +532,7 @@ class Nas201Architecture(Architecture):
         return {"cell": tuple(arrows)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Nas201Space(Space[Nas201Architecture]):
     """The cell space of NAS-Bench-201 (Dong and Yang 2020, arXiv:2001.00326): 6 edges, 5 operations each.
 
@@ -554,6 +554,10 @@ class Nas201Space(Space[Nas201Architecture]):
 
     def __post_init__(self) -> None:
         _expect_subset("operation", self.operations, NAS201_OPERATIONS)
+
+    def __repr__(self) -> str:
+        # What is usual is left out, as in states from before there was a choice.
+        return f"Nas201Space({'' if self.operations == NAS201_OPERATIONS else self.operations})"
 
     @cached_property
     def num_choices(self) -> tuple[int, ...]:

@@ -29,11 +29,14 @@ from rich.text import Text
 
 from forgetless import __version__, search
 from forgetless.errors import InputError, expect_one_of
+from forgetless.evaluation.run import EvaluatedRun, EvaluationConfig, run_evaluation
+from forgetless.evaluation.trainings import TrainingStore, default_store
 from forgetless.experiments import two_model
 from forgetless.experiments.two_model import TwoModelConfig
 from forgetless.protection import MATCHED
 from forgetless.report import (
     SearchResult,
+    evaluation_table,
     interference_table,
     load_result,
     search_table,
@@ -41,7 +44,16 @@ from forgetless.report import (
     write_interference,
     write_report,
 )
-from forgetless.runs import EXPERIMENT, REPORT, SEARCH, TENSORBOARD, TWO_MODEL, RunFolder
+from forgetless.runs import (
+    EVALUATION,
+    EXPERIMENT,
+    REPORT,
+    SEARCH,
+    TENSORBOARD,
+    TWO_MODEL,
+    RunFolder,
+    write_atomically,
+)
 from forgetless.search import SearchConfig
 from forgetless.tasks import ImageClassification, LanguageModelling
 from forgetless.tensorboard import EpochScalars, expect_tensorboard
@@ -168,6 +180,54 @@ def interference_command(
         console = Console()
         console.print(interference_table(result, arms))
         console.print(f"Picture: {picture}", soft_wrap=True, highlight=False)
+
+
+@app.command(name="evaluate")
+def evaluate_command(
+    run: list[Path],
+    /,
+    config: Annotated[EvaluationConfig | None, Parameter(name="*")] = None,
+    *,
+    trainings: Path | None = None,
+    output: Path | None = None,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Is it better than random? What finished searches hand over, against as many architectures drawn uniformly.
+
+    Args:
+        run: Run folders of searches in one space.
+        config: What to do.
+        trainings: Folder of trainings from scratch, which are made once; FORGETLESS_TRAININGS or runs/trainings by
+            default.
+        output: Folder for evaluation.json; the first run folder by default.
+        as_json: Print the result as JSON on standard output, and nothing else there.
+
+    Raises:
+        InputError: If there is no folder, one is no search, or the truth does not fit.
+    """
+    config = config or EvaluationConfig()
+    runs = [_evaluated(RunFolder(path)) for path in run]
+    store = None if config.truth is not None else TrainingStore(trainings or default_store())
+    with _progress_bar() as show, _warnings_in_one_line():
+        found = run_evaluation(config, runs, store, on_progress=_show_search(show))
+    with _writable(output or run[0]) as path:
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / EVALUATION, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    if as_json:
+        print(json.dumps(found, allow_nan=False))  # noqa: T201
+    else:
+        console = Console()
+        console.print(evaluation_table(found))
+        console.print(f"Numbers: {path / EVALUATION}", soft_wrap=True, highlight=False)
+    for architecture, seed, reason in found["failures"]:
+        _complain(f"training {architecture} with seed {seed} failed: {reason}")
+
+
+def _evaluated(folder: RunFolder) -> EvaluatedRun:
+    result = load_result(folder)
+    if not isinstance(result, SearchResult):
+        raise InputError(f"Expected the run of a search, but {folder.path} is one of {TWO_MODEL}. Name another folder.")
+    return EvaluatedRun(folder.path.name, result.config, result.records, folder.load_trained)
 
 
 @app.command

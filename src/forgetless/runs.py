@@ -8,6 +8,7 @@
 | `checkpoint.pt` | what a search goes on from; `checkpoint-before.pt` is the one before |
 | `trained-seed0-wpl.pt` | what a search's arm had come to after its last epoch; one per finished arm |
 | `interference.json`, `.png` | who overwrites whom on these, if it was measured |
+| `evaluation.json` | what its architectures are worth against random ones, if that was asked |
 | `report.html` | made from the others, never read |
 | `tensorboard/` | the same, where it is asked for |
 """
@@ -44,6 +45,7 @@ CHECKPOINT_BEFORE = "checkpoint-before.pt"
 REPORT = "report.html"
 TENSORBOARD = "tensorboard"
 INTERFERENCE = "interference.json"
+EVALUATION = "evaluation.json"
 
 
 def environment(device: str = "cpu") -> dict[str, str | int | None]:

@@ -7,7 +7,7 @@ Source of the question and of the measures: Yu et al., Evaluating the Search Pha
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,6 @@ from forgetless.search import SearchArm, SearchConfig
 from forgetless.search.setup import generator_for, make_space
 
 Record = dict[str, Any]
-ValuesOf = Callable[[SearchConfig, Sequence[Any]], list[float]]
-"""Maps the configuration of a search and architectures to the stand-alone value of each; NaN where one diverged."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def random_architectures(config: SearchConfig, seed: int, number: int) -> list[A
 
 def evaluate(
     search: FinishedSearch,
-    values_of: ValuesOf,
+    known: Mapping[Any, float],
     *,
     top: int,
     lower_is_better: bool,
@@ -121,7 +119,7 @@ def evaluate(
 
     Args:
         search: The search.
-        values_of: Stand-alone values, looked up or trained.
+        known: Stand-alone values by architecture; NaN where one diverged.
         top: How many architectures it hands over: the first of its ranking, all if it has fewer.
         lower_is_better: Whether values are errors.
         truth: The value of every architecture, if it is known.
@@ -135,8 +133,7 @@ def evaluate(
     sign = -1.0 if lower_is_better else 1.0
     found = search.ranking[:top]
     random = random_architectures(search.config, search.arm.seed, len(found))
-    values = values_of(search.config, [*found, *random])
-    groups = {"found": values[: len(found)], "random": values[len(found) :]}
+    groups = {name: [known[a] for a in each] for name, each in (("found", found), ("random", random))}
     qualities = {name: [sign * value for value in group] for name, group in groups.items()}
     best = max(filter(math.isfinite, qualities["found"]), default=-math.inf)
     surpassed = [

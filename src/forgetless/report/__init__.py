@@ -1,6 +1,7 @@
 """Tables and pictures of finished or unfinished runs, from their records alone: nothing here trains."""
 
 from forgetless.report.cells import cell_drawing
+from forgetless.report.evaluation import evaluation_table
 from forgetless.report.figures import accuracy_curves, chain_forgetting, forgetting_bars, trade_off
 from forgetless.report.findings import headline
 from forgetless.report.interference import (
@@ -27,6 +28,7 @@ __all__ = [
     "trade_off",
     # the page and the terminal
     "SearchResult",
+    "evaluation_table",
     "interference_table",
     "load_interference",
     "load_result",

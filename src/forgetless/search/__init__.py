@@ -11,7 +11,7 @@ for rewards, its second half for err₁ and err₂, `test` for the derived archi
 Sources: Pham et al. 2018 (ENAS, arXiv:1802.03268); Benyahia et al. 2019 (arXiv:1902.08232), section 4.2.
 """
 
-from forgetless.search.arms import SearchProgress, measure_arms, reconcile, run
+from forgetless.search.arms import SearchProgress, measure_arms, reconcile, run, shared_weight_rewards
 from forgetless.search.config import SearchArm, SearchConfig, search_arms
 from forgetless.search.epoch import Search
 from forgetless.search.gradients import Gradients
@@ -28,6 +28,7 @@ __all__ = [
     "measure_arms",
     "reconcile",
     "run",
+    "shared_weight_rewards",
     # what it begins with
     "Gradients",
     "check_memory",

@@ -221,3 +221,43 @@ def measure_arms(
             epochs = {"epochs": search.epoch, "num_batches": num_batches or config.batches_per_model}
             measured.append({**dataclasses.asdict(arm), **epochs, **found.as_dict()})
     return measured
+
+
+def shared_weight_rewards(
+    config: SearchConfig,
+    states: Sequence[Mapping[str, Any]],
+    architectures: Sequence[Any],
+    *,
+    on_progress: Callable[[SearchProgress], None] | None = None,
+) -> list[list[float]]:
+    """What the shared weights of stored states say of architectures: the rewards that a strategy would be told.
+
+    Args:
+        config: Of the search.
+        states: As `on_epoch` of `run` was given them.
+        architectures: Members of the space.
+        on_progress: Called after each architecture.
+
+    Returns:
+        For each state one reward per architecture, larger is better; NaN where it diverged.
+
+    Raises:
+        InputError: If the data is missing or damaged, or a state is of another configuration.
+    """
+    found = []
+    with cpu_arithmetic(config.threads, flush_denormals=True), torch.random.fork_rng(devices=[]):
+        task = load_task(config)
+        for done, state in enumerate(states):
+            _check_configuration(config, state["config"])
+            arm = SearchArm(**state["arm"])
+            search = Search(config, task, arm)
+            search.load_state_dict(state)
+            rewards = []
+            for number, architecture in enumerate(architectures):
+                rewards.append(search.reward(architecture))
+                if on_progress is not None:
+                    label = f"seed {arm.seed} {arm.protection}: rewards on the shared weights"
+                    total = len(states) * len(architectures)
+                    on_progress(SearchProgress(done * len(architectures) + number + 1, total, label, {}))
+            found.append(rewards)
+    return found

@@ -1,0 +1,200 @@
+"""A whole evaluation: what some runs hand over is looked up or trained from scratch, and judged against random."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from forgetless.configuration import Configuration
+from forgetless.errors import InputError
+from forgetless.evaluation.searches import (
+    Estimates,
+    FinishedSearch,
+    Record,
+    evaluate,
+    finished_searches,
+    random_architectures,
+    summarise,
+)
+from forgetless.evaluation.trainings import Training, TrainingStore
+from forgetless.evaluation.truth import Truth, read_truth
+from forgetless.evaluation.workers import Failure, run_trainings
+from forgetless.search import SearchConfig, SearchProgress, load_task, make_space, shared_weight_rewards
+
+_ESTIMATED_SEED = 0  # of the architectures whose rank is asked for; the same for every search of a space
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(Configuration):
+    """What `forgetless evaluate` is asked to do.
+
+    Attributes:
+        top: Architectures that each search hands over, the best of its own ranking; as many are drawn uniformly.
+        truth: A file with the quality of every architecture, or the name of a benchmark that comes with forgetless.
+            Without it, architectures are trained from scratch.
+        column: Of the truth file; its test column by default.
+        estimates: Architectures, drawn uniformly, whose rank by shared weights is compared with the truth; all of a
+            space that has no more.
+        training_seeds: Trainings from scratch of each architecture.
+        batches: Of each training; as many as the search's own derivation took if 0.
+        workers: Processes, or tasks at a time on a cluster; one per core by default.
+        cluster: The address of a Ray cluster, or `local` to start one here; processes by default.
+    """
+
+    top: int = 5
+    truth: str | None = None
+    column: str | None = None
+    estimates: int = 1000
+    training_seeds: int = 3
+    batches: int = 0
+    workers: int | None = None
+    cluster: str | None = None
+
+    def __post_init__(self) -> None:
+        self._expect_at_least(1, "top", "training_seeds")
+        self._expect_at_least(0, "estimates", "batches")
+        if self.workers is not None:
+            self._expect_at_least(1, "workers")
+        if self.column is not None and self.truth is None:
+            raise InputError("Expected --truth FILE for a column of it, but got --column alone.")
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """A run to evaluate.
+
+    Attributes:
+        name: For people.
+        config: Of its search.
+        records: Its lines of metrics.
+        load_state: Gives the state that an arm (seed, protection) ended in, or None.
+    """
+
+    name: str
+    config: SearchConfig
+    records: Sequence[Mapping[str, Any]]
+    load_state: Callable[[int, str], Mapping[str, Any] | None]
+
+
+def run_evaluation(
+    config: EvaluationConfig,
+    runs: Sequence[EvaluatedRun],
+    store: TrainingStore | None = None,
+    *,
+    on_progress: Callable[[SearchProgress], None] | None = None,
+) -> dict[str, Any]:
+    """Judge what searches hand over.
+
+    Args:
+        config: What to do.
+        runs: Of one space, at least one.
+        store: Where trainings are kept; not needed with a truth.
+        on_progress: Called as rewards and trainings are done.
+
+    Returns:
+        JSON-serialisable: `about`, `searches` (one record each), `summary`, `failures`; docs/metrics.md explains them.
+
+    Raises:
+        InputError: If no search is finished, the spaces differ, or the truth does not fit.
+    """
+    if not runs:
+        raise InputError("Expected at least one run to evaluate, but got none.")
+    spaces = {str(make_space(run.config)) for run in runs}
+    if len(spaces) > 1:
+        raise InputError(f"Expected runs of one space, but got {', '.join(sorted(spaces))}. Evaluate them separately.")
+    searches = [(run, search) for run in runs for search in finished_searches(run.name, run.config, run.records)]
+    truth = None if config.truth is None else read_truth(config.truth, make_space(runs[0].config), config.column)
+    lower = truth.lower_is_better if truth is not None else True
+    failures: list[Failure] = []
+    if truth is not None:
+        trained = [dict(zip(truth.architectures, truth.values.tolist(), strict=True))] * len(searches)
+    else:
+        assert store is not None
+        trained, failures = _train_all(config, searches, store, on_progress)
+    records: list[Record] = []
+    for (run, search), known in zip(searches, trained, strict=True):
+        estimates = None if truth is None else _estimates(config, run, search, truth, on_progress)
+        records.append(evaluate(search, known, top=config.top, lower_is_better=lower, truth=truth, estimates=estimates))
+    return {
+        "about": {**dataclasses.asdict(config), **_about(config, runs[0].config, truth), "lower_is_better": lower},
+        "searches": records,
+        "summary": summarise(records, lower_is_better=lower),
+        "failures": [[f.training.architecture, f.training.seed, f.reason] for f in failures],
+    }
+
+
+def _about(config: EvaluationConfig, search: SearchConfig, truth: Truth[Any] | None) -> dict[str, str]:
+    if truth is not None:
+        return {"measure": truth.column, "description": truth.description}
+    measure = "test cross entropy, nats per token" if search.space == "recurrent" else "test error"
+    seeds = f"{config.training_seeds} seed{'s' * (config.training_seeds > 1)}"
+    return {"measure": measure, "description": f"Trained from scratch, mean over {seeds}; smaller is better."}
+
+
+def _train_all(
+    config: EvaluationConfig,
+    searches: Sequence[tuple[EvaluatedRun, FinishedSearch]],
+    store: TrainingStore,
+    on_progress: Callable[[SearchProgress], None] | None,
+) -> tuple[list[dict[Any, float]], list[Failure]]:
+    """For each search the mean test error of every architecture that it is judged by."""
+    digests = {run.name: load_task(run.config).digest() for run, _ in searches}
+    wanted: list[tuple[int, Any, Training]] = []
+    for number, (run, search) in enumerate(searches):
+        found = search.ranking[: config.top]
+        budget = run.config.final_batches or (
+            run.config.epochs * run.config.models_per_epoch * run.config.batches_per_model
+        )
+        for architecture in dict.fromkeys([*found, *random_architectures(run.config, search.arm.seed, len(found))]):
+            for seed in range(config.training_seeds):
+                training = Training.of(
+                    run.config,
+                    digests[run.name],
+                    architecture,
+                    seed=seed,
+                    num_batches=config.batches or budget,
+                    whole_text=False,
+                )
+                wanted.append((number, architecture, training))
+
+    def on_result(done: int, total: int) -> None:
+        if on_progress is not None:
+            on_progress(SearchProgress(done, total, "training from scratch", {}))
+
+    results, failures = run_trainings(
+        [training for _, _, training in wanted],
+        store,
+        workers=config.workers,
+        cluster=config.cluster,
+        on_result=on_result,
+    )
+    gathered: list[dict[Any, list[float]]] = [{} for _ in searches]
+    for (number, architecture, _), result in zip(wanted, results, strict=True):
+        errors = gathered[number].setdefault(architecture, [])
+        if result is not None and result["test_error"] is not None:
+            errors.append(result["test_error"])
+    means = [{a: statistics.fmean(e) if e else math.nan for a, e in each.items()} for each in gathered]
+    return means, failures
+
+
+def _estimates(
+    config: EvaluationConfig,
+    run: EvaluatedRun,
+    search: FinishedSearch,
+    truth: Truth[Any],
+    on_progress: Callable[[SearchProgress], None] | None,
+) -> Estimates | None:
+    """Rewards on the shared weights of a search; None where its state is not kept, or none are asked for."""
+    state = run.load_state(search.arm.seed, search.arm.protection) if config.estimates else None
+    if state is None:
+        return None
+    chosen = truth.architectures
+    if len(chosen) > config.estimates:
+        order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(_ESTIMATED_SEED))
+        chosen = tuple(chosen[i] for i in order[: config.estimates].tolist())
+    (rewards,) = shared_weight_rewards(run.config, [state], chosen, on_progress=on_progress)
+    return Estimates(chosen, tuple(rewards))

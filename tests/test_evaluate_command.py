@@ -1,0 +1,117 @@
+"""`forgetless evaluate` from finished searches to tables, with a truth and with trainings."""
+
+import json
+
+import pytest
+
+from forgetless.architecture import Nas201Space
+from forgetless.cli import main
+
+OPERATIONS = ("none", "skip_connect", "nor_conv_1x1")
+SEARCH = (
+    *("search", "--space", "nas201", "--units", "2", "--batch-size", "16", "--epochs", "2", "--models-per-epoch", "2"),
+    *("--batches-per-model", "2", "--strategy-steps", "1", "--samples-per-step", "2", "--evaluation-batches", "1"),
+    *("--final-samples", "3", "--final-batches", "2", "--operations", *OPERATIONS, "--protection", "none", "wpl"),
+)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    path = tmp_path_factory.mktemp("searched") / "one"
+    assert main([*SEARCH, "--seeds", "2", "--output", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory):
+    """Quality by the number of convolutions."""
+    path = tmp_path_factory.mktemp("truth") / "made-up.csv"
+    rows = [f"{cell},{sum('conv' in o for o in cell.operations) / 10}" for cell in Nas201Space(OPERATIONS)]
+    path.write_text("\n".join(["arch,accuracy", *rows]))
+    return path
+
+
+def evaluated(capsys, *arguments):
+    assert main(["evaluate", *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_against_a_truth(searched, truth, tmp_path, capsys):
+    options = ("--truth", truth, "--column", "accuracy", "--top", "2", "--estimates", "30", "--output", tmp_path)
+    found = evaluated(capsys, searched, *options)
+    assert [(s["seed"], s["protection"]) for s in found["searches"]] == [
+        (0, "none"),
+        (0, "wpl"),
+        (1, "none"),
+        (1, "wpl"),
+    ]
+    for search in found["searches"]:
+        assert len(search["found"]) == len(search["random"]) <= 2
+        assert all(value == text.count("conv") / 10 for text, value in (*search["found"], *search["random"]))
+        assert search["regret"] == pytest.approx(0.6 - search["found_best"])
+        assert search["tau"]["num_architectures"] == 30
+    assert [entry["num_seeds"] for entry in found["summary"]] == [2, 2]
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == found
+
+
+def test_by_training_what_is_kept_is_not_trained_again(searched, tmp_path, capsys):
+    options = (
+        "--top",
+        "1",
+        "--training-seeds",
+        "2",
+        "--workers",
+        "1",
+        "--output",
+        tmp_path,
+        "--trainings",
+        tmp_path / "t",
+    )
+    first = evaluated(capsys, searched, *options)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "t").iterdir()}
+    assert evaluated(capsys, searched, *options) == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "t").iterdir()} == files
+    by_text = {}
+    for path in files:
+        stored = json.loads(path.read_text())
+        by_text.setdefault(stored["training"]["architecture"], []).append(stored["result"]["test_error"])
+    for search in first["searches"]:
+        (text, value), *_ = search["found"]
+        assert value == pytest.approx(sum(by_text[text]) / 2)
+        assert search["tau"] is None
+
+
+def test_the_table_is_whole_at_80_columns(searched, truth, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    options = ("--truth", str(truth), "--column", "accuracy", "--estimates", "30", "--output", str(tmp_path))
+    assert main(["evaluate", str(searched), *options]) == 0
+    text = capsys.readouterr().out
+    assert "What searches hand over: accuracy" in text
+    assert "enas, wpl" in text
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80 or "evaluation.json" in max(text.splitlines(), key=len)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "requires an argument"),
+        (("--truth", "nowhere.csv"), "nowhere.csv"),
+        (("--top", "0"), "Expected top to be at least 1, but got 0"),
+        (("--column", "accuracy"), "Expected --truth FILE for a column of it"),
+        (("--workers", "0"), "Expected workers to be at least 1"),
+    ],
+)
+def test_bad_input_is_one_sentence(searched, tmp_path, capsys, arguments, message):
+    runs = [str(searched)] if arguments else []
+    assert main(["evaluate", *runs, *arguments, "--trainings", str(tmp_path)]) == 2
+    shown = capsys.readouterr().err.strip()
+    assert message in shown
+    assert len(shown.splitlines()) == 1
+
+
+def test_a_truth_of_another_space_is_refused_with_its_line(searched, tmp_path, capsys):
+    path = tmp_path / "other.csv"
+    path.write_text("arch,accuracy\n|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|,0.5\n")
+    assert main(["evaluate", str(searched), "--truth", str(path), "--column", "accuracy"]) == 2
+    assert "line 2" in capsys.readouterr().err
