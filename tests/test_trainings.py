@@ -1,5 +1,6 @@
 """Trainings from scratch are made once, survive crashes, and give the same numbers wherever they are made."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import importlib.util
@@ -12,7 +13,7 @@ import pytest
 
 from forgetless.errors import InputError
 from forgetless.evaluation.trainings import Training, TrainingStore, run_training
-from forgetless.evaluation.workers import run_trainings
+from forgetless.evaluation.workers import _fan_out, run_trainings
 from forgetless.search import SearchConfig, load_task
 
 CONFIG = SearchConfig(space="nas201", units=2, batch_size=16, operations=("none", "skip_connect", "nor_conv_1x1"))
@@ -189,6 +190,29 @@ def test_who_runs_beside_a_dying_process_is_not_to_blame(tmp_path):
     results, failures = run_trainings(many(), TrainingStore(tmp_path), workers=2, runner=always_dies)
     assert [r and r["validation_error"] for r in results] == [0.0, None, 0.2, 0.3, 0.4]
     assert [failure.training.seed for failure in failures] == [1]
+
+
+def test_a_pool_that_broke_before_a_submission_is_replaced(tmp_path):
+    """A process may die between two looks at the pool: what could not be submitted then is no failure."""
+
+    class Broken:
+        size = 2
+        restarts = 0
+
+        def submit(self, training):
+            if not self.restarts:
+                raise concurrent.futures.BrokenExecutor
+            future = concurrent.futures.Future()
+            future.set_result(pretend(training))
+            return future
+
+        def restart(self):
+            self.restarts += 1
+
+    done = []
+    pool = Broken()
+    assert not _fan_out(many(3), pool, 0, lambda training, result: done.append(training.seed))
+    assert (sorted(done), pool.restarts) == ([0, 1, 2], 1)
 
 
 def test_bad_input_ends_it_at_once(tmp_path):

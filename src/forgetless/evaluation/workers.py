@@ -112,13 +112,24 @@ def _fan_out(
         else:
             suspects.append(training)
 
+    def submit(queue: list[Training]) -> bool:
+        """Start the last of a queue; False if the pool broke before it could."""
+        try:
+            running[pool.submit(queue[-1])] = queue[-1]
+        except concurrent.futures.BrokenExecutor:
+            return False
+        queue.pop()
+        return True
+
     while waiting or suspects or running:
-        while waiting and len(running) < pool.size:
-            training = waiting.pop()
-            running[pool.submit(training)] = training
-        if suspects and not waiting and not running:
-            training = suspects.pop()
-            running[pool.submit(training)] = training
+        is_whole = True
+        while is_whole and waiting and len(running) < pool.size:
+            is_whole = submit(waiting)
+        if is_whole and suspects and not waiting and not running:
+            is_whole = submit(suspects)
+        if not is_whole and not running:
+            pool.restart()
+            continue
         finished, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
         died = False
         for future in finished:
