@@ -29,6 +29,7 @@ from rich.text import Text
 
 from forgetless import __version__, search
 from forgetless.errors import InputError, expect_one_of
+from forgetless.evaluation.benchmark import make_benchmark
 from forgetless.evaluation.run import EvaluatedRun, EvaluationConfig, run_evaluation
 from forgetless.evaluation.trainings import TrainingStore, default_store
 from forgetless.experiments import two_model
@@ -221,6 +222,38 @@ def evaluate_command(
         console.print(f"Numbers: {path / EVALUATION}", soft_wrap=True, highlight=False)
     for architecture, seed, reason in found["failures"]:
         _complain(f"training {architecture} with seed {seed} failed: {reason}")
+
+
+@app.command(name="benchmark")
+def benchmark_command(
+    name: str,
+    /,
+    *,
+    output: Path | None = None,
+    trainings: Path | None = None,
+    workers: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    cluster: str | None = None,
+    limit: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+) -> None:
+    """Make one of the benchmarks that come with forgetless again: every architecture of a space, from scratch.
+
+    Args:
+        name: recurrent-3 or nas201-digits.
+        output: The file; NAME.csv by default.
+        trainings: Folder of trainings, from which an interrupted call goes on; FORGETLESS_TRAININGS or runs/trainings
+            by default.
+        workers: Processes, or tasks at a time on a cluster; one per core by default.
+        cluster: The address of a Ray cluster, or `local` to start one here; processes by default.
+        limit: Only the first so many architectures.
+    """
+    with _progress_bar() as show, _warnings_in_one_line():
+        store = TrainingStore(trainings or default_store())
+        text = make_benchmark(
+            name, store, workers=workers, cluster=cluster, limit=limit, on_progress=_show_search(show)
+        )
+    with _writable(output or Path(f"{name}.csv")) as path:
+        write_atomically(path, text)
+    rich.print(f"Benchmark: {path}")
 
 
 def _evaluated(folder: RunFolder) -> EvaluatedRun:

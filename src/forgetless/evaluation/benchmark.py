@@ -1,0 +1,160 @@
+"""Benchmarks that come with forgetless: every architecture of a small space, trained from scratch with several seeds.
+
+With one of them a search is judged in seconds, offline: `forgetless evaluate RUN --truth NAME`. `forgetless benchmark
+NAME` makes its file again; docs/benchmarks.md says what is in it.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from forgetless.errors import InputError, expect_one_of
+from forgetless.evaluation.trainings import Training, TrainingStore
+from forgetless.evaluation.workers import run_trainings
+from forgetless.search import SearchConfig, SearchProgress, load_task, make_space
+from forgetless.tasks import ImageClassification, LanguageModelling, Task
+
+COLUMNS = (
+    "architecture", "validation_error", "validation_error_std", "test_error", "test_error_std", "parameters", "seconds",
+    "num_diverged",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a benchmark's trainings are.
+
+    Attributes:
+        version: Raised whenever a number may change.
+        config: Space, sizes, data and optimizer: those of the searches that it is meant to judge.
+        num_batches: Of each training.
+        num_seeds: Trainings of each architecture.
+    """
+
+    version: int
+    config: SearchConfig
+    num_batches: int
+    num_seeds: int = 3
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "recurrent-3": Benchmark(
+        version=1,
+        config=SearchConfig(
+            space="recurrent",
+            data="kjv",
+            nodes=3,
+            units=32,
+            optimizer="adam",
+            learning_rate=0.01,
+            max_gradient_norm=1.0,
+            batch_size=32,
+            num_steps=20,
+        ),
+        num_batches=150,
+    ),
+    "nas201-digits": Benchmark(
+        version=1,
+        config=SearchConfig(
+            space="nas201",
+            data="digits",
+            operations=("none", "skip_connect", "nor_conv_3x3"),
+            units=2,
+            learning_rate=0.05,
+            batch_size=32,
+        ),
+        num_batches=80,
+    ),
+}
+"""The benchmarks that come with forgetless, by name."""
+
+
+def make_benchmark(
+    name: str,
+    store: TrainingStore,
+    *,
+    workers: int | None = None,
+    cluster: str | None = None,
+    limit: int | None = None,
+    on_progress: Callable[[SearchProgress], None] | None = None,
+) -> str:
+    """Train every architecture of a benchmark's space, but those that the store has, and write the table.
+
+    A training that diverged counts with the error of guessing: log of the vocabulary, or 1 − 1 / classes.
+
+    Args:
+        name: Of BENCHMARKS.
+        store: Where trainings are kept, so that an interrupted call goes on.
+        workers: As for `run_trainings`.
+        cluster: As for `run_trainings`.
+        limit: Only the first so many architectures, for a look at it; all if None.
+        on_progress: Called after each training.
+
+    Returns:
+        The file: comment lines with what it is, a header, one line per architecture; means and standard deviations
+        over seeds.
+
+    Raises:
+        InputError: If the name is unknown, or a training failed.
+    """
+    expect_one_of("benchmark", name, BENCHMARKS)
+    benchmark = BENCHMARKS[name]
+    task = load_task(benchmark.config)
+    digest = task.digest()
+    architectures = list(make_space(benchmark.config))[:limit]
+    trainings = [
+        Training.of(benchmark.config, digest, a, seed=seed, num_batches=benchmark.num_batches, whole_text=False)
+        for a in architectures
+        for seed in range(benchmark.num_seeds)
+    ]
+
+    def on_result(done: int, total: int) -> None:
+        if on_progress is not None:
+            on_progress(SearchProgress(done, total, f"benchmark {name}", {}))
+
+    results, failures = run_trainings(trainings, store, workers=workers, cluster=cluster, on_result=on_result)
+    if failures:
+        first = failures[0]
+        raise InputError(
+            f"Expected every training to end, but {len(failures)} failed, first {first.training.architecture!r} with "
+            f"seed {first.training.seed} ({first.reason}). Run the command again; what is done is kept."
+        )
+    guess = _error_of_guessing(task)
+    lines = [f"# {key}: {value}" for key, value in _about(name, benchmark, digest, task).items()]
+    lines.append(",".join(COLUMNS))
+    for number, architecture in enumerate(architectures):
+        mine = results[number * benchmark.num_seeds : (number + 1) * benchmark.num_seeds]
+        lines.append(f"{architecture},{_row([result for result in mine if result is not None], guess)}")
+    return "\n".join(lines) + "\n"
+
+
+def _about(name: str, benchmark: Benchmark, digest: str, task: Task[Any]) -> dict[str, Any]:
+    config = benchmark.config
+    return {
+        "name": name,
+        "version": benchmark.version,
+        "command": f"forgetless benchmark {name}",
+        "space": str(make_space(config)),
+        "data": f"{config.data}, SHA-256 {digest}",
+        "unit": f"{task.error_name}, {task.error_unit}",
+        "training": f"{benchmark.num_batches} batches of {config.batch_size}, {benchmark.num_seeds} seeds",
+    }
+
+
+def _row(results: Sequence[Mapping[str, Any]], guess: float) -> str:
+    cells: list[str] = []
+    for key in ("validation_error", "test_error"):
+        errors = [guess if result[key] is None else result[key] for result in results]
+        cells += [f"{statistics.fmean(errors):.5f}", f"{statistics.stdev(errors):.5f}"]
+    diverged = sum(result["validation_error"] is None for result in results)
+    seconds = statistics.fmean(result["seconds"] for result in results)
+    return ",".join([*cells, str(results[0]["parameters"]), f"{seconds:.2f}", str(diverged)])
+
+
+def _error_of_guessing(task: Task[Any]) -> float:
+    if isinstance(task, LanguageModelling):
+        return math.log(task.data.num_words)
+    assert isinstance(task, ImageClassification)
+    return 1 - 1 / task.data.num_classes
