@@ -1,0 +1,87 @@
+"""Benchmarks: tables that are made from trainings, resumable, and readable as a truth."""
+
+import json
+import statistics
+
+import pytest
+
+from forgetless.cli import main
+from forgetless.errors import InputError
+from forgetless.evaluation import benchmark
+from forgetless.evaluation.benchmark import BENCHMARKS, Benchmark, make_benchmark
+from forgetless.evaluation.trainings import TrainingStore
+from forgetless.evaluation.truth import benchmark_names, read_truth
+from forgetless.search import SearchConfig, make_space
+
+OPERATIONS = ("skip_connect", "nor_conv_1x1")
+TINY = Benchmark(7, SearchConfig(space="nas201", units=2, batch_size=16, operations=OPERATIONS), 2, num_seeds=2)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(BENCHMARKS, "tiny", TINY)
+    return "tiny"
+
+
+def test_a_table_is_the_means_of_its_trainings_and_a_truth(tiny, tmp_path):
+    text = make_benchmark(tiny, TrainingStore(tmp_path / "t"), workers=1, limit=3)
+    (tmp_path / "tiny.csv").write_text(text)
+    by_text = {}
+    for path in (tmp_path / "t").iterdir():
+        stored = json.loads(path.read_text())
+        by_text.setdefault(stored["training"]["architecture"], []).append(stored["result"])
+    truth = read_truth(tmp_path / "tiny.csv", make_space(TINY.config))
+    assert truth.column == "test_error"
+    assert truth.lower_is_better
+    assert truth.about["version"] == "7"
+    assert truth.about["command"] == "forgetless benchmark tiny"
+    assert [str(a) for a in truth.architectures] == [str(a) for a in list(make_space(TINY.config))[:3]]
+    lines = [line.split(",") for line in text.splitlines() if not line.startswith("#")]
+    for architecture, *cells in lines[1:]:
+        results = by_text[architecture]
+        assert len(results) == 2
+        for place, key in ((0, "validation_error"), (2, "test_error")):
+            errors = [result[key] for result in results]
+            assert float(cells[place]) == pytest.approx(statistics.fmean(errors), abs=1e-5)
+            assert float(cells[place + 1]) == pytest.approx(statistics.stdev(errors), abs=1e-5)
+        assert int(cells[4]) == results[0]["parameters"]
+        assert cells[6] == "0"
+
+
+def test_what_is_trained_is_not_trained_again(tiny, tmp_path, monkeypatch):
+    store = TrainingStore(tmp_path)
+    first = make_benchmark(tiny, store, workers=1, limit=2)
+    files = set(tmp_path.iterdir())
+    assert make_benchmark(tiny, store, workers=1, limit=2) == first
+    assert make_benchmark(tiny, store, workers=1, limit=3).startswith(first)
+    assert len(set(tmp_path.iterdir()) - files) == 2
+
+
+def test_a_diverged_training_counts_as_guessing(tiny, tmp_path, monkeypatch):
+    results = [{"validation_error": v, "test_error": v, "parameters": 5, "seconds": 1.0} for v in (0.5, None)]
+    monkeypatch.setattr(benchmark, "run_trainings", lambda trainings, store, **_: (results, []))
+    line = make_benchmark(tiny, TrainingStore(tmp_path), limit=1).splitlines()[-1]
+    assert line.endswith(",0.70000,0.28284,0.70000,0.28284,5,1.00,1")
+
+
+def test_failures_are_told_and_what_is_done_is_kept(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("forgetless.evaluation.trainings.train_from_scratch", lambda *_, **__: 1 / 0)
+    with pytest.raises(InputError, match=r"Expected every training to end, but 2 failed, first '\|skip"):
+        make_benchmark(tiny, TrainingStore(tmp_path), workers=1, limit=1)
+
+
+def test_the_command(tiny, tmp_path, capsys):
+    out = tmp_path / "out.csv"
+    options = ("--limit", "1", "--workers", "1", "--trainings", str(tmp_path / "t"), "--output", str(out))
+    assert main(["benchmark", tiny, *options]) == 0
+    assert len(out.read_text().splitlines()) == 9
+    assert main(["benchmark", "recurent-3"]) == 2
+    assert "Did you mean 'recurrent-3'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", benchmark_names())
+def test_benchmarks_that_are_shipped_are_whole_and_of_this_version(name):
+    truth = read_truth(name, make_space(BENCHMARKS[name].config))
+    assert truth.is_complete
+    assert truth.about["version"] == str(BENCHMARKS[name].version)
+    assert truth.about["command"] == f"forgetless benchmark {name}"
