@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 
+from forgetless import cli
 from forgetless.cli import main
 from forgetless.experiments.two_model import TwoModelConfig
 from forgetless.runs import CHECKPOINT, METRICS, REPORT, RunFolder
@@ -377,3 +378,16 @@ def test_tensorboard_is_for_searches(here, capfd):
     capfd.readouterr()
     assert main(["resume", "run", "--tensorboard"]) == 2
     assert "Expected a search for --tensorboard, but run is a run of two-model" in capfd.readouterr().err
+
+
+def test_a_log_file_gets_lines_instead_of_a_bar(tmp_path, capsys, monkeypatch):
+    """As often as is asked; without a terminal nothing is drawn."""
+    options = ("--space", "nas201", "--units", "2", "--batch-size", "16", "--epochs", "2", "--models-per-epoch", "1")
+    options += ("--batches-per-model", "2", "--strategy-steps", "1", "--samples-per-step", "2", "--final-samples", "0")
+    assert main(["search", *options, "--output", str(tmp_path / "quiet")]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(cli, "_SECONDS_BETWEEN_LINES", 0.0)
+    assert main(["search", *options, "--output", str(tmp_path / "told")]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("1/2  seed 0 wpl: epoch 2, model 1/1  accuracy ") for line in lines)
+    assert "\x1b" not in "".join(lines)

@@ -12,6 +12,7 @@ import math
 import os
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -58,6 +59,8 @@ from forgetless.runs import (
 from forgetless.search import SearchConfig
 from forgetless.tasks import ImageClassification, LanguageModelling
 from forgetless.tensorboard import EpochScalars, expect_tensorboard
+
+_SECONDS_BETWEEN_LINES = 60.0
 
 Config = TwoModelConfig | SearchConfig
 Show = Callable[[str, float, int], None]
@@ -479,7 +482,8 @@ def _writable(path: Path) -> Iterator[Path]:
 def _progress_bar() -> Iterator[Show]:
     """One bar over all runs with what is being done, and below it what is known so far, on standard error.
 
-    What is shown is a description of one or two lines; the second goes below the bar.
+    What is shown is a description of one or two lines; the second goes below the bar. Where standard error is no
+    terminal, such as a log file, a line a minute tells the same.
     """
     columns = (
         TextColumn("{task.description}", table_column=Column(ratio=3, no_wrap=True)),
@@ -490,10 +494,18 @@ def _progress_bar() -> Iterator[Show]:
     )
     bar, below = Bar(*columns, expand=True), Text(style="dim", no_wrap=True, overflow="ellipsis")
     task = bar.add_task("loading data", total=None)
+    console, told = Console(stderr=True, soft_wrap=True, highlight=False), time.monotonic()
 
     def show(description: str, done: float, total: int) -> None:
+        nonlocal told
         first, _, below.plain = description.partition("\n")
         bar.update(task, description=first, total=total, completed=done)
+        if not console.is_terminal and time.monotonic() - told >= _SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            console.print(f"{done:.0f}/{total}  {first}  {below.plain}".rstrip(), markup=False)
 
-    with Live(Group(bar, below), console=Console(stderr=True), transient=True):
+    if not console.is_terminal:
+        yield show
+        return
+    with Live(Group(bar, below), console=console, transient=True):
         yield show
