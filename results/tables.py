@@ -45,6 +45,7 @@ SEARCHES = {
     "ptb": "A search for recurrent cells on the Penn Treebank",
     "nas201-digits": "A search for NAS-Bench-201 cells on the embedded digits",
     "nas201-mnist": "A search for NAS-Bench-201 cells on MNIST",
+    "cell-mnist": "A search for ENAS's normal and reduction cells on MNIST",
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from cases import (
     BATCH,
@@ -87,6 +88,19 @@ def test_empirical_is_the_reference(case: Case, paths: list[str]) -> None:
     model, inputs, targets = case.build()
     batches = [(inputs, targets), (inputs[:4].flip(0), targets[:4])]
     assert_same(diagonal_fisher(model, batches, case.loss_fn), reference.diagonal_fisher(model, batches, case.loss_fn))
+    assert paths == [case.path, case.path]
+
+
+@pytest.mark.parametrize("case", **named(LAYER_CASES + GENERAL_CASES))
+def test_mean_absolute_gradient_is_the_reference_on_the_same_path(case: Case, paths: list[str]) -> None:
+    def squared_norm(outputs: object, targets: Tensor) -> Tensor:
+        return sum(leaf.square().sum() for leaf in tree_leaves(outputs))
+
+    model, inputs, targets = case.build()
+    batches = [(inputs, targets), (inputs[:4].flip(0), targets[:4])]
+    found = importance.mean_absolute_gradient(model, batches, squared_norm)
+    assert_same(found, reference.mean_absolute_gradient(model, batches, squared_norm))
+    assert all((values >= 0).all() for values in found.values())
     assert paths == [case.path, case.path]
 
 

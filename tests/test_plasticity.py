@@ -672,7 +672,7 @@ def test_anchor_and_importance_are_copies() -> None:
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1e6])
-@pytest.mark.parametrize("rule", ["replace", "sum", "ema", "merge"])
+@pytest.mark.parametrize("rule", ["replace", "sum", "joint", "ema", "merge"])
 def test_rules_are_their_recursions(rule: str, alpha: float) -> None:
     """α is not folded in, and importance depends on the models' own importances alone, not on how often it was used."""
     model = Weights(randn(6))
@@ -692,17 +692,43 @@ def test_rules_are_their_recursions(rule: str, alpha: float) -> None:
                 importance[i] = old + f
             elif j and rule == "ema":
                 importance[i] = 0.7 * old + 0.3 * f
-            elif j and rule == "merge" and old + f:
-                importance[i] = 0.7 * old + f
-                anchor[i] = (0.7 * old * x + f * y) / importance[i]
+            elif j and rule in {"joint", "merge"} and old + f:
+                kept = old if rule == "joint" else 0.7 * old
+                importance[i] = kept + f
+                anchor[i] = (kept * x + f * y) / importance[i]
         assert held.importance(model.a).tolist() == pytest.approx(importance, rel=1e-12)
         assert held.anchor(model.a).tolist() == pytest.approx(anchor, rel=1e-12)
-        assert torch.equal(held.anchor(model.a), model.a)
+        if rule != "joint":
+            assert torch.equal(held.anchor(model.a), model.a)
         if rule != "merge":
             assert torch.equal(model.a, theta)
 
 
-@pytest.mark.parametrize(("rule", "limit"), [("replace", 1.0), ("ema", 1.0), ("merge", 1 / (1 - 0.9)), ("sum", 200.0)])
+def test_joint_is_one_quadratic_per_model_up_to_a_constant() -> None:
+    model = Weights(randn(6))
+    held = WeightPlasticity(model.parameters(), alpha=3.0, rule="joint")
+    centres, importances, starts = [], [], randn(5, 6)
+    for theta in starts:
+        with torch.no_grad():
+            model.a.copy_(theta)
+        importances.append(torch.rand(6).double() * (torch.rand(6) > 0.3))
+        held.consolidate(model, {"a": importances[-1]})
+        centres.append(theta.clone())
+    differences = []
+    for theta in randn(4, 6):
+        with torch.no_grad():
+            model.a.copy_(theta)
+        every = sum(
+            reference.quadratic_penalty([theta], [c], [f], 3.0) for c, f in zip(centres, importances, strict=True)
+        )
+        differences.append(every - held.penalty().item())
+    assert differences == pytest.approx([differences[0]] * 4, rel=1e-12)
+    assert differences[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "limit"), [("replace", 1.0), ("ema", 1.0), ("merge", 1 / (1 - 0.9)), ("sum", 200.0), ("joint", 200.0)]
+)
 def test_repeated_consolidations_do_not_compound_beyond_the_rule(rule: str, limit: float) -> None:
     model = Weights(torch.ones(3))
     held = WeightPlasticity(model.parameters(), alpha=60.0, rule=rule, decay=0.9)

@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import math
 
@@ -17,6 +18,7 @@ from forgetless.search import (
     run,
     search_arms,
 )
+from forgetless.training import cpu_arithmetic
 
 TINY = SearchConfig(
     space="nas201",
@@ -267,6 +269,48 @@ def test_alpha_decays_from_the_first_epoch_with_protection_on_also_after_an_inte
         search.one_epoch({}, lambda phase, values: None)
         found.append(search.protection.plasticity.alpha)
     assert found == [8.0, 8.0, 4.0, 2.0]
+
+
+@pytest.mark.parametrize("config", [TINY, SMALL_TEXT], ids=["images", "text"])
+@pytest.mark.parametrize("protection", ["ewc", "mas", "si", "nsas", "ogl"])
+def test_rivals_run_and_go_on_bit_for_bit(config, protection):
+    """From the second epoch with protection on, as if there had been no interruption; and not as without it."""
+    options = {"protection": (protection,), "epochs": 4, "protect_from": 1, "final_samples": 0, "seeds": 1}
+    config = dataclasses.replace(config, **options)
+    task = load_task(config)
+
+    def epochs(search, number):
+        return [search.one_epoch({}, lambda phase, values: None) for _ in range(number)]
+
+    with cpu_arithmetic(1, flush_denormals=True):
+        torch.manual_seed(0)
+        whole = Search(config, task, SearchArm(0, protection))
+        records = epochs(whole, 3)
+        buffer = io.BytesIO()
+        torch.save(whole.state_dict(), buffer)
+        records += epochs(whole, 1)
+        again = Search(config, task, SearchArm(0, protection))
+        again.load_state_dict(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))
+        assert without_time(epochs(again, 1)) == without_time(records[-1:])
+        torch.manual_seed(0)
+        free = epochs(Search(config, task, SearchArm(0, "none")), 3)
+    numbers = [{**record, "protection": "", "is_protected": None} for record in without_time(records)]
+    plain = [{**record, "protection": "", "is_protected": None} for record in without_time(free)]
+    assert numbers[0] == plain[0]
+    assert numbers[2]["mean_step"] != plain[2]["mean_step"]
+
+
+def test_candidates_are_ranked_best_first_and_what_diverged_last(monkeypatch):
+    config = dataclasses.replace(TINY, final_samples=12, protection=("none",))
+    search = Search(config, load_task(config), SearchArm(0, "none"))
+    given = iter([0.2, math.nan, 0.9, 0.5, *[0.1] * 20])
+    monkeypatch.setattr(search, "reward", lambda architecture: next(given))
+    derived = search.derive(lambda phase, values: None)
+    rewards = [reward for _, reward in derived["candidates"]]
+    finite = [reward for reward in rewards if reward is not None]
+    assert rewards == [*sorted(finite, reverse=True), None]
+    assert [derived["architecture"], derived["reward"]] == derived["candidates"][0] == [derived["architecture"], 0.9]
+    assert len({text for text, _ in derived["candidates"]}) == len(rewards)
 
 
 def test_merging_moves_the_weights_and_the_error_right_after_it_is_recorded():

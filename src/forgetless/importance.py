@@ -13,7 +13,7 @@ per example the sum of squares needs no per-example gradient at all, Σ_n (g_n a
 used several times per example (a recurrent net, a convolution's positions, tied weights) needs the sum over its uses
 *before* squaring. Everything else goes through `torch.func.vmap`. The fast path is compared with single-example
 gradients on three examples of the first batch, so that a model it does not understand is computed the general way
-instead of wrongly.
+instead of wrongly. The mean of absolute values in place of squares goes the same ways, |g_n a_nᵀ| = |g_n| |a_n|ᵀ.
 """
 
 import contextlib
@@ -36,6 +36,7 @@ from forgetless.errors import expect_one_of
 FisherKind = Literal["empirical", "monte_carlo", "exact", "batch"]
 Batch = tuple[Any, Tensor]
 LossFunction = Callable[[Any, Tensor], Tensor]
+Power = Literal[1, 2]
 
 # Per-example gradients are formed for at most this many numbers at a time (64 MiB in float32).
 _CHUNK_NUMBERS = 2**24
@@ -102,6 +103,48 @@ def diagonal_fisher(
     tensor([[8.5000]])
     """
     expect_one_of("kind of Fisher", kind, get_args(FisherKind))
+    return _mean_over_examples(model, batches, loss_fn, kind, 2, parameters, class_dim, generator)
+
+
+def mean_absolute_gradient(
+    model: nn.Module, batches: Iterable[Batch], function: LossFunction, *, parameters: Iterable[Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Mean over examples of the absolute per-example gradient, 1/N Σ_n |∂s_n/∂θ_i|, of any scalar s of an example.
+
+    Eval mode, model left as it was found, and several processes are as in `diagonal_fisher`, and so is the way it is
+    computed.
+
+    Args:
+        model: Any module, as in `diagonal_fisher`.
+        batches: Pairs (inputs, targets), as in `diagonal_fisher`.
+        function: Maps (outputs, targets) of a batch of one example to its s, a scalar.
+        parameters: Only these weights, by identity; by default all that require a gradient.
+
+    Returns:
+        Parameter name → mean, in the weight's shape and device, at least float32. The unit is that of s per weight.
+
+    Raises:
+        ValueError: As in `diagonal_fisher`.
+
+    >>> linear = nn.Linear(1, 1, bias=False)
+    >>> x = torch.tensor([[1.0], [-2.0]])
+    >>> mean_absolute_gradient(linear, [(x, torch.zeros(2))], lambda output, target: output.sum())["weight"]
+    tensor([[1.5000]])
+    """
+    return _mean_over_examples(model, batches, function, "empirical", 1, parameters, -1, None)
+
+
+def _mean_over_examples(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    loss_fn: LossFunction,
+    kind: FisherKind,
+    power: Power,
+    parameters: Iterable[Tensor] | None,
+    class_dim: int,
+    generator: torch.Generator | None,
+) -> dict[str, Tensor]:
+    """Mean over examples of |∂ℓ_n/∂θ|^power, by parameter name."""
     process_group = _process_group(model)
     model = unwrapped(model)
     named = _selected(model, parameters)
@@ -113,7 +156,7 @@ def diagonal_fisher(
             _check_lengths(inputs, targets)
             if len(targets) == 0:
                 continue
-            batch = _Request(model, named, inputs, targets, loss_fn, kind, class_dim, labels_generator)
+            batch = _Request(model, named, inputs, targets, loss_fn, kind, class_dim, labels_generator, power)
             if method is None or num_checked < min(_CHECKED_EXAMPLES, len(targets)):
                 method = _choose_method(batch)
                 num_checked = len(targets)
@@ -122,8 +165,8 @@ def diagonal_fisher(
             except _UnknownLayerError:  # this batch takes another way through the model than those before
                 method = _choose_method(batch)
                 found = method(batch)
-            for name, squares in found.items():
-                totals[name] += squares
+            for name, powers in found.items():
+                totals[name] += powers
             num_examples += len(targets)
     if process_group is not None:
         num_examples = _summed_over_processes(totals, num_examples, process_group)
@@ -160,7 +203,7 @@ def _process_group(model: nn.Module) -> dist.ProcessGroup | None:
 
 
 def _summed_over_processes(totals: dict[str, Tensor], num_examples: int, group: dist.ProcessGroup) -> int:
-    """Add up the squares of all processes, in place, and their numbers of examples."""
+    """Add up the powers of all processes, in place, and their numbers of examples."""
     count = torch.tensor(num_examples, device=next(iter(totals.values())).device)
     for tensor in (*totals.values(), count):
         dist.all_reduce(tensor, group=group)
@@ -178,6 +221,7 @@ class _Request(NamedTuple):
     kind: FisherKind
     class_dim: int
     generator: torch.Generator
+    power: Power = 2
 
     def head(self, num_examples: int) -> "_Request":
         """The same request for the first examples only."""
@@ -187,12 +231,16 @@ class _Request(NamedTuple):
         return _call(self.model, inputs)
 
 
-# Maps a request to Σ_n (∂ℓ_n/∂θ)² (for `batch`: B times the squared mean), by parameter name.
+# Maps a request to Σ_n |∂ℓ_n/∂θ|^power (for `batch`: B times the squared mean), by parameter name.
 _Method = Callable[[_Request], dict[str, Tensor]]
 
 
+def _raised(gradients: Tensor, power: Power) -> Tensor:
+    return gradients.square() if power == 2 else gradients.abs()
+
+
 def _zeros(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Where squares are summed: at least float32, whose range the square of a half-precision gradient needs."""
+    """Where powers are summed: at least float32, whose range the square of a half-precision gradient needs."""
     return {name: torch.zeros_like(weight, dtype=_wide(weight.dtype)) for name, weight in named.items()}
 
 
@@ -338,7 +386,7 @@ def _choose_method(batch: _Request) -> _Method:
     warnings.warn(
         "diagonal_fisher goes through the examples one by one: the model is not made of known layers only and "
         "torch.func.vmap cannot follow it. This is slow.",
-        stacklevel=3,
+        stacklevel=4,
     )
     return _by_loop
 
@@ -364,17 +412,19 @@ def _agrees(method: _Method, sample: _Request, expected: dict[str, Tensor]) -> b
     except Exception:  # whatever it is, `_by_loop` has just done without
         return False
     largest = max(value.nan_to_num(0, 0, 0).max().item() for value in expected.values() if value.numel())
-    return all(_close(found[name], value, sample.named[name].dtype, largest) for name, value in expected.items())
+    return all(
+        _close(found[name], value, sample.named[name].dtype, largest, sample.power) for name, value in expected.items()
+    )
 
 
-def _close(found: Tensor, expected: Tensor, dtype: torch.dtype, largest: float) -> bool:
+def _close(found: Tensor, expected: Tensor, dtype: torch.dtype, largest: float, power: Power) -> bool:
     """Up to rounding, including that of gradients which are 0 but for rounding (a bias before a normalisation)."""
     if not expected.numel():
         return True
     if not bool(torch.isfinite(expected).all()):
         return not bool(torch.isfinite(found).all())  # refused by name at the end
     relative = {torch.float64: 1e-9, torch.float32: 1e-2}.get(dtype, 0.2)
-    noise = (100 * torch.finfo(dtype).eps) ** 2 * largest
+    noise = (100 * torch.finfo(dtype).eps) ** power * largest
     return bool((found - expected).abs().max() <= relative * expected.max() + noise)
 
 
@@ -391,7 +441,7 @@ def _by_loop(batch: _Request) -> dict[str, Tensor]:
             gradients = torch.autograd.grad(loss, weights, allow_unused=True, retain_graph=batch.kind == "exact")
             for name, gradient in zip(batch.named, gradients, strict=True):
                 if gradient is not None:
-                    totals[name] += gradient.to(totals[name].dtype).square() * scale
+                    totals[name] += _raised(gradient.to(totals[name].dtype), batch.power) * scale
     return totals
 
 
@@ -441,12 +491,12 @@ def _by_vmap(batch: _Request) -> dict[str, Tensor]:
             with _explicit_states(batch.model):
                 gradients = example_gradients(weights, _take(batch.inputs, chunk), targets[chunk])
             for name, gradient in gradients.items():
-                squares = gradient.detach().to(totals[name].dtype).square()
+                powers = _raised(gradient.detach().to(totals[name].dtype), batch.power)
                 if example_weights is not None:
-                    squares = torch.tensordot(example_weights[chunk], squares, 1)
-                    totals[name] += squares
+                    powers = torch.tensordot(example_weights[chunk], powers, 1)
+                    totals[name] += powers
                 else:
-                    totals[name] += squares.sum(0)
+                    totals[name] += powers.sum(0)
     return totals
 
 
@@ -518,7 +568,7 @@ class _Call(NamedTuple):
 
 
 def _by_layer(batch: _Request) -> dict[str, Tensor]:
-    """Sums of squared per-example gradients from the inputs and output gradients of each layer."""
+    """Sums of powers of per-example gradients from the inputs and output gradients of each layer."""
     calls: list[_Call] = []
     num_examples = len(batch.targets)
 
@@ -558,7 +608,7 @@ def _by_layer(batch: _Request) -> dict[str, Tensor]:
                         if id(weight) in names:
                             uses[names[id(weight)]].append(use)
             for name in list(uses):
-                totals[name] += _squared_sum(uses.pop(name), batch.named[name].shape)
+                totals[name] += _sum_of_powers(uses.pop(name), batch.named[name].shape, batch.power)
     return totals
 
 
@@ -656,23 +706,23 @@ def _patches(layer: _Convolution, inputs: Tensor) -> Tensor:
     return windows.reshape(len(inputs), inputs.shape[1] * math.prod(layer.kernel_size), math.prod(positions))
 
 
-def _squared_sum(uses: list[_Use], shape: torch.Size) -> Tensor:
-    """Σ_n (Σ_uses gradient_n)², in the weight's shape."""
+def _sum_of_powers(uses: list[_Use], shape: torch.Size, power: Power) -> Tensor:
+    """Σ_n |Σ_uses gradient_n|^power, in the weight's shape."""
     if all(isinstance(use, _Outer) for use in uses):
         outer = _joined(cast("list[_Outer]", uses))
         if outer.gradients.shape[1] == outer.gradients.shape[2] == 1:  # one use per example
             inputs, gradients = outer.inputs[:, 0, 0], outer.gradients[:, 0, 0]
-            return (gradients.square().T @ inputs.square()).reshape(shape)
+            return (_raised(gradients, power).T @ _raised(inputs, power)).reshape(shape)
         uses = [outer]
     if all(isinstance(use, _Lookup) for use in uses):
-        return _squared_lookup(cast("list[_Lookup]", uses), shape)
+        return _sum_of_powers_of_lookups(cast("list[_Lookup]", uses), shape, power)
     num_examples = len(uses[0].gradients)
     size = max(1, _CHUNK_NUMBERS // math.prod(shape))
     total = uses[0].gradients.new_zeros(shape)
     for start in range(0, num_examples, size):
         chunk = slice(start, start + size)
-        gradient = sum(_example_gradient(use, chunk, shape) for use in uses)
-        total += cast("Tensor", gradient).square_().sum(0)
+        gradient = cast("Tensor", sum(_example_gradient(use, chunk, shape) for use in uses))
+        total += (gradient.square_() if power == 2 else gradient.abs_()).sum(0)
     return total
 
 
@@ -695,11 +745,11 @@ def _example_gradient(use: _Use, chunk: slice, shape: torch.Size) -> Tensor:
             return gradients[chunk].reshape(-1, *shape).clone()
 
 
-def _squared_lookup(uses: list[_Lookup], shape: torch.Size) -> Tensor:
-    """Σ_n (Σ_{t: rows_t = row} g_nt)² without a (B, rows, width) table: equal (example, row) pairs are summed first."""
+def _sum_of_powers_of_lookups(uses: list[_Lookup], shape: torch.Size, power: Power) -> Tensor:
+    """Σ_n |Σ_{t: rows_t = row} g_nt|^power without a (B, rows, width) table: equal (example, row) pairs come first."""
     index = torch.cat([use.rows for use in uses], 1)
     gradients = torch.cat([use.gradients for use in uses], 1)
     example = torch.arange(len(index), device=index.device).unsqueeze(1)
     pairs, place = torch.unique(example * shape[0] + index, return_inverse=True)
     sums = gradients.new_zeros(len(pairs), shape[1]).index_add_(0, place.flatten(), gradients.flatten(0, 1))
-    return gradients.new_zeros(shape).index_add_(0, pairs % shape[0], sums.square_())
+    return gradients.new_zeros(shape).index_add_(0, pairs % shape[0], _raised(sums, power))

@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from forgetless.errors import expect_one_of
 from forgetless.importance import unwrapped
 
-AccumulationRule = Literal["replace", "sum", "ema", "merge"]
+AccumulationRule = Literal["replace", "sum", "joint", "ema", "merge"]
 
 # Keeps lr·α and its inverse finite in float32 for every α.
 _LARGEST_SCALE = 1e30
@@ -159,8 +159,12 @@ class WeightPlasticity:
     |---|---|---|
     | `replace` | F ← F_j | θ̂ ← θ_j |
     | `sum` | F ← F + F_j | θ̂ ← θ_j |
+    | `joint` | F' = F + F_j | θ̂ ← (F·θ̂ + F_j·θ_j) / F', and the weights stay |
     | `ema` | F ← decay·F + (1 − decay)·F_j, the first time F_j | θ̂ ← θ_j |
     | `merge` | F' = decay·F + F_j | θ̂ ← (decay·F·θ̂ + F_j·θ_j) / F', and the weights themselves move there |
+
+    `joint` is one quadratic per model, Σ_j Σ_i F_j,i (θ_i − θ_j,i)², up to a constant, in the memory of one: elastic
+    weight consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796).
 
     Source: arXiv:1902.08232; `merge` is the recursion of its two-model posterior, compare Matena and Raffel 2022
     (arXiv:2111.09832). α multiplies when the penalty is computed and is never stored into F.
@@ -291,7 +295,7 @@ class WeightPlasticity:
         """Take F_j of one weight, overwriting it, into anchor and importance."""
         parameter, old = self._parameters[i], self._importances[i]
         value.clamp_(max=_LARGEST_IMPORTANCE)
-        anchor = self._anchors[i]
+        anchor, rest = self._anchors[i], parameter
         if old is None or anchor is None or self.rule == "replace":
             self._importances[i] = value
         elif self.rule == "sum":
@@ -299,12 +303,14 @@ class WeightPlasticity:
         elif self.rule == "ema":
             self._importances[i] = value.lerp_(old, self.decay)
         else:
-            total = value + self.decay * old
+            kept = old if self.rule == "joint" else self.decay * old
+            total = value + kept
             # Where neither model needs the weight, 0/0 is 0: it stays where the later one left it.
-            share = self.decay * old / total.clamp_min(_TINY)
-            parameter.lerp_(anchor, share.to(parameter.dtype))
+            share = kept / total.clamp_min(_TINY)
+            rest = parameter.detach().clone() if self.rule == "joint" else parameter
+            rest.lerp_(anchor, share.to(parameter.dtype))
             self._importances[i] = total
-        self._anchors[i] = parameter.detach().clone()
+        self._anchors[i] = rest.detach().clone()
 
     def reset(self) -> None:
         """Forget every anchor and importance; nothing is held until the next `consolidate`."""

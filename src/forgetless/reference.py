@@ -57,6 +57,31 @@ def diagonal_fisher(
     return {name: total / count for name, total in fisher.items()}
 
 
+def mean_absolute_gradient(
+    model: nn.Module, batches: Iterable[tuple[Any, Tensor]], function: Callable[[Any, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """1/N Σ_n |∂s_n/∂θ_i|, by one backward pass per example through a copy of the model.
+
+    Args:
+        model: Any module; its inputs are single tensors.
+        batches: Pairs (inputs, targets), examples along dim 0.
+        function: (outputs, targets) of one example → s, a scalar.
+
+    Returns:
+        Parameter name → mean.
+    """
+    model = copy.deepcopy(model).eval()
+    mean = {name: torch.zeros_like(weight) for name, weight in model.named_parameters() if weight.requires_grad}
+    examples = [(x[n : n + 1], y[n : n + 1]) for x, y in batches for n in range(len(y))]
+    for x, y in examples:
+        model.zero_grad()
+        function(model(x), y).backward()  # type: ignore[no-untyped-call]
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                mean[name] += parameter.grad.abs() / len(examples)
+    return mean
+
+
 def quadratic_penalty(
     weights: Sequence[Tensor], anchors: Sequence[Tensor], importances: Sequence[Tensor], alpha: float
 ) -> float:

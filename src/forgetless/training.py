@@ -26,6 +26,8 @@ def train(
 ) -> int:
     """Take one optimizer step per batch, and let the protection do its part.
 
+    What `protection.extra_loss` returns for a batch is added to its loss; where it is None, nothing is computed.
+
     With `max_gradient_norm` a batch whose gradient is not finite is passed over: scaled, it would turn every weight
     into NaN.
 
@@ -34,8 +36,8 @@ def train(
         loss_of: The loss of a batch, a scalar that is a mean over its examples.
         optimizer: Of the weights that the loss depends on.
         protection: Of the weights that earlier models use.
-        max_gradient_norm: The gradient of all the optimizer's weights together is scaled down to this norm; the
-            protection takes no part in it.
+        max_gradient_norm: The gradient of all the optimizer's weights together is scaled down to this norm: that of
+            the loss and of the protection's extra loss. A protection that changes steps takes no part in it.
         on_gradients: Called after each backward pass, before the gradients are scaled.
         after_step: Called with the number of the batch, from 1.
 
@@ -48,7 +50,12 @@ def train(
         for step, batch in enumerate(batches, start=1):
             optimizer.zero_grad(set_to_none=True)
             loss = loss_of(batch)
-            if loss.requires_grad:  # not where a protection froze everything the loss depends on
+            extra = protection.extra_loss(batch)
+            if extra is not None:
+                # Models that the extra loss is about may hold weights of their own, which are not to be touched.
+                held = [weight for weight in weights if weight.requires_grad]
+                (loss + extra).backward(inputs=held)  # type: ignore[no-untyped-call]
+            elif loss.requires_grad:  # not where a protection froze everything the loss depends on
                 loss.backward()  # type: ignore[no-untyped-call]
             norm = None
             if max_gradient_norm is not None:

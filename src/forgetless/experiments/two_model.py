@@ -6,6 +6,7 @@ is followed. Every protection sees the same initial weights and the same batches
 the protection alone.
 """
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -23,7 +24,16 @@ from forgetless.data.images import load_images
 from forgetless.errors import InputError, expect_one_of
 from forgetless.forgetting import Interval, mean_interval, reduction
 from forgetless.importance import FisherKind, diagonal_fisher
-from forgetless.protection import MATCHED, NoProtection, Protection, make_protection
+from forgetless.protection import (
+    MATCHED,
+    PROTECTIONS,
+    STRENGTHS,
+    WPL,
+    Evidence,
+    NoProtection,
+    Protection,
+    make_protection,
+)
 from forgetless.supernets.mlp import ACTIVATIONS, MLP, MOST_SHARED, Wiring, chain_of_models, shared_parameters
 from forgetless.tasks import ImageClassification
 from forgetless.training import MeanStep, cpu_arithmetic, expect_device, train
@@ -51,10 +61,16 @@ class TwoModelConfig(Configuration):
         wiring: How B reuses A's hidden layers: `prefix` or `crossed`.
         shared: How many of A's hidden layers are shared; several give several panels.
         convergence: A is stopped when its validation accuracy passes this share of what it reaches, in (0, 1].
-        protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl` and `matched-lr` (the control arm: no
-            protection, the shared weights' learning rate lowered until their mean step is that under `wpl`).
-        alpha: Strengths α of `wpl`.
+        protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl`, `ewc`, `mas`, `si`, `nsas`, `ogl` and
+            `matched-lr` (the control arm: no protection, the shared weights' learning rate lowered until their mean
+            step is that under `wpl`).
+        alpha: Strengths α of `wpl` and `ewc`.
         l2_alpha: Strengths of `l2`, whose importance is 1 and whose α therefore has another scale.
+        mas_alpha: Strengths of `mas`, whose importance grows with the square of the logits.
+        si_alpha: Strengths of `si`.
+        nsas_alpha: Weights of the archive's mean loss under `nsas`; 1 is the paper's.
+        nsas_models: How many earlier models the archive of `nsas` holds, the newest; 8 is the paper's number.
+        ogl_directions: How many directions `ogl` keeps for all earlier models together.
         damping: Added to the importance under `wpl`, as a share of its mean; 0 is the paper's penalty.
         seeds: How many seeds, 0, 1, …: initial weights and batches.
         models: How many models in all, at least 2; the third and later ones share with A and with B.
@@ -82,6 +98,11 @@ class TwoModelConfig(Configuration):
     protection: tuple[str, ...] = ("none", "matched-lr", "freeze", "l2", "wpl")
     alpha: tuple[float, ...] = (1e5,)
     l2_alpha: tuple[float, ...] = (1.0,)
+    mas_alpha: tuple[float, ...] = (1.0,)
+    si_alpha: tuple[float, ...] = (1.0,)
+    nsas_alpha: tuple[float, ...] = (1.0,)
+    nsas_models: int = 8
+    ogl_directions: tuple[int, ...] = (100,)
     damping: float = 1e-3
     seeds: int = 5
     models: int = 2
@@ -101,7 +122,7 @@ class TwoModelConfig(Configuration):
     def __post_init__(self) -> None:
         expect_one_of("wiring", self.wiring, list(Wiring))
         object.__setattr__(self, "wiring", Wiring(self.wiring))
-        for name in ("shared", "convergence", "protection", "alpha", "l2_alpha"):
+        for name in ("shared", "convergence", "protection", *STRENGTHS):
             values = tuple(getattr(self, name))
             object.__setattr__(self, name, tuple(dict.fromkeys(values)))
             if not values:
@@ -115,16 +136,18 @@ class TwoModelConfig(Configuration):
         for share in self.convergence:
             if not 0 < share <= 1:
                 raise InputError(f"Expected convergence in (0, 1], but got {share}. 1 trains A to the end.")
-        for name in ("alpha", "l2_alpha"):
-            for alpha in getattr(self, name):
-                self._expect_strength(name, alpha)
+        for name in STRENGTHS:
+            for strength in getattr(self, name):
+                self._expect_strength(name, strength)
         self._expect_arms(self.protection)
         expect_one_of("optimizer", self.optimizer, get_args(OptimizerName))
         expect_one_of("activation", self.activation, ACTIVATIONS)
         expect_one_of("fisher", self.fisher, get_args(FisherKind))
         self._expect_at_least(2, "models")
         self._expect_at_least(
-            1, "seeds", "iterations", "iterations_a", "batch_size", "width", "evaluate_every", "threads"
+            1,
+            *("seeds", "iterations", "iterations_a", "batch_size", "width", "evaluate_every", "threads"),
+            "nsas_models",
         )
         if self.learning_rate is not None:
             self._expect_positive("learning_rate")
@@ -248,9 +271,8 @@ def arms(config: TwoModelConfig) -> list[Arm]:
     """
 
     def strengths(protection: str) -> tuple[float | None, ...]:
-        if protection in {"wpl", MATCHED}:
-            return config.alpha
-        return config.l2_alpha if protection == "l2" else (None,)
+        option = WPL.strength if protection == MATCHED else PROTECTIONS[protection].strength
+        return (None,) if option is None else tuple(map(float, getattr(config, option)))
 
     order = sorted(config.protection, key=lambda protection: protection == MATCHED)
     return [
@@ -362,6 +384,12 @@ class _Trainer:
         for model in self.models:
             model.to(config.device)
         self.shared = shared_parameters(self.models)
+        # A is trained before the arms part: a protection that has to see it trained watches already then.
+        self.watchers = {
+            name: self._protection(name, 0.0)
+            for name in config.protection
+            if name in PROTECTIONS and PROTECTIONS[name].watches
+        }
         self.steps_of_a = self._train_a(arm)
         self.start = copy.deepcopy([model.state_dict() for model in self.models])
         self.before = self._accuracies(self.models[0])
@@ -380,7 +408,7 @@ class _Trainer:
                     passed.append(float((model(images).argmax(-1) == labels).float().mean()))
             self._show(label, step, config.iterations_a, {"A": model})
 
-        self._train(model, config.iterations_a, arm.seed, NoProtection(self.shared), after_step=watch)
+        self._train(model, config.iterations_a, arm.seed, NoProtection(self.shared), after_step=watch, is_watched=True)
         if arm.convergence == 1:
             return config.iterations_a
         # What A would reach is known only now: start again and stop where it first passed the asked share of it.
@@ -388,7 +416,7 @@ class _Trainer:
         steps = next(i for i, accuracy in enumerate([*passed, 1.0], 1) if accuracy >= arm.convergence * reached)
         steps = min(steps, config.iterations_a)
         model.load_state_dict(initial)
-        self._train(model, steps, arm.seed, NoProtection(self.shared))
+        self._train(model, steps, arm.seed, NoProtection(self.shared), is_watched=True)
         return steps
 
     def run(self, arm: Arm, protected: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -435,8 +463,11 @@ class _Trainer:
         for model, state in zip(models, self.start, strict=True):
             model.load_state_dict(state)
         name = "none" if arm.protection == MATCHED else arm.protection
-        protection = make_protection(name, self.shared, arm.alpha or 0.0, damping=config.damping)
-        protection.consolidate(models[0], self._fisher)
+        protection = self._protection(name, arm.alpha or 0.0)
+        if name in self.watchers:
+            protection.load_state_dict(self.watchers[name].state_dict())
+            protection.alpha = arm.alpha or 0.0
+        protection.consolidate(models[0], self._evidence(0))
         first = [self.before]  # accuracies of each model right after its own training
         curve: dict[str, list[float]] = {
             "iteration": [0],
@@ -462,7 +493,7 @@ class _Trainer:
             self._train(model, config.iterations, arm.seed + 1000 * j, protection, shared_rate, follow)
             first.append(self._accuracies(model))
             if j + 1 < len(models):
-                protection.consolidate(model, self._fisher)
+                protection.consolidate(model, self._evidence(j))
         last = [self._accuracies(model) for model in models]
         return {
             **dataclasses.asdict(arm),
@@ -497,11 +528,20 @@ class _Trainer:
         protection: Protection,
         shared_rate: float | None = None,
         after_step: Callable[[int], None] | None = None,
+        *,
+        is_watched: bool = False,
     ) -> None:
         model.train()
         batches = self.task.training_batches(num_steps, torch.Generator().manual_seed(seed))
         optimizer = self._optimizer(model, self.config_rate if shared_rate is None else shared_rate)
-        train(batches, self.task.loss_of(model), optimizer, protection, after_step=after_step)
+        with contextlib.ExitStack() as watching:
+            for watcher in self.watchers.values() if is_watched else ():
+                watching.enter_context(watcher.during(optimizer))
+            train(batches, self.task.loss_of(model), optimizer, protection, after_step=after_step)
+
+    def _protection(self, name: str, strength: float) -> Protection:
+        config = self.config
+        return make_protection(name, self.shared, strength, damping=config.damping, archive_size=config.nsas_models)
 
     def _optimizer(self, model: MLP, shared_rate: float) -> Optimizer:
         shared_ids = {id(parameter) for parameter in self.shared}
@@ -515,6 +555,17 @@ class _Trainer:
     def _fisher(self, model: nn.Module) -> dict[str, torch.Tensor]:
         return diagonal_fisher(
             model, self.task.batches("importance"), self.task.loss, self.config.fisher, parameters=self.shared
+        )
+
+    def _evidence(self, j: int) -> Evidence:
+        """What a protection may ask about the model number j of the chain."""
+        model = self.models[j]
+        return Evidence(
+            fisher=lambda: self._fisher(model),
+            batches=lambda: self.task.batches("importance"),
+            loss=self.task.loss,
+            loss_of=lambda: self.task.loss_of(model),
+            decisions=(j,),
         )
 
     def _accuracies(self, model: nn.Module) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from forgetless.protection.base import FisherOf, Protection
+from forgetless.protection.base import Evidence, Protection
 
 
 class Freeze(Protection):
@@ -33,7 +33,7 @@ class Freeze(Protection):
             for parameter in held:
                 parameter.requires_grad_(True)
 
-    def consolidate(self, model: nn.Module, fisher_of: FisherOf) -> None:  # noqa: ARG002
+    def consolidate(self, model: nn.Module, evidence: Evidence) -> None:  # noqa: ARG002
         """Freeze the shared weights that the model holds."""
         used = {id(parameter) for parameter in model.parameters()}
         self._frozen = [frozen or id(p) in used for p, frozen in zip(self.shared_parameters, self._frozen, strict=True)]

@@ -1,9 +1,13 @@
 """L2 anchoring: the plasticity penalty with importance 1 for every weight, α/2 Σ (θ_i − θ̂_i)²."""
 
-import torch
-from torch import nn
+from collections.abc import Iterable
+from typing import ClassVar
 
-from forgetless.protection.base import FisherOf
+import torch
+from torch import Tensor, nn
+
+from forgetless.plasticity import AccumulationRule
+from forgetless.protection.base import Evidence
 from forgetless.protection.wpl import WPL
 
 
@@ -12,10 +16,28 @@ class L2(WPL):
 
     Importance is not summed over models: a weight that several models used has importance 1, like any other. Only under
     the rule `merge` are models counted: the shared weights then are a moving average over models.
+
+    Args:
+        shared_parameters: The weights that several models use.
+        alpha: Strength α.
+        rule: `merge`, or any other for what is said above.
+        decay: Of the rule `merge`.
     """
 
-    def consolidate(self, model: nn.Module, fisher_of: FisherOf) -> None:  # noqa: ARG002
+    strength: ClassVar[str | None] = "l2_alpha"
+    options: ClassVar[tuple[str, ...]] = ("rule", "decay")
+    uses_fisher: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        shared_parameters: Iterable[Tensor],
+        alpha: float = 1.0,
+        *,
+        rule: AccumulationRule = "replace",
+        decay: float = 0.9,
+    ) -> None:
+        super().__init__(shared_parameters, alpha, rule="merge" if rule == "merge" else "replace", decay=decay)
+
+    def consolidate(self, model: nn.Module, evidence: Evidence) -> None:  # noqa: ARG002
         """Anchor the shared weights where the model left them, with importance 1."""
-        if self.plasticity.rule != "merge":
-            self.plasticity.rule = "replace"
         self.plasticity.consolidate(model, {name: torch.ones_like(p) for name, p in model.named_parameters()})

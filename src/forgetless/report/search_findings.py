@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from forgetless.forgetting import ROUNDING, Interval
-from forgetless.protection import MATCHED
+from forgetless.protection import MATCHED, PROTECTIONS
 from forgetless.report.search_result import FORGETTING, REWARD, SearchResult, decimal
 from forgetless.report.words import NAMES, Group, share, share_interval
 
@@ -25,8 +25,18 @@ def arm_label(result: SearchResult, protection: str) -> str:
         result: The search.
         protection: The protection.
     """
-    strengths = {"wpl": result.config.alpha, "l2": result.config.l2_alpha}
-    return Group(protection, strengths.get(protection), []).label
+    return Group(protection, strength(result, protection), []).label
+
+
+def strength(result: SearchResult, protection: str) -> float | None:
+    """The strength of a protection; None if it has none.
+
+    Args:
+        result: The search.
+        protection: The protection.
+    """
+    option = None if protection == MATCHED else PROTECTIONS[protection].strength
+    return None if option is None else float(getattr(result.config, option))
 
 
 def main_protection(result: SearchResult) -> str | None:

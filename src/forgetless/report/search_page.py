@@ -9,7 +9,7 @@ from forgetless.report.canvas import colour, data_uri
 from forgetless.report.cells import cell_drawing
 from forgetless.report.interference import COLUMNS, Arm, interference_cells, interference_map, interference_notes
 from forgetless.report.search import forgetting_curves, plus_minus, share_cell
-from forgetless.report.search_findings import headline_sentences, main_protection
+from forgetless.report.search_findings import headline_sentences, main_protection, strength
 from forgetless.report.search_result import (
     FORGETTING,
     MULTI_MODEL,
@@ -131,10 +131,9 @@ def _forgetting(result: SearchResult) -> dict[str, Any]:
     summary, unit = result.summary(), result.unit
     several = max(entry["num_seeds"] for entry in summary) > 1
     interval = " ± is half the width of the 95 % interval over seeds." * several
-    strengths = {"wpl": number(result.config.alpha), "l2": number(result.config.l2_alpha)}
     cells = [
         [
-            strengths.get(entry["protection"], ""),
+            "" if (value := strength(result, entry["protection"])) is None else number(value),
             *(plus_minus(entry[key], unit) for key in _measured(result)),
             str(entry["num_diverged"]),
         ]

@@ -20,6 +20,11 @@ NAMES: Mapping[str, str] = {
     "freeze": "freeze",
     "l2": "L2 anchor",
     "wpl": "weight plasticity",
+    "ewc": "elastic weights (EWC)",
+    "mas": "memory aware (MAS)",
+    "si": "path integral (SI)",
+    "nsas": "archive (NSAS)",
+    "ogl": "orthogonal gradients",
 }
 """Protection → label in figures and tables; another protection goes by its own name."""
 
@@ -50,6 +55,8 @@ class Group:
         name = NAMES.get(self.protection, self.protection)
         if self.protection == MATCHED:
             return f"{name} (control)"
+        if self.protection == "ogl" and self.alpha is not None:
+            return f"{name}, {number(self.alpha)}\N{NO-BREAK SPACE}directions"
         # The strength stays in one piece where a line is broken.
         return name if self.alpha is None else f"{name}, α\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{number(self.alpha)}"
 

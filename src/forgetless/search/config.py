@@ -11,7 +11,7 @@ from forgetless.data.text import TEXT_DATA
 from forgetless.errors import InputError, expect_one_of
 from forgetless.importance import FisherKind
 from forgetless.plasticity import AccumulationRule
-from forgetless.protection import MATCHED
+from forgetless.protection import MATCHED, STRENGTHS
 from forgetless.strategies import STRATEGIES
 from forgetless.training import expect_device
 
@@ -44,11 +44,17 @@ class SearchConfig(Configuration):
         data: `kjv` for text and `digits` for images by default; or `ptb`, `wikitext2`, `mnist`, `cifar10`, or a path.
         data_dir: Where named data lies; FORGETLESS_DATA or a download if None.
         strategy: What proposes architectures: `enas` or `uniform`.
-        protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl` and `matched-lr` (no protection; the learning
-            rate follows, from epoch to epoch, that at which the mean step was that under `wpl`).
-        alpha: Strength of `wpl`; 3e3 for text, 30 for images by default.
+        protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl`, `ewc`, `mas`, `si`, `nsas`, `ogl` and
+            `matched-lr` (no protection; the learning rate follows, from epoch to epoch, that at which the mean step
+            was that under `wpl`).
+        alpha: Strength of `wpl` and `ewc`; 3e3 for text, 30 for images by default.
         alpha_decay: Factor of the strengths from one epoch with protection to the next.
         l2_alpha: Strength of `l2`, whose importance is 1 for every weight.
+        mas_alpha: Strength of `mas`, whose importance grows with the square of the logits.
+        si_alpha: Strength of `si`.
+        nsas_alpha: Weight of the archive's mean loss under `nsas`; 1 is the paper's.
+        nsas_models: How many earlier architectures the archive of `nsas` holds.
+        ogl_directions: How many directions `ogl` keeps, each as large as the shared weights.
         rule: How importance accumulates over models.
         decay: Of the rules `ema` and `merge`.
         damping: Added to the importance, as a share of its mean.
@@ -99,6 +105,11 @@ class SearchConfig(Configuration):
     alpha: float = None  # type: ignore[assignment]
     alpha_decay: float = 1.0
     l2_alpha: float = 1.0
+    mas_alpha: float = 1.0
+    si_alpha: float = 1.0
+    nsas_alpha: float = 1.0
+    nsas_models: int = 8
+    ogl_directions: int = 20
     rule: AccumulationRule = "ema"
     decay: float = 0.9
     damping: float = 0.0
@@ -166,8 +177,9 @@ class SearchConfig(Configuration):
             *("reset_every", "evaluation_batches", "strategy_steps", "final_samples", "final_batches"),
             "interference_every",
         )
+        self._expect_at_least(1, "nsas_models")
         self._expect_at_least(2, "interference_models")
-        for name in ("alpha", "l2_alpha", "damping"):
+        for name in (*STRENGTHS, "damping"):
             self._expect_strength(name, getattr(self, name))
         self._expect_positive("learning_rate", "max_gradient_norm")
         self._expect_below_1("momentum", "dropout", "weight_drop")

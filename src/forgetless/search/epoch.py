@@ -18,9 +18,10 @@ from forgetless.architecture import Architecture
 from forgetless.forgetting import ForgettingMeter
 from forgetless.importance import diagonal_fisher
 from forgetless.interference import Interference, measure_interference
-from forgetless.protection import MATCHED, WPL, NoProtection, Protection, make_protection
+from forgetless.protection import MATCHED, PROTECTIONS, Evidence, NoProtection, Protection, make_protection
 from forgetless.search.config import SearchArm, SearchConfig
 from forgetless.search.gradients import Gradients
+from forgetless.search.scratch import train_from_scratch
 from forgetless.search.setup import (
     fixed_sample,
     generator_for,
@@ -30,7 +31,7 @@ from forgetless.search.setup import (
 )
 from forgetless.strategies import Strategy, make_strategy
 from forgetless.supernets.nas201 import ImageSupernet
-from forgetless.tasks import LanguageModelling, SplitName, Task
+from forgetless.tasks import Batch, LanguageModelling, SplitName, Task
 from forgetless.training import MeanStep, train
 
 REWARD_SCALE = 80.0
@@ -65,14 +66,25 @@ class Search:
         self._protects = config.protect_from == 0
         self._protected_epochs = 0  # finished ones
         self._shared = self._protected(dict(self.supernet.named_parameters()))
-        name = "none" if arm.protection == MATCHED else arm.protection
-        self._alpha = config.l2_alpha if name == "l2" else config.alpha  # in the first epoch with protection
-        self.protection: Protection = make_protection(name, self._shared, self._alpha, damping=config.damping)
-        if isinstance(self.protection, WPL):
-            self.protection.plasticity.rule = config.rule
-            self.protection.plasticity.decay = config.decay
+        self.protection = self._protection("none" if arm.protection == MATCHED else arm.protection)
+        self._alpha = self.protection.alpha  # in the first epoch with protection
         self.optimizer = make_optimizer(config, self.supernet, self._shared)
         self._only: Architecture | None = None
+
+    def _protection(self, name: str) -> Protection:
+        config, space = self.config, self.strategy.space
+        strength = PROTECTIONS[name].strength
+        return make_protection(
+            name,
+            # Elastic weight consolidation holds all weights of the earlier models.
+            list(self.supernet.parameters()) if name == "ewc" else self._shared,
+            0.0 if strength is None else float(getattr(config, strength)),
+            damping=config.damping,
+            rule=config.rule,
+            decay=config.decay,
+            archive_size=config.nsas_models,
+            restore=lambda decisions: self.task.loss_of(self.supernet, space.decode(decisions)),
+        )
 
     def _protected(self, named: Mapping[str, nn.Parameter]) -> list[nn.Parameter]:
         outside = ("embedding", "decoder_bias", "stem", "classifier", "head_norm")
@@ -94,11 +106,11 @@ class Search:
         """
         config = self.config
         clock = _Clock()
-        if config.reset_every and self.epoch % config.reset_every == 0 and isinstance(self.protection, WPL):
-            self.protection.plasticity.reset()
+        if config.reset_every and self.epoch % config.reset_every == 0:
+            self.protection.reset()
         self._protects |= self.epoch == config.protect_from
-        if isinstance(self.protection, WPL):
-            self.protection.plasticity.alpha = self._alpha * config.alpha_decay**self._protected_epochs
+        if self.protection.strength is not None:
+            self.protection.alpha = self._alpha * config.alpha_decay**self._protected_epochs
         wanted = wanted_steps.get(self.epoch)
         meter = ForgettingMeter(self._diverged_above())
         trained: list[Any] = []
@@ -119,7 +131,7 @@ class Search:
                 if error <= self._diverged_above() and self._protects:
                     self._consolidate(architecture, gradients)
             with clock("evaluate"):
-                moves = self._protects and isinstance(self.protection, WPL) and config.rule == "merge"
+                moves = self._protects and self.protection.moves_weights
                 consolidated.append(self._error(architecture, "forgetting") if moves else error)
             moved.append(_Moved(step, _distance(before, self._shared) / config.batches_per_model))
             self._learn_step(moved[-1])
@@ -127,9 +139,7 @@ class Search:
             trained.append(architecture)
             first.append(error)
             show(f"model {j + 1}/{config.models_per_epoch}", {self.task.error_name: error})
-        penalty = 0.0
-        if isinstance(self.protection, WPL):
-            penalty = float(self.protection.plasticity.penalty().detach())
+        penalty = self.protection.penalty()
         with clock("evaluate"):
             second = [self._error(architecture, "forgetting") for architecture in trained]
         for j, error in enumerate(second):
@@ -199,7 +209,7 @@ class Search:
         config = self.config
         steps = MeanStep(self._shared)
         gradients = Gradients(dict(_Bound(self.supernet, architecture).named_parameters()))
-        is_wanted = config.importance == "training" and isinstance(self.protection, WPL) and self._protects
+        is_wanted = config.importance == "training" and self.protection.uses_fisher and self._protects
         start = number * config.batches_per_model
         steps.start()
         skipped = self._train_on(
@@ -232,18 +242,28 @@ class Search:
         )
 
     def _consolidate(self, architecture: Any, gradients: "Gradients") -> None:
-        bound = _Bound(self.supernet, architecture)
-        self.protection.consolidate(bound, lambda _: self._fisher(architecture, gradients))
+        evidence = Evidence(
+            fisher=lambda: self._fisher(architecture, gradients),
+            batches=lambda: self._importance_batches(architecture),
+            loss=_cross_entropy,
+            loss_of=lambda: self.task.loss_of(self.supernet, architecture),
+            decisions=tuple(self.strategy.space.encode(architecture)),
+        )
+        self.protection.consolidate(_Bound(self.supernet, architecture), evidence)
 
     def _fisher(self, architecture: Any, gradients: "Gradients") -> Mapping[str, Tensor]:
         config = self.config
         if config.importance == "training":
             return gradients.fisher(self.task.batch_size)
-        bound = _Bound(self.supernet, architecture)
-        batches = list(itertools.islice(self.task.batches("importance"), config.importance_batches))
+        bound, batches = _Bound(self.supernet, architecture), self._importance_batches(architecture)
+        return diagonal_fisher(bound, batches, _cross_entropy, config.fisher, parameters=bound.parameters())
+
+    def _importance_batches(self, architecture: Any) -> list[Batch]:
+        """Held-out batches; a supernet with batch normalisation is recalibrated on them, for eval mode."""
+        batches = list(itertools.islice(self.task.batches("importance"), self.config.importance_batches))
         if isinstance(self.supernet, ImageSupernet):
             self.supernet.recalibrate(architecture, [images for images, _ in batches])
-        return diagonal_fisher(bound, batches, _cross_entropy, config.fisher, parameters=bound.parameters())
+        return batches
 
     # ---- who overwrites whom ---------------------------------------------------------------------------------
 
@@ -339,16 +359,20 @@ class Search:
         started = time.perf_counter()
         proposed = self.strategy.propose(self.config.final_samples)
         rewards = self._rewards(proposed)
-        best = max(range(len(proposed)), key=lambda i: -math.inf if math.isnan(rewards[i]) else rewards[i])
-        show("training the derived architecture from scratch", {"reward": rewards[best]})
+        # Best first, what diverged last; of equals the one proposed first.
+        known = dict(zip(proposed, rewards, strict=True))
+        ranked = sorted(known, key=lambda a: math.inf if math.isnan(known[a]) else -known[a])
+        best = ranked[0]
+        show("training from scratch", {"reward": known[best]})
         random = self.strategy.space.sample(generator_for(self.arm.seed, "random architecture"))
         return {
             "event": "derived",
             **dataclasses.asdict(self.arm),
-            "architecture": str(proposed[best]),
-            "reward": _or_none(rewards[best]),
+            "architecture": str(best),
+            "reward": _or_none(known[best]),
+            "candidates": [[str(architecture), _or_none(known[architecture])] for architecture in ranked],
             "random_architecture": str(random),
-            **{f"derived_{k}": v for k, v in self._from_scratch(proposed[best]).items()},
+            **{f"derived_{k}": v for k, v in self._from_scratch(best).items()},
             **{f"random_{k}": v for k, v in self._from_scratch(random).items()},
             "seconds": {"derive": time.perf_counter() - started},
         }
@@ -356,26 +380,9 @@ class Search:
     def _from_scratch(self, architecture: Any) -> dict[str, float | None]:
         """Validation and test error of an architecture trained alone."""
         config = self.config
-        model = make_supernet(config, self.task, self.strategy.space, self.arm.seed)
-        optimizer = make_optimizer(config, model)
         num_batches = config.final_batches or config.epochs * config.models_per_epoch * config.batches_per_model
-        model.train()
-        train(
-            self.task.training_batches(num_batches, torch.Generator().manual_seed(self.arm.seed)),
-            self.task.loss_of(model, architecture),
-            optimizer,
-            NoProtection([]),
-            max_gradient_norm=config.max_gradient_norm,
-        )
-        return {
-            "validation_error": _or_none(self.task.error(model, "validation", architecture)),
-            "test_error": _or_none(self._test_error(model, architecture)),
-        }
-
-    def _test_error(self, model: Any, architecture: Any) -> float:
-        if isinstance(self.task, LanguageModelling):
-            return self.task.cross_entropy_of_text(model, "test", architecture)
-        return self.task.error(model, "test", architecture)
+        found = train_from_scratch(config, self.task, architecture, seed=self.arm.seed, num_batches=num_batches)
+        return {name: found[name] for name in ("validation_error", "test_error")}
 
     def _diverged_above(self) -> float:
         """Errors that count as diverged: 5 nats above the uniform prediction, for text; none for images."""

@@ -12,6 +12,7 @@ from torch.optim import SGD, Adam, Optimizer
 from forgetless.architecture import CellSpace, Nas201Space, RecurrentSpace, Space
 from forgetless.data import load_images, load_text
 from forgetless.errors import InputError
+from forgetless.protection import PROTECTIONS, WPL
 from forgetless.search.config import OPERATIONS, SearchConfig
 from forgetless.supernets.cell import CellSupernet
 from forgetless.supernets.nas201 import Nas201Supernet
@@ -58,9 +59,11 @@ def memory_bytes(config: SearchConfig, task: Task[Any]) -> int:
     """
     state = 2 if config.optimizer == "adam" else int(config.momentum > 0)
     # The weights, those before the step and before the model, a difference; and what only one architecture's weights
-    # have: gradients, their mean and squares, the pull. That is less than one copy, but for the smallest spaces.
+    # have: gradients, their mean and squares, the pull. That is less than one copy, but for the smallest spaces. Then
+    # anchor and importance, or directions.
     copies = 5 + state
-    copies += 2 * bool({"wpl", "l2"} & set(config.protection))  # anchor and importance
+    copies += 2 * any(issubclass(PROTECTIONS[name], WPL) for name in config.protection if name in PROTECTIONS)
+    copies += config.ogl_directions * ("ogl" in config.protection)
     copies += (1 + state) * bool(config.interference_every)  # what is restored afterwards
     space = make_space(config)
     if isinstance(task, LanguageModelling):
