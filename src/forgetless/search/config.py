@@ -86,6 +86,8 @@ class SearchConfig(Configuration):
         max_gradient_norm: Gradients are scaled down to it; 0.25 for text, 5 for images by default.
         batch_size: Sequences or images per batch.
         num_steps: Words per sequence.
+        vocabulary: How many words of a text are known, its most frequent ones; all that the data has if None. Most of
+            a small network's time goes into them.
         nodes: Nodes of a recurrent cell, blocks of an ENAS cell.
         operations: Those that an architecture may have, of the space's own; all if None.
         units: Units of the recurrent cell (32 by default), or channels of the first stage (4; 8 in `cell`).
@@ -138,6 +140,7 @@ class SearchConfig(Configuration):
     max_gradient_norm: float = None  # type: ignore[assignment]
     batch_size: int = 32
     num_steps: int = 20
+    vocabulary: int | None = None
     nodes: int = 4
     operations: tuple[str, ...] | None = None
     units: int = None  # type: ignore[assignment]
@@ -195,6 +198,10 @@ class SearchConfig(Configuration):
         if self.importance == "held-out" and self.fisher == "exact" and self.space == "recurrent":
             raise InputError("Expected fisher to be empirical, monte_carlo or batch for text, but got exact.")
         expect_device(self.device)
+        if self.vocabulary is not None:
+            if self.space != "recurrent":
+                raise InputError(f"Expected no vocabulary for the space {self.space}, whose data are images.")
+            self._expect_at_least(3, "vocabulary")
         if self.operations is not None:
             object.__setattr__(self, "operations", tuple(self.operations))
             for name in self.operations:

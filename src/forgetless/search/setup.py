@@ -27,7 +27,7 @@ def load_task(config: SearchConfig) -> Task[Any]:
         config: The configuration.
     """
     if config.space == "recurrent":
-        text = load_text(config.data, config.data_dir)
+        text = load_text(config.data, config.data_dir, config.vocabulary)
         return LanguageModelling(
             text, config.batch_size, config.num_steps, independent=config.independent, device=config.device
         )
