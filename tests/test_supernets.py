@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from forgetless import InputError
 from forgetless.architecture import (
+    NAS201_EDGES,
     NAS201_OPERATIONS,
     CellArchitecture,
     CellSpace,
@@ -349,37 +350,64 @@ def test_memory_grows_with_what_it_depends_on_and_holds_the_weights():
 # ---- convolutional cells: what they compute ----------------------------------------------------------------------
 
 
-def reference_nas201_cell(cell: nn.Module, operations: tuple[str, ...], x: Tensor) -> Tensor:
-    """Every edge computed, `none` as zeros, in the benchmark's order."""
+def reference_nas201_cell(cell: nn.Module, operations: tuple[str, ...], x: Tensor, weights=(1.0,) * 6) -> Tensor:
+    """Every edge computed, `none` as zeros, in the benchmark's order; each times its weight."""
     nodes = [x]
-    names = iter(operations)
+    edges = iter(zip(operations, weights, strict=True))
     for target in (1, 2, 3):
         total = torch.zeros_like(x)
         for source in range(target):
-            operation = next(names)
+            operation, weight = next(edges)
             if operation.startswith("nor_conv"):
-                total = total + cell.operations[f"{source}_{target}_{operation}"](nodes[source])
+                total = total + weight * cell.operations[f"{source}_{target}_{operation}"](nodes[source])
             elif operation == "avg_pool_3x3":
-                total = total + nn.AvgPool2d(3, 1, 1, count_include_pad=False)(nodes[source])
+                total = total + weight * nn.AvgPool2d(3, 1, 1, count_include_pad=False)(nodes[source])
             elif operation == "skip_connect":
-                total = total + nodes[source]
+                total = total + weight * nodes[source]
         nodes.append(total)
     return nodes[3]
 
 
-@pytest.mark.parametrize("cell", NAS201_CELLS, ids=str)
-@pytest.mark.parametrize("norm", ["batch", "group"])
-def test_nas201_logits_are_those_of_the_whole_network(cell, norm):
-    supernet = image_supernet("nas201", norm=norm)
-    images = torch.randn(3, 1, 8, 8)
+def reference_nas201_network(supernet: Nas201Supernet, images: Tensor, operations: tuple[str, ...], *weights) -> Tensor:
     x = supernet.stem(images)
     for stage, cells in enumerate(supernet.stages):
         if stage > 0:
             x = supernet.reductions[stage - 1](x)
         for module in cells:
-            x = reference_nas201_cell(module, cell.operations, x)
-    expected = supernet.classifier(torch.relu(supernet.head_norm(x)).flatten(2).mean(2))
-    torch.testing.assert_close(supernet(images, cell), expected)
+            x = reference_nas201_cell(module, operations, x, *weights)
+    return supernet.classifier(torch.relu(supernet.head_norm(x)).flatten(2).mean(2))
+
+
+@pytest.mark.parametrize("cell", NAS201_CELLS, ids=str)
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_nas201_logits_are_those_of_the_whole_network(cell, norm):
+    """Without weights of edges bit for bit."""
+    supernet = image_supernet("nas201", norm=norm)
+    images = torch.randn(3, 1, 8, 8)
+    expected = reference_nas201_network(supernet, images, cell.operations)
+    if cell == DEAD:  # a mean over zeros is taken without a network before it
+        torch.testing.assert_close(supernet(images, cell), expected)
+    else:
+        assert torch.equal(supernet(images, cell), expected)
+    assert torch.equal(supernet(images, cell, torch.ones(6)), supernet(images, cell))
+
+
+@pytest.mark.parametrize("cell", NAS201_CELLS, ids=str)
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_edge_weights_multiply_what_edges_give(cell, norm):
+    supernet = image_supernet("nas201", norm=norm).double()
+    images, weights = torch.randn(3, 1, 8, 8).double(), torch.rand(6).double().requires_grad_()
+    found = supernet(images, cell, weights)
+    expected = reference_nas201_network(supernet, images, cell.operations, weights)
+    torch.testing.assert_close(found, expected)
+    if not live_edges(cell):
+        return
+    direction = torch.randn_like(found)
+    gradients = [torch.autograd.grad((each * direction).sum(), weights)[0] for each in (found, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-8, rtol=1e-6)
+    dead = [edge not in live_edges(cell) for edge in NAS201_EDGES]
+    assert (gradients[0][torch.tensor(dead)] == 0).all()
+    assert all(weight.grad is None for weight in supernet.parameters())
 
 
 def test_live_edges_are_those_on_a_path():
@@ -558,6 +586,10 @@ WORDS = torch.zeros(2, 3, dtype=torch.long)
         (lambda: RecurrentSupernet(4, 4, SPACE)(WORDS, DEAD), "Expected an architecture of RecurrentSpace"),
         (lambda: RecurrentSupernet(4, 4, SPACE).used_parameters(DEAD), "Expected an architecture of RecurrentSpace"),
         (lambda: image_supernet("nas201")(torch.zeros(2, 1, 8, 8), PAIR), "Expected an architecture of Nas201Space"),
+        (
+            lambda: image_supernet("nas201")(torch.zeros(2, 1, 8, 8), DEAD, torch.ones(5)),
+            r"shape \(6,\), but got \(5,\)",
+        ),
         (
             lambda: image_supernet("nas201")(torch.zeros(2, 3, 8, 8), DEAD),
             r"\(batch, 1, 8, 8\), but got \(2, 3, 8, 8\)",

@@ -115,6 +115,11 @@ def search_command(
         as_json: Print the result as JSON on standard output, and nothing else there.
     """
     config = config or SearchConfig()
+    if compare and not config.trains_shared_weights:
+        raise InputError(
+            f"Expected a strategy that trains shared weights for --compare, but got {config.strategy}. Leave --compare "
+            "out: there is nothing to protect."
+        )
     if compare and config.protection != SearchConfig().protection:
         raise InputError(
             "Expected --compare or --protection, but got both. --compare chooses none, matched-lr and wpl."
@@ -396,7 +401,7 @@ def _run_two_model(folder: RunFolder, values: dict[str, Any], show: Show, _: Epo
 
 def _run_search(folder: RunFolder, values: dict[str, Any], show: Show, scalars: EpochScalars | None) -> None:
     def on_epoch(record: dict[str, Any], state: dict[str, Any]) -> None:
-        if record["event"] == "epoch" and record["epoch"] == config.epochs - 1:
+        if record["event"] == "epoch" and record["epoch"] == config.num_epochs - 1:
             # First, because once there is a checkpoint this epoch is not done again.
             folder.save_trained(record["seed"], record["protection"], state)
         folder.save_checkpoint(state)

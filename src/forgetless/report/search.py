@@ -128,14 +128,17 @@ def search_table(result: SearchResult) -> Table:
     """
     unit, summary = result.unit, result.summary()
     whole = Table.grid()
-    if summary:
+    trains = result.config.trains_shared_weights
+    if summary and trains:
         lost = [_forgetting_row(unit, entry, summary) for entry in summary]
         columns: tuple[str, ...] = ("protection", "mean", "best 5", "maximum", "reduction of mean, %")
         add_table(whole, f"Forgetting err₂ − err₁, {unit.name}, {epochs_text(result.forgetting_epochs)}", columns, lost)
+    if summary:
         came = [_outcome_row(unit, entry) for entry in summary]
         columns = ("protection", "reward", "derived", "random", "better by", "time")
         test = "test error in nats per token" if unit.scale == 1 else "test error in %"
-        add_table(whole, f"\nReward ({unit.reward}) and {test}", columns, came)
+        measured = f"\nReward ({unit.reward}) and {test}" if trains else test.capitalize()
+        add_table(whole, measured, columns, came)
     whole.add_row(Text("\n".join(_notes(result, summary)), style="dim"))
     return whole
 
@@ -231,10 +234,15 @@ def _notes(result: SearchResult, summary: Sequence[Mapping[str, Any]]) -> list[s
     if done < wanted:
         notes.append(f"Unfinished: {done} of {wanted} searches. Go on with `forgetless resume`.")
     seeds = max((entry["num_seeds"] for entry in summary), default=0)
+    trains = result.config.trains_shared_weights
+    sign = " Negative forgetting is progress." * trains
     if seeds > 1:
-        notes.append(f"± and [ ]: 95 % interval over {seeds} seeds. Negative forgetting is progress.")
+        notes.append(f"± and [ ]: 95 % interval over {seeds} seeds.{sign}")
     elif seeds:
-        notes.append("One seed gives no interval. Negative forgetting is progress.")
+        notes.append(f"One seed gives no interval.{sign}")
+    if not trains:
+        notes.append(f"Strategy {result.config.strategy}: no shared weights, no rewards, no forgetting.")
+        return notes
     if any(share_cell(entry, "reduction_mean", summary) == NOTHING_TO_REDUCE for entry in summary):
         notes.append(f"{NOTHING_TO_REDUCE}: without protection the models do not forget on average.")
     if summary and "none" not in result.config.protection:

@@ -68,6 +68,9 @@ def headline_sentences(result: SearchResult) -> list[str]:
         made = len(result.epochs())
         some = f"{made} epoch{'' if made == 1 else 's'} so far" if made else "no epoch yet"
         return [f"No search has all its epochs yet: {some}."]
+    if not result.config.trains_shared_weights:
+        first = "No search: the architectures are drawn uniformly, and no weights are shared."
+        return [first, *_derived(result, "none", entries)]
     main = main_protection(result)
     free, held = (result.by_seed(name, FORGETTING[0], result.forgetting_epochs) for name in ("none", main or "none"))
     if main is None or not held or set(held) - set(free):

@@ -96,6 +96,7 @@ def _settings(result: SearchResult) -> str:
     rates = [r["learning_rate"] for r in result.epochs() if r["protection"] != MATCHED]
     rate = f" at {number(rates[0])}" if rates else ""
     size = sizes.get(config.space, "{units} channels").format(nodes=config.nodes, units=config.units)
+    epochs = f"{config.epochs} epochs of {config.models_per_epoch} models × {config.batches_per_model} batches"
     return ", ".join(
         [
             f"{config.space} cells",
@@ -103,7 +104,7 @@ def _settings(result: SearchResult) -> str:
             f"strategy {config.strategy}",
             size,
             config.optimizer + rate,
-            f"{config.epochs} epochs of {config.models_per_epoch} models × {config.batches_per_model} batches",
+            *([epochs] if config.trains_shared_weights else []),
             f"{config.seeds} seed{'' if config.seeds == 1 else 's'}",
         ]
     )
@@ -124,7 +125,8 @@ def _figures(result: SearchResult) -> list[dict[str, str]]:
 def _tables(result: SearchResult) -> list[dict[str, Any]]:
     if not result.summary():
         return []
-    return [_forgetting(result), *_reductions(result), _outcome(result)]
+    lost = [_forgetting(result), *_reductions(result)] if result.config.trains_shared_weights else []
+    return [*lost, _outcome(result)]
 
 
 def _forgetting(result: SearchResult) -> dict[str, Any]:
@@ -181,9 +183,10 @@ def _outcome(result: SearchResult) -> dict[str, Any]:
         ]
         for entry in summary
     ]
+    rewards = f"Reward: {unit.reward}, mean over {epochs_text(result.last_quarter)}. "
     return {
         "title": "What came of it",
-        "note": f"Reward: {unit.reward}, mean over {epochs_text(result.last_quarter)}. "
+        "note": f"{rewards * result.config.trains_shared_weights}"
         f"Derived and random: test {unit.error} {_percent(result)}after training from scratch.",
         "columns": ["reward", "derived", "random", "better by", "time, all seeds"],
         "rows": _rows(result, [entry["protection"] for entry in summary], cells),

@@ -107,7 +107,7 @@ class SearchResult:
     @property
     def protections(self) -> list[str]:
         """The protections that have records, in the order of the configuration."""
-        present = {record["protection"] for record in self.epochs()}
+        present = {record["protection"] for record in (*self.epochs(), *self.derived())}
         return [name for name in self.config.protection if name in present]
 
     def epochs(self, protection: str | None = None, seed: int | None = None) -> list[Record]:
@@ -134,12 +134,14 @@ class SearchResult:
         return [r for r in self.records if r["event"] == "derived" and protection in {None, r["protection"]}]
 
     def seeds(self, protection: str) -> list[int]:
-        """The seeds of which a protection has all epochs.
+        """The seeds of which a protection has all epochs; without epochs, those that handed something over.
 
         Args:
             protection: The protection.
         """
-        return [s for s in range(self.config.seeds) if len(self.epochs(protection, s)) == self.config.epochs]
+        if not self.config.num_epochs:
+            return sorted(record["seed"] for record in self.derived(protection))
+        return [s for s in range(self.config.seeds) if len(self.epochs(protection, s)) == self.config.num_epochs]
 
     @property
     def has_multi_model_part(self) -> bool:
@@ -165,7 +167,7 @@ class SearchResult:
         epoch in which unprotected models got worse on average over models and seeds. Where there are none, or one of
         the two arms is missing, it is the last half, rounded up.
         """
-        last_half = range(self.config.epochs // 2, self.config.epochs)
+        last_half = range(self.config.num_epochs // 2, self.config.num_epochs)
         seeds = set(self.seeds("none"))
         starts: dict[int, int] = {}  # of protection, by seed
         for record in self.epochs():
@@ -184,7 +186,7 @@ class SearchResult:
     @property
     def last_quarter(self) -> range:
         """The epochs over which rewards are averaged, from 0: the last quarter, rounded up."""
-        return range(self.config.epochs - math.ceil(self.config.epochs / 4), self.config.epochs)
+        return range(self.config.num_epochs - math.ceil(self.config.num_epochs / 4), self.config.num_epochs)
 
     def by_seed(self, protection: str, key: str, epochs: range) -> dict[int, float]:
         """Seed → mean of a quantity over some epochs; epochs in which it is missing are left out.

@@ -21,8 +21,8 @@ class SearchProgress:
     """Where a search stands, for a display.
 
     Attributes:
-        done: Finished epochs, over all arms.
-        total: All epochs.
+        done: Finished epochs, over all arms; without epochs finished arms.
+        total: All of them.
         label: Arm, epoch and phase.
         values: What is known so far, by name.
     """
@@ -51,8 +51,8 @@ def run(
         on_progress: Called within epochs.
 
     Returns:
-        All records, one per epoch and one (`event` = `derived`) per arm; docs/metrics.md explains the keys. Numbers
-        but seconds do not depend on interruptions.
+        All records, one per epoch (none if no shared weights are trained) and one (`event` = `derived`) per arm;
+        docs/metrics.md explains the keys. Numbers but seconds do not depend on interruptions.
 
     Raises:
         InputError: If the data is missing or damaged, the sizes do not fit the memory, or the checkpoint is of another
@@ -114,7 +114,15 @@ def reconcile(
 
 def _num_records(config: SearchConfig) -> int:
     """Records of a finished arm: its epochs, and the derivation if there is one."""
-    return config.epochs + (config.final_samples > 0)
+    return config.num_epochs + (config.final_samples > 0)
+
+
+def _expect_shared_weights(config: SearchConfig) -> None:
+    if not config.trains_shared_weights:
+        raise InputError(
+            f"Expected a search that trains shared weights, but got one with the strategy {config.strategy}, which "
+            "trains none. Name another."
+        )
 
 
 def _arm_of(record: Mapping[str, Any]) -> SearchArm:
@@ -145,7 +153,8 @@ def _run_arm(
         for record in made
         if record["event"] == "epoch" and record["is_protected"] and _arm_of(record) == SearchArm(arm.seed, "wpl")
     }
-    total = len(search_arms(config)) * config.epochs
+    counted, per_arm = ("epoch", config.num_epochs) if config.num_epochs else ("derived", 1)
+    total = len(search_arms(config)) * per_arm
 
     known: dict[str, float] = {}
 
@@ -155,12 +164,13 @@ def _run_arm(
             if name not in values and (found := [r[key] for r in mine if r.get(key) is not None]):
                 known[name] = found[-1]
         if on_progress is not None:
-            done = sum(record["event"] == "epoch" for record in made)
-            label = f"seed {arm.seed} {arm.protection}: epoch {min(search.epoch + 1, config.epochs)}, {phase}"
+            done = sum(record["event"] == counted for record in made)
+            epoch = f"epoch {min(search.epoch + 1, config.num_epochs)}, " if config.num_epochs else ""
+            label = f"seed {arm.seed} {arm.protection}: {epoch}{phase}"
             on_progress(SearchProgress(done, total, label, dict(known)))
 
     while len(mine) < expected:
-        record = search.one_epoch(wanted, show) if search.epoch < config.epochs else search.derive(show)
+        record = search.one_epoch(wanted, show) if search.epoch < config.num_epochs else search.derive(show)
         mine.append(record)
         made.append(record)
         if on_epoch is not None:
@@ -196,9 +206,10 @@ def measure_arms(
         One JSON-serialisable dict per state; docs/metrics.md explains the keys.
 
     Raises:
-        InputError: If the data is missing or damaged, a state is of another configuration, or there are fewer than 2
-            models.
+        InputError: If the data is missing or damaged, a state is of another configuration, there are fewer than 2
+            models, or the strategy trains no shared weights.
     """
+    _expect_shared_weights(config)
 
     def show(arm: SearchArm, before: int, trained: int) -> None:
         if on_progress is not None:
@@ -242,8 +253,10 @@ def shared_weight_rewards(
         For each state one reward per architecture, larger is better; NaN where it diverged.
 
     Raises:
-        InputError: If the data is missing or damaged, or a state is of another configuration.
+        InputError: If the data is missing or damaged, a state is of another configuration, or the strategy trains no
+            shared weights.
     """
+    _expect_shared_weights(config)
     found = []
     with cpu_arithmetic(config.threads, flush_denormals=True), torch.random.fork_rng(devices=[]):
         task = load_task(config)

@@ -43,7 +43,9 @@ class SearchConfig(Configuration):
         space: `recurrent` (text), `cell` or `nas201` (images).
         data: `kjv` for text and `digits` for images by default; or `ptb`, `wikitext2`, `mnist`, `cifar10`, or a path.
         data_dir: Where named data lies; FORGETLESS_DATA or a download if None.
-        strategy: What proposes architectures: `enas` or `uniform`.
+        strategy: What proposes architectures: `enas`, `uniform`, `evolution`, `nao`, on `nas201` `gdas`; or `random`,
+            no search at all: nothing is trained in a supernet, so that the only protection is `none`, and
+            `final_samples` architectures are handed over as they are drawn.
         protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl`, `ewc`, `mas`, `si`, `nsas`, `ogl` and
             `matched-lr` (no protection; the learning rate follows, from epoch to epoch, that at which the mean step
             was that under `wpl`).
@@ -157,11 +159,15 @@ class SearchConfig(Configuration):
         for name, value in {**_BY_SPACE[self.space], "learning_rate": rate}.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        expect_one_of("strategy", self.strategy, STRATEGIES)
+        if self.strategy == "gdas" and self.space != "nas201":
+            raise InputError(f"Expected the space nas201 for the strategy gdas, but got {self.space}.")
         object.__setattr__(self, "protection", tuple(dict.fromkeys(self.protection)))
         if not self.protection:
             raise InputError("Expected at least one protection, but got none.")
         self._expect_arms(self.protection)
-        expect_one_of("strategy", self.strategy, STRATEGIES)
+        if not self.trains_shared_weights:
+            object.__setattr__(self, "protection", ("none",))  # there is nothing to protect
         for name, kind in (
             ("rule", AccumulationRule),
             ("protect", Protected),
@@ -180,6 +186,8 @@ class SearchConfig(Configuration):
             *("reset_every", "evaluation_batches", "strategy_steps", "final_samples", "final_batches"),
             "interference_every",
         )
+        if not self.trains_shared_weights and self.final_samples == 0:
+            raise InputError(f"Expected final_samples of at least 1 for the strategy {self.strategy}, but got 0.")
         self._expect_at_least(1, "nsas_models")
         self._expect_at_least(2, "interference_models")
         for name in (*STRENGTHS, "damping"):
@@ -211,6 +219,16 @@ class SearchConfig(Configuration):
         named = (self.space == "recurrent") == (self.data in TEXT_DATA)
         if self.data in (*TEXT_DATA, *IMAGE_DATA) and not named:
             raise InputError(f"Expected data that fits the space {self.space}, but got {self.data!r}.")
+
+    @property
+    def trains_shared_weights(self) -> bool:
+        """Whether there are shared weights at all, and so epochs, rewards and forgetting."""
+        return STRATEGIES[self.strategy].trains_shared_weights
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs that an arm makes: `epochs`, but none without shared weights."""
+        return self.epochs if self.trains_shared_weights else 0
 
     @property
     def defaults(self) -> dict[str, Any]:

@@ -29,9 +29,9 @@ from forgetless.search.setup import (
     make_space,
     make_supernet,
 )
-from forgetless.strategies import Strategy, make_strategy
+from forgetless.strategies import GdasOptions, Strategy, make_strategy
 from forgetless.supernets.nas201 import ImageSupernet
-from forgetless.tasks import Batch, LanguageModelling, SplitName, Task
+from forgetless.tasks import Batch, ImageClassification, LanguageModelling, SplitName, Task
 from forgetless.training import MeanStep, train
 
 REWARD_SCALE = 80.0
@@ -60,7 +60,11 @@ class Search:
         self.epoch = 0
         space = make_space(config)
         self.supernet = make_supernet(config, task, space, arm.seed)
-        self.strategy: Strategy[Any] = make_strategy(config.strategy, space, seed=arm.seed)
+        annealed = GdasOptions(num_steps=max(1, config.epochs * config.strategy_steps))
+        self.strategy: Strategy[Any] = make_strategy(config.strategy, space, seed=arm.seed, gdas=annealed)
+        if self.strategy.uses_gradients:
+            self.strategy.loss = self._reward_loss
+        self._num_losses = 0  # of the epoch
         self.scale = 1.0  # of the shared weights' learning rate, in the control arm
         self._step_at_rate_1 = 0.0  # what a scale of 1 gives: a running mean over models
         self._protects = config.protect_from == 0
@@ -335,9 +339,24 @@ class Search:
         known = {architecture: self.reward(architecture) for architecture in dict.fromkeys(architectures)}
         return [known[architecture] for architecture in architectures]
 
+    def _reward_loss(self, architecture: Any, edge_weights: Tensor) -> Tensor:
+        """What a strategy that uses gradients differentiates: the mean loss on one batch of the reward split.
+
+        Batch after batch of the split, over and over, each as large as a training batch. In training mode, as when the
+        shared weights train: a supernet with batch normalisation takes the batch's own statistics.
+        """
+        assert isinstance(self.task, ImageClassification)
+        batches = list(self.task.batches("reward", self.config.batch_size))
+        per_epoch = self.config.strategy_steps * self.config.samples_per_step
+        images, labels = batches[(self.epoch * per_epoch + self._num_losses) % len(batches)]
+        self._num_losses += 1
+        self.supernet.train()
+        return self.task.loss(self.supernet(images, architecture, edge_weights.to(images.device)), labels)
+
     def _learn(self) -> dict[str, float]:
         """The epoch's steps of the strategy; their metrics, averaged."""
         gathered: list[dict[str, float]] = []
+        self._num_losses = 0
         for _ in range(self.config.strategy_steps):
             architectures = self.strategy.propose(self.config.samples_per_step)
             gathered.append(self.strategy.learn(architectures, self._rewards(architectures)))
@@ -350,20 +369,23 @@ class Search:
     def derive(self, show: Callable[[str, Mapping[str, float]], None]) -> dict[str, Any]:
         """The best of some proposed architectures by reward; it and a random one, trained from scratch.
 
+        Where no shared weights are trained there are no rewards, and the first that was drawn stands for the best.
+
         Args:
             show: Called with the phase.
 
         Returns:
-            The record: the architecture, its reward on the shared weights, and both trainings' errors.
+            The record: the architecture, its reward on the shared weights if there are any, and both trainings' errors.
         """
         started = time.perf_counter()
-        proposed = self.strategy.propose(self.config.final_samples)
-        rewards = self._rewards(proposed)
+        proposed = self.strategy.propose_final(self.config.final_samples)
+        measured = self.strategy.trains_shared_weights
+        rewards = self._rewards(proposed) if measured else [math.nan] * len(proposed)
         # Best first, what diverged last; of equals the one proposed first.
         known = dict(zip(proposed, rewards, strict=True))
         ranked = sorted(known, key=lambda a: math.inf if math.isnan(known[a]) else -known[a])
         best = ranked[0]
-        show("training from scratch", {"reward": known[best]})
+        show("training from scratch", {"reward": known[best]} if measured else {})
         random = self.strategy.space.sample(generator_for(self.arm.seed, "random architecture"))
         return {
             "event": "derived",

@@ -2,10 +2,11 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, Generic
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Generic
 
 import torch
+from torch import Tensor
 
 from forgetless.architecture import A, Space
 from forgetless.errors import InputError
@@ -14,10 +15,14 @@ from forgetless.errors import InputError
 class Strategy(ABC, Generic[A]):
     """Chooses which architectures of a space to try next.
 
-    A search calls `propose` for architectures, measures how good they are, and hands the rewards to `learn`. Nothing
-    else is asked of a strategy, and it asks nothing of the search: it draws with its own generator, on the CPU, so
+    A search calls `propose` for architectures, measures how good they are, and hands the rewards to `learn`; at its
+    end it calls `propose_final`. Nothing else is asked of a strategy. It draws with its own generator, on the CPU, so
     that neither the device nor the global random state changes what it proposes. Continued from a `state_dict`, it
     proposes and learns what it would have without the interruption, bit for bit.
+
+    What it asks of the search is in two class attributes. One that `uses_gradients` finds in `loss`, whenever it
+    learns, a function of an architecture and of a weight for each of its edges; the search sets it. One that does not
+    train shared weights is asked for `propose_final` alone, and there are no rewards.
 
     A reward that is not finite means that the architecture diverged. It is counted (`num_diverged`) and left out of
     every average; how else it is learnt from is each strategy's rule, stated in its docstring.
@@ -29,11 +34,17 @@ class Strategy(ABC, Generic[A]):
     Attributes:
         space: What is chosen from.
         generator: The strategy's own source of randomness, on the CPU.
+        loss: (architecture, weights of its edges) → mean loss on held-out data that rewards come from, differentiable
+            in the weights; None unless the strategy uses gradients.
     """
+
+    uses_gradients: ClassVar[bool] = False
+    trains_shared_weights: ClassVar[bool] = True
 
     def __init__(self, space: Space[A], seed: int = 0) -> None:
         self.space = space
         self.generator = torch.Generator().manual_seed(seed)
+        self.loss: Callable[[A, Tensor], Tensor] | None = None
 
     def propose(self, n: int) -> list[A]:
         """Draw the next architectures to try.
@@ -47,9 +58,23 @@ class Strategy(ABC, Generic[A]):
         Raises:
             InputError: If n is below 1.
         """
-        if n < 1:
-            raise InputError(f"Expected at least 1 architecture to be proposed, but got {n}. Ask for one or more.")
+        _expect_some(n)
         return self._propose(n)
+
+    def propose_final(self, n: int) -> list[A]:
+        """Architectures of which the search hands over the best, once all is learnt.
+
+        Args:
+            n: How many, at least 1. They need not differ.
+
+        Returns:
+            n members of the space: as `propose`, unless the strategy says otherwise.
+
+        Raises:
+            InputError: If n is below 1.
+        """
+        _expect_some(n)
+        return self._propose_final(n)
 
     def learn(self, architectures: Sequence[A], rewards: Sequence[float]) -> dict[str, float]:
         """Take in how good architectures were.
@@ -83,6 +108,10 @@ class Strategy(ABC, Generic[A]):
     def _propose(self, n: int) -> list[A]:
         """Draw n ≥ 1 architectures."""
 
+    def _propose_final(self, n: int) -> list[A]:
+        """Choose n ≥ 1 architectures for the end."""
+        return self._propose(n)
+
     @abstractmethod
     def _learn(self, architectures: Sequence[A], rewards: list[float]) -> dict[str, float]:
         """Learn from at least one architecture; return the strategy's own metrics."""
@@ -110,3 +139,28 @@ class Strategy(ABC, Generic[A]):
                 "a strategy for that space."
             )
         self.generator.set_state(state["generator"].cpu())
+
+
+def expect_same_options(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Refuse a state that was saved with other options, and say which.
+
+    Args:
+        mine: Option → value here.
+        saved: Option → value in the state.
+
+    Raises:
+        InputError: If one differs.
+    """
+    differences = [
+        f"{name}={value} (here {mine.get(name)})" for name, value in saved.items() if value != mine.get(name)
+    ]
+    if differences:
+        raise InputError(
+            f"Expected the state of a strategy with the same options, but got {', '.join(differences)}. Load it into "
+            "a strategy with the options it was saved with."
+        )
+
+
+def _expect_some(n: int) -> None:
+    if n < 1:
+        raise InputError(f"Expected at least 1 architecture to be proposed, but got {n}. Ask for one or more.")

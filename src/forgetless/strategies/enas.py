@@ -12,22 +12,19 @@ and the gradient of J is estimated from n architectures drawn from p.
 """
 
 import copy
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam
 
 from forgetless.architecture import A, Space
 from forgetless.errors import InputError
-from forgetless.strategies.base import Strategy
-
-_INITIAL_RANGE = 0.1
+from forgetless.strategies.base import Strategy, expect_same_options
+from forgetless.strategies.decoder import Decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,20 +87,14 @@ uses 5.
         raise InputError(f"Expected the controller's {name} to be {condition}, but got {getattr(self, name)}. {hint}")
 
 
-class Controller(nn.Module):
-    """A distribution over sequences of decisions, each given those before it.
+class Controller(Decoder):
+    """A decoder whose logits are bounded, so that it keeps exploring.
 
-        h_t = LSTM(e(a_{t−1}), h_{t−1}),    π(· | a_<t) = softmax(c · tanh((W_t h_t + b_t) / T))
+        π(· | a_<t) = softmax(c · tanh((W_t h_t + b_t) / T))
 
-    Every decision t has its own output layer W_t, b_t and its own embeddings e of its options, and a learnt vector
-    e(a_0) starts the sequence. A space says how many options a decision has, not what they mean, so nothing is tied:
-    option 2 of one decision ("reads node 2") need not have to do with option 2 of another ("sigmoid"). The paper ties
-    operations over nodes and picks earlier nodes by attention over their hidden states; its released text code lowers
-    the logits of far nodes, and its image code favours some operations by constants. Nothing of that is done here: at
-    the start all architectures are about equally likely.
-
-    Weights and embeddings start uniformly in ±0.1 and output biases at 0. The output layers are stored as one tensor,
-    padded to the largest number of options K; what is padded has probability 0 and gradient 0.
+    The paper ties operations over nodes and picks earlier nodes by attention over their hidden states; its released
+    text code lowers the logits of far nodes, and its image code favours some operations by constants. Nothing of that
+    is done here: at the start all architectures are about equally likely.
 
     Args:
         num_choices: Options of each of the D decisions.
@@ -113,15 +104,9 @@ class Controller(nn.Module):
         generator: For the initial weights.
 
     >>> controller = Controller((2, 3), 8, temperature=5.0, tanh_constant=2.5, generator=torch.Generator())
-    >>> probabilities = controller(torch.tensor([[1, 0]])).exp()  # one architecture, two decisions, padded to 3 options
-    >>> probabilities.shape, probabilities[0, 0, 2].item()
-    (torch.Size([1, 2, 3]), 0.0)
     >>> controller.sample(4, torch.Generator()).shape
     torch.Size([4, 2])
     """
-
-    _first_rows: Tensor
-    _padded: Tensor
 
     def __init__(
         self,
@@ -132,62 +117,12 @@ class Controller(nn.Module):
         tanh_constant: float,
         generator: torch.Generator,
     ) -> None:
-        super().__init__()
+        super().__init__(num_choices, num_units, generator)
         self.temperature = temperature
         self.tanh_constant = tanh_constant
-        shape = (len(num_choices), max(num_choices))  # (D, K)
-        # Row 0 starts the sequence; the last decision's options are nobody's input.
-        self.embedding = nn.Parameter(torch.empty(1 + sum(num_choices[:-1]), num_units))
-        # By way of "meta", because its own initialisation would draw from the global random state.
-        self.lstm = nn.LSTM(num_units, num_units, device="meta").to_empty(device="cpu")
-        self.head_weight = nn.Parameter(torch.empty(*shape, num_units))
-        self.head_bias = nn.Parameter(torch.zeros(shape))
-        for name, parameter in self.named_parameters():
-            if name != "head_bias":
-                nn.init.uniform_(parameter, -_INITIAL_RANGE, _INITIAL_RANGE, generator=generator)
-        first_rows = list(itertools.accumulate(num_choices[:-1], initial=1))
-        self.register_buffer("_first_rows", torch.tensor(first_rows), persistent=False)  # (D,)
-        padded = torch.arange(shape[1]) >= torch.tensor(num_choices).unsqueeze(1)
-        self.register_buffer("_padded", padded, persistent=False)  # (D, K)
 
-    def forward(self, decisions: Tensor) -> Tensor:
-        """Log-probabilities of every option of every decision, given the decisions before it; in one pass.
-
-        Args:
-            decisions: (n, D), integers.
-
-        Returns:
-            (n, D, K); −∞ where a decision has fewer options than K.
-        """
-        rows = F.pad(self._first_rows[:-1] + decisions[:, :-1], (1, 0))  # (n, D)
-        hidden, _ = self.lstm(F.embedding(rows.t(), self.embedding))  # (D, n, H)
-        return self._log_probabilities(hidden, slice(None)).transpose(0, 1)
-
-    @torch.no_grad()
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw n sequences of decisions at once.
-
-        Args:
-            n: How many.
-            generator: The source of randomness, on the controller's device.
-
-        Returns:
-            (n, D), integers.
-        """
-        rows, state, decisions = self._first_rows.new_zeros(n), None, []
-        for position, first_row in enumerate(self._first_rows):
-            hidden, state = self.lstm(F.embedding(rows, self.embedding).unsqueeze(0), state)  # (1, n, H)
-            probabilities = self._log_probabilities(hidden, slice(position, position + 1))[0].exp()  # (n, K)
-            decisions.append(torch.multinomial(probabilities, 1, generator=generator).squeeze(1))
-            rows = first_row + decisions[-1]
-        return torch.stack(decisions, 1)
-
-    def _log_probabilities(self, hidden: Tensor, positions: slice) -> Tensor:
-        """(d, n, K) from hidden states (d, n, H) at the d `positions`."""
-        bias, weight = self.head_bias[positions].unsqueeze(1), self.head_weight[positions]
-        logits = torch.baddbmm(bias, hidden, weight.mT)  # (d, n, K)
-        logits = self.tanh_constant * torch.tanh(logits / self.temperature)
-        return logits.masked_fill(self._padded[positions].unsqueeze(1), -math.inf).log_softmax(-1)
+    def _logits(self, outputs: Tensor) -> Tensor:
+        return self.tanh_constant * torch.tanh(outputs / self.temperature)
 
 
 def surrogate(
@@ -382,17 +317,7 @@ class EnasStrategy(Strategy[A]):
         Raises:
             InputError: If it was saved for another space or with other options; the message says which.
         """
-        mine = asdict(self.options)
-        differences = [
-            f"{name}={saved} (here {mine.get(name)})"
-            for name, saved in state["options"].items()
-            if saved != mine.get(name)
-        ]
-        if differences:
-            raise InputError(
-                f"Expected the state of a controller with the same options, but got {', '.join(differences)}. "
-                "Load it into a strategy with the options it was saved with."
-            )
+        expect_same_options(asdict(self.options), state["options"])
         super().load_state_dict(state)
         self.controller.load_state_dict(state["controller"])
         # The optimizer would go on to write into the tensors that it is given.

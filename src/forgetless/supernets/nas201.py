@@ -106,6 +106,11 @@ class ImageSupernet(nn.Module, ABC, Generic[A]):
             InputError: If the images have another shape, the architecture is not a member, or, with `norm="batch"`
                 in eval mode, it was not recalibrated since the last training.
         """
+        self._check(images, architecture)
+        return self._logits(images, architecture)
+
+    def _check(self, images: Tensor, architecture: A) -> None:
+        """Refuse what `forward` cannot compute, with its errors."""
         self.space.encode(architecture)  # refuses strangers
         if tuple(images.shape[1:]) != self.image_shape:
             raise InputError(
@@ -117,7 +122,6 @@ class ImageSupernet(nn.Module, ABC, Generic[A]):
                 f"Expected batch statistics of '{architecture}' in eval mode, but got none of it since the last "
                 "training. Call recalibrate(architecture, batches) first, or use norm='group'."
             )
-        return self._logits(images, architecture)
 
     @torch.no_grad()
     def recalibrate(self, architecture: A, batches: Iterable[Tensor]) -> None:
@@ -235,10 +239,14 @@ class _Cell(nn.Module):
             }
         )
 
-    def forward(self, x: Tensor, live: dict[tuple[int, int], str]) -> Tensor:
+    def forward(
+        self, x: Tensor, live: dict[tuple[int, int], str], weights: dict[tuple[int, int], Tensor] | None
+    ) -> Tensor:
         nodes = {0: x}
         for (source, target), operation in live.items():
             y = self._edge_output((source, target), operation, nodes[source])
+            if weights is not None:
+                y = weights[source, target] * y
             nodes[target] = nodes[target] + y if target in nodes else y
         return nodes[3]
 
@@ -404,7 +412,38 @@ class Nas201Supernet(ImageSupernet[Nas201Architecture]):
     def _stage(self, stage: int) -> nn.ModuleList:
         return cast("nn.ModuleList", self.stages[stage])
 
-    def _logits(self, images: Tensor, architecture: Nas201Architecture) -> Tensor:
+    def forward(self, images: Tensor, architecture: Nas201Architecture, edge_weights: Tensor | None = None) -> Tensor:
+        """The logits of each image, as `ImageSupernet.forward`; its errors, too.
+
+        Args:
+            images: (B, channels, height, width), as `image_shape`.
+            architecture: A member of the space.
+            edge_weights: (6,), multiplied to the outputs of the edges, in the order of `NAS201_EDGES` and the same in
+                every cell, so that a loss has a gradient with respect to them; those of edges that are not computed
+                have gradient 0. If None nothing is multiplied.
+
+        Returns:
+            Logits (B, K).
+
+        Raises:
+            InputError: With the errors of `ImageSupernet.forward`, or if `edge_weights` has another shape.
+        """
+        self._check(images, architecture)
+        if edge_weights is None:
+            return self._logits(images, architecture)
+        if edge_weights.shape != (len(NAS201_EDGES),):
+            raise InputError(
+                f"Expected edge_weights of shape ({len(NAS201_EDGES)},), but got {tuple(edge_weights.shape)}. Give one "
+                "per edge of NAS201_EDGES."
+            )
+        return self._logits(images, architecture, dict(zip(NAS201_EDGES, edge_weights, strict=True)))
+
+    def _logits(
+        self,
+        images: Tensor,
+        architecture: Nas201Architecture,
+        edge_weights: dict[tuple[int, int], Tensor] | None = None,
+    ) -> Tensor:
         live = live_edges(architecture)
         if live:
             x = self.stem(images)
@@ -412,7 +451,7 @@ class Nas201Supernet(ImageSupernet[Nas201Architecture]):
                 if stage > 0:
                     x = self.reductions[stage - 1](x)
                 for cell in self._stage(stage):
-                    x = cell(x, live)
+                    x = cell(x, live, edge_weights)
         else:
             height, width = (-(-size // 4) for size in self.image_shape[1:])
             x = images.new_zeros(len(images), self.classifier.in_features, height, width)

@@ -1,0 +1,21 @@
+"""No search: architectures drawn uniformly, untouched by any shared weights. What every search must beat."""
+
+from typing import ClassVar
+
+from forgetless.architecture import A
+from forgetless.strategies.uniform import UniformStrategy
+
+
+class RandomStrategy(UniformStrategy[A]):
+    """Hands over architectures in the order in which they were drawn.
+
+    Source: the baseline of Yu et al., Evaluating the Search Phase of NAS, ICLR 2020, arXiv:1902.08142. No shared
+    weights are trained and no rewards are measured: a search of it makes no epoch and takes no time. `uniform` draws
+    in the same way, but ranks what it has drawn by shared weights.
+
+    >>> from forgetless.architecture import RecurrentSpace
+    >>> [str(architecture) for architecture in RandomStrategy(RecurrentSpace(2), seed=3).propose_final(2)]
+    ['tanh(0) sigmoid(1)', 'tanh(0) relu(0)']
+    """
+
+    trains_shared_weights: ClassVar[bool] = False
