@@ -54,6 +54,28 @@ def test_against_a_truth(searched, truth, tmp_path, capsys):
     assert json.loads((tmp_path / "evaluation.json").read_text()) == found
 
 
+def test_no_search_is_evaluated_and_shown_like_any_other(truth, tmp_path, capsys):
+    path = tmp_path / "random"
+    arms = [word for word in SEARCH if word not in {"--protection", "none", "wpl"}]
+    arms = [*arms[: arms.index("--operations")], "--operations", *OPERATIONS]
+    assert main([*arms, "--strategy", "random", "--seeds", "2", "--output", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "Strategy random: no shared weights, no rewards, no forgetting." in shown
+    assert "Forgetting err" not in shown
+    page = (path / "report.html").read_text()
+    assert "No search: the architectures are drawn uniformly, and no weights are shared." in page
+    assert "epoch 0" not in page
+    assert not list(path.glob("trained-*"))
+    found = evaluated(capsys, path, "--truth", truth, "--column", "accuracy", "--top", "2", "--estimates", "30")
+    assert [search["strategy"] for search in found["searches"]] == ["random", "random"]
+    assert [(search["tau"], search["seconds"]) for search in found["searches"]] == [(None, 0.0)] * 2
+    assert all(len(search["found"]) == len(search["random"]) == 2 for search in found["searches"])
+    assert main(["interference", str(path)]) == 2
+    assert "strategy random, which trains none" in capsys.readouterr().err
+    assert main([*arms, "--strategy", "random", "--compare"]) == 2
+    assert "for --compare, but got random" in capsys.readouterr().err
+
+
 def test_by_training_what_is_kept_is_not_trained_again(searched, tmp_path, capsys):
     options = (
         "--top",

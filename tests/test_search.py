@@ -1,12 +1,15 @@
 import dataclasses
 import io
+import itertools
 import json
 import math
+from functools import partialmethod
 
 import pytest
 import torch
 
 from forgetless.errors import InputError
+from forgetless.evaluation.searches import finished_searches
 from forgetless.runs import CHECKPOINT, RunFolder
 from forgetless.search import (
     Gradients,
@@ -14,10 +17,14 @@ from forgetless.search import (
     SearchArm,
     SearchConfig,
     load_task,
+    make_space,
+    measure_arms,
     reconcile,
     run,
     search_arms,
+    shared_weight_rewards,
 )
+from forgetless.strategies import EvolutionOptions, NaoOptions, RandomStrategy
 from forgetless.training import cpu_arithmetic
 
 TINY = SearchConfig(
@@ -300,6 +307,89 @@ def test_rivals_run_and_go_on_bit_for_bit(config, protection):
     assert numbers[2]["mean_step"] != plain[2]["mean_step"]
 
 
+@pytest.mark.parametrize("strategy", ["evolution", "nao", "gdas"])
+def test_every_strategy_goes_on_bit_for_bit(strategy, monkeypatch):
+    """From the second epoch of two on, to the derived architecture; and learns from as many rewards as any."""
+    monkeypatch.setattr(EvolutionOptions, "__init__", partialmethod(EvolutionOptions.__init__, population_size=4))
+    monkeypatch.setattr(NaoOptions, "__init__", partialmethod(NaoOptions.__init__, min_observations=4, num_units=8))
+    sizes = {"strategy_steps": 2, "epochs": 2, "models_per_epoch": 2, "final_batches": 1}
+    config = dataclasses.replace(TINY, strategy=strategy, protection=("wpl",), **sizes)
+    states, asked = [], []
+    measure = Search._rewards
+    monkeypatch.setattr(Search, "_rewards", lambda self, cells: asked.append(len(cells)) or measure(self, cells))
+
+    def keep(record, state):
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        states.append(buffer.getvalue())
+
+    records = run(config, on_epoch=keep)
+    assert asked == [3] * 4 + [3]
+    assert len(records) == 3
+    again = run(config, records=records[:1], checkpoint=torch.load(io.BytesIO(states[0]), weights_only=True))
+    assert without_time(again) == without_time(records)
+    json.dumps(records, allow_nan=False)
+
+
+def test_gdas_descends_on_the_reward_split_and_leaves_no_gradients(monkeypatch):
+    config = dataclasses.replace(TINY, strategy="gdas", protection=("none",), strategy_steps=2)
+    task = load_task(config)
+    search = Search(config, task, SearchArm(0, "none"))
+    images = torch.cat([images for images, _ in task.batches("reward")])
+    seen = []
+    forward = search.supernet.forward
+
+    def record(x, cell, *weights):
+        if weights:
+            seen.append(x)
+            assert search.supernet.training
+            assert (weights[0] == 1).all()
+        return forward(x, cell, *weights)
+
+    monkeypatch.setattr(search.supernet, "forward", record)
+    search.optimizer.zero_grad()
+    shared = [weight.detach().clone() for weight in search.supernet.parameters()]
+    before = search.strategy.logits.detach().clone()
+    search._learn()
+    assert all(weight.grad is None for weight in search.supernet.parameters())
+    assert all(map(torch.equal, search.supernet.parameters(), shared))
+    assert not torch.equal(search.strategy.logits, before)
+    search.epoch = 1
+    search._learn()
+    assert len(seen) == 12
+    assert all(map(torch.equal, seen, itertools.cycle(torch.split(images, 16))))
+
+
+def test_no_search_hands_over_what_it_draws_and_measures_nothing(monkeypatch):
+    config = dataclasses.replace(TINY, strategy="random", seeds=2, final_samples=6, final_batches=1)
+    assert config.protection == ("none",)
+
+    def refuse(*arguments):
+        pytest.fail("shared weights are used")
+
+    for name in ("reward", "one_epoch", "_train"):
+        monkeypatch.setattr(Search, name, refuse)
+    states, shown = [], []
+    records = run(config, on_epoch=lambda record, state: states.append(state), on_progress=shown.append)
+    assert [(r["event"], r["seed"]) for r in records] == [("derived", 0), ("derived", 1)]
+    for record in records:
+        drawn = RandomStrategy(make_space(config), record["seed"]).propose(6)
+        assert [record["architecture"], None] == record["candidates"][0]
+        assert record["candidates"] == [[str(cell), None] for cell in dict.fromkeys(drawn)]
+        assert record["reward"] is None
+        assert record["derived_test_error"] is not None
+    assert [progress.total for progress in shown] == [2, 2]
+    again = run(config, records=records[:1], checkpoint=states[0])
+    assert without_time(again) == without_time(records)
+    assert reconcile(config, records, states[1]) == records
+    (search, _) = finished_searches("runs/one", config, records)
+    assert [[str(cell), None] for cell in search.ranking] == records[0]["candidates"]
+    assert search.seconds == 0
+    for measure in (measure_arms, lambda *a: shared_weight_rewards(*a, [])):
+        with pytest.raises(InputError, match="Expected a search that trains shared weights, but got one with"):
+            measure(config, states)
+
+
 def test_candidates_are_ranked_best_first_and_what_diverged_last(monkeypatch):
     config = dataclasses.replace(TINY, final_samples=12, protection=("none",))
     search = Search(config, load_task(config), SearchArm(0, "none"))
@@ -345,6 +435,8 @@ def test_control_arm_comes_after_wpl():
         ({"alpha": math.nan}, "Expected alpha to be finite"),
         ({"alpha_decay": 1.1}, r"Expected alpha_decay in \[0, 1\], but got 1.1"),
         ({"epochs": 0}, "Expected epochs to be at least 1"),
+        ({"strategy": "random", "final_samples": 0}, "final_samples of at least 1 for the strategy random, but got 0"),
+        ({"strategy": "gdas", "space": "cell"}, "Expected the space nas201 for the strategy gdas, but got cell"),
         ({"final_samples": -1}, "Expected final_samples to be at least 0"),
         ({"learning_rate": 0.0}, "Expected learning_rate to be finite and above 0"),
         ({"importance": "heldout"}, "Did you mean 'held-out'"),

@@ -14,11 +14,38 @@ from scipy import stats
 
 from forgetless.architecture import CellSpace, Nas201Space, RecurrentSpace
 from forgetless.errors import InputError
-from forgetless.strategies import STRATEGIES, EnasOptions, EnasStrategy, UniformStrategy, make_strategy
+from forgetless.strategies import (
+    STRATEGIES,
+    EnasOptions,
+    EnasStrategy,
+    EvolutionOptions,
+    NaoOptions,
+    UniformStrategy,
+    make_strategy,
+)
 from forgetless.strategies.enas import surrogate
 
 TINY = RecurrentSpace(3, ("tanh", "relu"))  # decisions of 1, 2, 2, 2, 3, 2 options: 48 cells
 SMALL = EnasOptions(num_units=16, learning_rate=0.01)
+OPTIONS = {
+    "enas": SMALL,
+    "evolution": EvolutionOptions(population_size=8, tournament_size=3),
+    "nao": NaoOptions(num_units=8, training_steps=3, min_observations=6),
+}
+
+
+def space_of(name):
+    """A small space that a strategy is for."""
+    return Nas201Space(("none", "skip_connect", "nor_conv_1x1")) if name == "gdas" else TINY
+
+
+def made(name, seed=0, space=None):
+    """A strategy; of one that uses gradients the loss is made up."""
+    space = space or space_of(name)
+    strategy = make_strategy(name, space, seed=seed, **OPTIONS)
+    if strategy.uses_gradients:
+        strategy.loss = lambda cell, weights: (weights * torch.tensor(space.encode(cell))).sum()
+    return strategy
 
 
 def uneven(seed=0, space=TINY, **options):
@@ -222,7 +249,7 @@ def test_the_baseline_is_the_moving_average_of_earlier_batches():
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_reward_that_is_not_finite_is_counted_and_left_out_of_averages(name, bad):
-    strategy = make_strategy(name, TINY, enas=SMALL)
+    strategy = made(name)
     metrics = strategy.learn(strategy.propose(3), [0.5, bad, 0.25])
     assert metrics["num_diverged"] == 1
     assert metrics["mean_reward"] == 0.375
@@ -283,7 +310,7 @@ def go_on(strategy, steps):
     seen = []
     for step in range(steps):
         batch = strategy.propose(4)
-        rewards = [0.1 * sum(TINY.encode(architecture)) for architecture in batch]
+        rewards = [0.1 * sum(strategy.space.encode(architecture)) for architecture in batch]
         if step == 1:
             rewards[0] = math.nan
         seen.append((batch, strategy.learn(batch, rewards)))
@@ -293,18 +320,19 @@ def go_on(strategy, steps):
 @pytest.mark.parametrize("steps_before", [0, 3])
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_restored_strategy_continues_bit_for_bit(name, steps_before):
-    strategy = make_strategy(name, TINY, seed=1, enas=SMALL)
+    strategy = made(name, 1)
     go_on(strategy, steps_before)
     file = io.BytesIO()
     torch.save(strategy.state_dict(), file)
     held = strategy.state_dict()  # must not follow the strategy, nor those it is loaded into
-    expected = go_on(strategy, 4)
+    expected, final = go_on(strategy, 4), None
     file.seek(0)
     for state in (torch.load(file, weights_only=True), held, held):
-        twin = make_strategy(name, TINY, seed=2, enas=SMALL)
+        twin = made(name, 2)
         go_on(twin, 1)
         twin.load_state_dict(state)
         assert go_on(twin, 4) == expected
+        assert twin.propose_final(6) == (final := final or strategy.propose_final(6))
         if isinstance(strategy, EnasStrategy):
             assert same(parameters(twin), parameters(strategy))
 
@@ -317,12 +345,12 @@ def test_the_seed_decides_and_global_random_states_do_not_move(name):
     before = states()
     runs = []
     for seed in (5, 5, 6):
-        runs.append(go_on(make_strategy(name, TINY, seed=seed, enas=SMALL), 3))
+        runs.append(go_on(made(name, seed), 3))
         torch.rand(1)
         torch.set_rng_state(torch.tensor(before[0], dtype=torch.uint8))
     assert states() == before
     torch.manual_seed(77)
-    assert go_on(make_strategy(name, TINY, seed=5, enas=SMALL), 3) == runs[0]
+    assert go_on(made(name, 5), 3) == runs[0]
     assert torch.equal(torch.get_rng_state(), torch.manual_seed(77).get_state())
     assert runs[0] == runs[1] != runs[2]
 
@@ -331,21 +359,24 @@ def test_the_seed_decides_and_global_random_states_do_not_move(name):
 
 
 def test_an_unknown_strategy_is_refused():
-    with pytest.raises(InputError, match=r"Expected strategy to be one of uniform, enas, but got 'eans'\. Did you"):
+    with pytest.raises(
+        InputError, match=r"Expected strategy to be one of uniform, .*, random, but got 'eans'\. Did you"
+    ):
         make_strategy("eans", TINY)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_calls_that_make_no_sense_are_refused(name):
-    strategy = make_strategy(name, TINY, enas=SMALL)
-    with pytest.raises(InputError, match="at least 1 architecture to be proposed, but got 0"):
-        strategy.propose(0)
+    strategy = made(name)
+    for propose in (strategy.propose, strategy.propose_final):
+        with pytest.raises(InputError, match="at least 1 architecture to be proposed, but got 0"):
+            propose(0)
     with pytest.raises(InputError, match="at least 1 architecture to learn from, but got none"):
         strategy.learn([], [])
     with pytest.raises(InputError, match="one reward per architecture, but got 1 for 2"):
         strategy.learn(strategy.propose(2), [0.5])
-    other = make_strategy(name, RecurrentSpace(2), enas=SMALL)
-    with pytest.raises(InputError, match=r"state of a strategy for .*num_nodes=3.*, but got one for .*num_nodes=2"):
+    other = made(name, space=Nas201Space() if name == "gdas" else RecurrentSpace(2))
+    with pytest.raises(InputError, match=r"state of a strategy for \w+\(.+\), but got one for \w+\(.*\)\. Load"):
         strategy.load_state_dict(other.state_dict())
 
 

@@ -67,17 +67,18 @@ class Decoder(nn.Module):
         hidden, _ = self.lstm(self._inputs(rows.t(), context))  # (D, n, H)
         return self._log_probabilities(hidden, slice(None)).transpose(0, 1)
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw n sequences of decisions at once, without a context.
+    def sample(self, n: int, generator: torch.Generator, context: Tensor | None = None) -> Tensor:
+        """Draw n sequences of decisions at once.
 
         Args:
             n: How many.
             generator: The source of randomness, on the decoder's device.
+            context: z, (n, H); none if None.
 
         Returns:
             (n, D), integers.
         """
-        return self._emit(n, lambda log_p: torch.multinomial(log_p.exp(), 1, generator=generator).squeeze(1))
+        return self._emit(n, lambda log_p: torch.multinomial(log_p.exp(), 1, generator=generator).squeeze(1), context)
 
     def decode(self, context: Tensor) -> Tensor:
         """The sequence of each context that takes the most probable option at every step.
@@ -125,14 +126,17 @@ def bare_lstm(num_units: int) -> nn.LSTM:
     return nn.LSTM(num_units, num_units, device="meta").to_empty(device="cpu")
 
 
-def draw_weights(module: nn.Module, generator: torch.Generator, *, but: str = "") -> None:
-    """Draw the weights of a module uniformly from ±0.1, in the order of their names.
+def draw_weights(
+    module: nn.Module, generator: torch.Generator, *, within: float = _INITIAL_RANGE, but: str = ""
+) -> None:
+    """Draw the weights of a module uniformly from ± `within`, in the order of their names.
 
     Args:
         module: Whose weights.
         generator: The source of randomness.
+        within: The range.
         but: The name of one that is left as it is.
     """
     for name, parameter in module.named_parameters():
         if name != but:
-            nn.init.uniform_(parameter, -_INITIAL_RANGE, _INITIAL_RANGE, generator=generator)
+            nn.init.uniform_(parameter, -within, within, generator=generator)

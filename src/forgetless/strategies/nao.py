@@ -41,7 +41,7 @@ class NaoOptions:
         num_seeds: How many of the best are climbed from.
         training_steps: Of Adam in a call of `learn`.
         batch_size: Architectures of such a step.
-        step_size: Length of a step in the latent space, whose points all have length 1.
+        step_size: Length of a step in the latent space, as a share of the length that all of its points have.
         ascent_steps: Steps climbed from each seed; each place on the way is decoded.
 
     Raises:
@@ -53,12 +53,12 @@ class NaoOptions:
     """
 
     num_units: int = 64
-    learning_rate: float = 0.003
+    learning_rate: float = 0.005
     predictor_weight: float = 0.8
     memory_size: int = 200
     min_observations: int = 30
     num_seeds: int = 20
-    training_steps: int = 20
+    training_steps: int = 10
     batch_size: int = 64
     step_size: float = 0.1
     ascent_steps: int = 10
@@ -85,7 +85,10 @@ class NaoOptions:
 class LatentModel(nn.Module):
     """Encoder, predictor and decoder.
 
-        z = u / ‖u‖,  u = mean_t h_t,  h_t = LSTM(e(a_t), h_{t−1});    f(z) = w · relu(V z + c) + d
+        z = √H u / ‖u‖,  u = mean_t h_t,  h_t = LSTM(e(a_t), h_{t−1});    f(z) = w · relu(V z + c) + d
+
+    Weights start uniformly in ±1/√H and the embeddings e in ±1, those of the decoder as it has them: latents that
+    hardly differ are slow to be told apart.
 
     Differences to the paper: the latent is one vector; there it is all h_t, and the decoder attends to them.
 
@@ -110,7 +113,9 @@ class LatentModel(nn.Module):
         self.predictor_bias = nn.Parameter(torch.empty(num_units))
         self.predictor_output = nn.Parameter(torch.empty(num_units))
         self.predictor_offset = nn.Parameter(torch.empty(()))
-        draw_weights(self, generator)
+        self.radius = math.sqrt(num_units)
+        draw_weights(self, generator, within=1 / self.radius)
+        nn.init.uniform_(self.embedding, -1, 1, generator=generator)
         self.decoder = Decoder(num_choices, num_units, generator)
         choices = torch.tensor(num_choices)
         self.register_buffer("_first_rows", choices.cumsum(0) - choices, persistent=False)  # (D,)
@@ -118,7 +123,7 @@ class LatentModel(nn.Module):
     def encode(self, decisions: Tensor) -> Tensor:
         """The latents z, (n, H), of decisions (n, D)."""
         hidden, _ = self.lstm(F.embedding((self._first_rows + decisions).t(), self.embedding))  # (D, n, H)
-        return F.normalize(hidden.mean(0), dim=1)
+        return self.radius * F.normalize(hidden.mean(0), dim=1)
 
     def predict(self, latent: Tensor) -> Tensor:
         """The predicted rewards f(z), (n,), in standard deviations from the mean."""
@@ -128,7 +133,7 @@ class LatentModel(nn.Module):
     def climb(self, latent: Tensor, step_size: float) -> Tensor:
         """A step up the gradient of f along the sphere on which all latents lie.
 
-            z ← (z + η g) / ‖z + η g‖,    g = (∇f − (∇f · z) z), scaled to length 1
+            z ← √H (z + η g) / ‖z + η g‖,    g = ∇f − (∇f · z) z / H, scaled to length √H
 
         Args:
             latent: z, (n, H).
@@ -140,8 +145,8 @@ class LatentModel(nn.Module):
         latent = latent.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(self.predict(latent).sum(), latent)
         with torch.no_grad():
-            along = gradient - (gradient * latent).sum(1, keepdim=True) * latent
-            return F.normalize(latent + step_size * F.normalize(along, dim=1), dim=1)
+            along = gradient - (gradient * latent).mean(1, keepdim=True) * latent
+            return self.radius * F.normalize(latent + step_size * self.radius * F.normalize(along, dim=1), dim=1)
 
 
 class NaoStrategy(Strategy[A]):
@@ -149,10 +154,12 @@ class NaoStrategy(Strategy[A]):
 
     `propose` is uniform until there are `min_observations` rewards. Then it climbs from all of the `num_seeds` best
     remembered ones, decodes every place on the way by the most probable decisions, and takes those that are not
-    remembered, the places of few steps first and seeds in random order; what is missing to n is drawn uniformly. So
-    does the paper, whose step grows until there are enough new architectures. `propose_final` gives the best
-    remembered for one half, for the search to measure once more, and proposals for the other: the paper hands over the
-    best of all.
+    remembered, the places of few steps first and seeds in random order. What is missing to n is decoded from the same
+    places by decisions drawn from the decoder, and if that is not enough, drawn uniformly. The paper lets the step grow
+    until there are enough new architectures; in small spaces that leads back to the same few.
+
+    `propose_final` gives the best remembered for one half, for the search to measure once more, and proposals for the
+    other: the paper hands over the best of all.
 
     `learn` remembers rewards and takes some steps of Adam on the loss above, on random batches of what is remembered.
     Rewards are normalised to mean 0 and standard deviation 1 of the memory. The memory holds the newest; one that is
@@ -177,9 +184,9 @@ class NaoStrategy(Strategy[A]):
     >>> strategy = NaoStrategy(RecurrentSpace(4), options=NaoOptions(num_units=16))
     >>> for _ in range(12):  # the more ReLUs, the better
     ...     cells = strategy.propose(10)
-    ...     metrics = strategy.learn(cells, [str(cell).count("relu") / 4 for cell in cells])
-    >>> metrics["mean_reward"] > 0.6
-    True
+    ...     metrics = strategy.learn(cells, [float(str(cell).count("relu")) for cell in cells])
+    >>> max(str(cell).count("relu") for cell in strategy.propose_final(10))
+    4
     """
 
     def __init__(self, space: Space[A], seed: int = 0, options: NaoOptions | None = None) -> None:
@@ -217,7 +224,9 @@ class NaoStrategy(Strategy[A]):
         for _ in range(self.options.ascent_steps):
             latent = self.model.climb(latent, self.options.step_size)
             places.append(latent)
-        found = dict.fromkeys(map(tuple, self.model.decoder.decode(torch.cat(places)).tolist()))
+        way = torch.cat(places)
+        likely, drawn = self.model.decoder.decode(way), self.model.decoder.sample(len(way), self.generator, way)
+        found = dict.fromkeys(map(tuple, torch.cat([likely, drawn]).tolist()))
         return [decisions for decisions in found if decisions not in self.memory]
 
     def _propose_final(self, n: int) -> list[A]:
