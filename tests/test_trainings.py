@@ -178,7 +178,7 @@ def test_a_failed_training_is_made_again(tmp_path, workers):
 def test_a_training_that_fails_for_good_is_reported_and_loses_no_other(tmp_path, workers):
     results, failures = run_trainings(many(), TrainingStore(tmp_path), workers=workers, runner=always_fails)
     assert [r and r["validation_error"] for r in results] == [0.0, None, 0.2, 0.3, 0.4]
-    assert [(failure.training.seed, failure.reason) for failure in failures] == [(1, "RuntimeError: no luck")]
+    assert [(failure.job.seed, failure.reason) for failure in failures] == [(1, "RuntimeError: no luck")]
 
 
 def test_a_process_that_dies_is_replaced(tmp_path):
@@ -191,7 +191,7 @@ def test_a_process_that_dies_is_replaced(tmp_path):
 def test_who_runs_beside_a_dying_process_is_not_to_blame(tmp_path):
     results, failures = run_trainings(many(), TrainingStore(tmp_path), workers=2, runner=always_dies)
     assert [r and r["validation_error"] for r in results] == [0.0, None, 0.2, 0.3, 0.4]
-    assert [failure.training.seed for failure in failures] == [1]
+    assert [failure.job.seed for failure in failures] == [1]
 
 
 def test_a_pool_that_broke_before_a_submission_is_replaced(tmp_path):

@@ -25,10 +25,11 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Column
+from rich.table import Column, Table
 from rich.text import Text
 
-from forgetless import __version__, search
+from forgetless import __version__, comparison, search
+from forgetless.comparison import ComparisonConfig
 from forgetless.errors import InputError, expect_one_of
 from forgetless.evaluation.benchmark import make_benchmark
 from forgetless.evaluation.run import EvaluatedRun, EvaluationConfig, run_evaluation
@@ -37,7 +38,10 @@ from forgetless.experiments import two_model
 from forgetless.experiments.two_model import TwoModelConfig
 from forgetless.protection import MATCHED
 from forgetless.report import (
+    ComparisonResult,
+    Result,
     SearchResult,
+    comparison_table,
     evaluation_table,
     interference_table,
     load_result,
@@ -47,6 +51,7 @@ from forgetless.report import (
     write_report,
 )
 from forgetless.runs import (
+    COMPARE,
     EVALUATION,
     EXPERIMENT,
     REPORT,
@@ -132,6 +137,27 @@ def search_command(
     _start(SEARCH, config, output, overwrite=overwrite, as_json=as_json, tensorboard=tensorboard)
 
 
+@app.command(name=COMPARE)
+def compare_command(
+    config: Annotated[ComparisonConfig | None, Parameter(name="*")] = None,
+    *,
+    output: Path | None = None,
+    overwrite: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Protections, strategies and seeds side by side on one space: one table, one page, and what is significant.
+
+    Args:
+        config: What to do.
+        output: Folder for all searches and the report; a new one below runs/ by default.
+        overwrite: Replace the folder if it exists.
+        as_json: Print the result as JSON on standard output, and nothing else there.
+    """
+    config = config or ComparisonConfig()
+    comparison.check(config)  # bad input is refused before anything is written
+    _start(COMPARE, config, output, overwrite=overwrite, as_json=as_json)
+
+
 @app.command
 def resume(
     run: Path, /, *, tensorboard: bool = False, as_json: Annotated[bool, Parameter(name="--json")] = False
@@ -175,7 +201,7 @@ def interference_command(
     folder = RunFolder(run)
     result = load_result(folder)
     if not isinstance(result, SearchResult):
-        raise InputError(f"Expected the run of a search, but {run} is one of {TWO_MODEL}. Name another folder.")
+        raise InputError(f"Expected the run of a search, but {run} is of another kind. Name another folder.")
     states = _trained_states(folder, result.config, seed, protection)
     with _progress_bar() as show:
         arms = search.measure_arms(
@@ -267,7 +293,7 @@ def benchmark_command(
 def _evaluated(folder: RunFolder) -> EvaluatedRun:
     result = load_result(folder)
     if not isinstance(result, SearchResult):
-        raise InputError(f"Expected the run of a search, but {folder.path} is one of {TWO_MODEL}. Name another folder.")
+        raise InputError(f"Expected the run of a search, but {folder.path} is of another kind. Name another folder.")
     return EvaluatedRun(folder.path.name, result.config, result.records, folder.load_trained)
 
 
@@ -348,16 +374,9 @@ def _start(
     """Make the run folder, then do all of the run."""
     stamp = dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     path = output or Path("runs") / f"{experiment}-{Path(config.data).stem}-{stamp}"
-    values = {EXPERIMENT: experiment, **_as_toml(config)}
+    values = {EXPERIMENT: experiment, **config.to_toml()}
     folder = RunFolder.create(path, values, device=config.device, overwrite=overwrite)
     _go_on(folder, as_json=as_json, tensorboard=tensorboard)
-
-
-def _as_toml(config: Config) -> dict[str, Any]:
-    return {
-        name: list(value) if isinstance(value, tuple) else str(value) if name == "wiring" else value
-        for name, value in dataclasses.asdict(config).items()
-    }
 
 
 def _go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False) -> None:
@@ -380,13 +399,32 @@ def _go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False) -> No
         write_report([folder], path)
     result = load_result(folder)
     if as_json:
-        records = {"records": result.records} if isinstance(result, SearchResult) else {"runs": result.runs}
-        shown = {"config": folder.config, "environment": folder.environment, **records, "summary": result.summary()}
-        print(json.dumps(shown, allow_nan=False))  # noqa: T201
+        shown = {"config": folder.config, "environment": folder.environment, **_records_of(result)}
+        print(json.dumps({**shown, "summary": result.summary()}, allow_nan=False))  # noqa: T201
     else:
         console = Console()
-        console.print(search_table(result) if isinstance(result, SearchResult) else summary_table(result))
+        console.print(_table_of(result))
         console.print(f"Report: {path}", soft_wrap=True, highlight=False)
+
+
+def _records_of(result: Result) -> dict[str, Any]:
+    if isinstance(result, ComparisonResult):
+        return {}  # those of its searches are in their own folders
+    return {"records": result.records} if isinstance(result, SearchResult) else {"runs": result.runs}
+
+
+def _table_of(result: Result) -> Table:
+    if isinstance(result, ComparisonResult):
+        return comparison_table(result)
+    return search_table(result) if isinstance(result, SearchResult) else summary_table(result)
+
+
+def _run_comparison(folder: RunFolder, values: dict[str, Any], show: Show, _: EpochScalars | None) -> None:
+    config = ComparisonConfig.from_dict(values)
+    with _warnings_in_one_line():
+        failures = comparison.run_comparison(folder, config, on_progress=_show_search(show))
+    for name, reason in failures.items():
+        _complain(f"{name} failed: {reason}")
 
 
 def _run_two_model(folder: RunFolder, values: dict[str, Any], show: Show, _: EpochScalars | None) -> None:
@@ -400,26 +438,10 @@ def _run_two_model(folder: RunFolder, values: dict[str, Any], show: Show, _: Epo
 
 
 def _run_search(folder: RunFolder, values: dict[str, Any], show: Show, scalars: EpochScalars | None) -> None:
-    def on_epoch(record: dict[str, Any], state: dict[str, Any]) -> None:
-        if record["event"] == "epoch" and record["epoch"] == config.num_epochs - 1:
-            # First, because once there is a checkpoint this epoch is not done again.
-            folder.save_trained(record["seed"], record["protection"], state)
-        folder.save_checkpoint(state)
-        folder.append(record)
-        if scalars is not None:
-            scalars.write(record)
-
     config = SearchConfig.from_dict(values)
+    on_record = None if scalars is None else scalars.write
     with _warnings_in_one_line():
-        checkpoint = folder.load_checkpoint()
-    found = folder.records()
-    kept = search.reconcile(config, found, checkpoint)
-    if kept != found:
-        folder.replace_records(kept)
-    if scalars is not None:
-        for record in kept:
-            scalars.write(record)
-    search.run(config, records=kept, checkpoint=checkpoint, on_epoch=on_epoch, on_progress=_show_search(show))
+        search.run_in_folder(config, folder, on_record=on_record, on_progress=_show_search(show))
 
 
 def _show_search(show: Show) -> Callable[[search.SearchProgress], None]:
@@ -463,6 +485,7 @@ def _trained_states(
 _RUN: dict[str, Callable[[RunFolder, dict[str, Any], Show, EpochScalars | None], None]] = {
     TWO_MODEL: _run_two_model,
     SEARCH: _run_search,
+    COMPARE: _run_comparison,
 }
 
 
@@ -503,7 +526,7 @@ def _progress_bar() -> Iterator[Show]:
 
     def show(description: str, done: float, total: int) -> None:
         nonlocal told
-        first, _, below.plain = description.partition("\n")
+        first, _, below.plain = description.rstrip().partition("\n")
         bar.update(task, description=first, total=total, completed=done)
         if not console.is_terminal and time.monotonic() - told >= _SECONDS_BETWEEN_LINES:
             told = time.monotonic()

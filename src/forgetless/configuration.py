@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any, Self
 
 from forgetless.errors import InputError, expect_one_of
@@ -29,6 +30,13 @@ class Configuration:
         for name in values:
             expect_one_of("option", name, known)
         return cls(**values)
+
+    def to_toml(self) -> dict[str, Any]:
+        """The same as TOML has it, to be read by `from_dict`."""
+        return {
+            name: list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Enum) else value
+            for name, value in dataclasses.asdict(self).items()  # type: ignore[call-overload]
+        }
 
     def _expect_arms(self, protections: tuple[str, ...]) -> None:
         for name in protections:

@@ -9,6 +9,7 @@
 | `trained-seed0-wpl.pt` | what a search's arm had come to after its last epoch; one per finished arm |
 | `interference.json`, `.png` | who overwrites whom on these, if it was measured |
 | `evaluation.json` | what its architectures are worth against random ones, if that was asked |
+| `enas/seed-3/` | the run folder of a search that is part of a comparison; one per strategy and seed |
 | `report.html` | made from the others, never read |
 | `tensorboard/` | the same, where it is asked for |
 """
@@ -33,8 +34,8 @@ import torch
 from forgetless.errors import InputError
 
 EXPERIMENT = "experiment"
-"""The key of config.toml that says of what a run is: of one of the two below."""
-TWO_MODEL, SEARCH = "two-model", "search"
+"""The key of config.toml that says of what a run is: of one of those below."""
+TWO_MODEL, SEARCH, COMPARE = "two-model", "search", "compare"
 """Experiments, by the name of their command and in config.toml."""
 
 CONFIG = "config.toml"

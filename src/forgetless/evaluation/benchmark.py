@@ -119,8 +119,8 @@ def make_benchmark(
     if failures:
         first = failures[0]
         raise InputError(
-            f"Expected every training to end, but {len(failures)} failed, first {first.training.architecture!r} with "
-            f"seed {first.training.seed} ({first.reason}). Run the command again; what is done is kept."
+            f"Expected every training to end, but {len(failures)} failed, first {first.job.architecture!r} with "
+            f"seed {first.job.seed} ({first.reason}). Run the command again; what is done is kept."
         )
     guess = _error_of_guessing(task)
     lines = [f"# {key}: {value}" for key, value in _about(name, benchmark, digest, task).items()]

@@ -109,7 +109,7 @@ def run_evaluation(
     searches = [(run, search) for run in runs for search in finished_searches(run.name, run.config, run.records)]
     truth = None if config.truth is None else read_truth(config.truth, make_space(runs[0].config), config.column)
     lower = truth.lower_is_better if truth is not None else True
-    failures: list[Failure] = []
+    failures: list[Failure[Training]] = []
     if truth is not None:
         trained = [dict(zip(truth.architectures, truth.values.tolist(), strict=True))] * len(searches)
     else:
@@ -123,7 +123,7 @@ def run_evaluation(
         "about": {**dataclasses.asdict(config), **_about(config, runs[0].config, truth), "lower_is_better": lower},
         "searches": records,
         "summary": summarise(records, lower_is_better=lower),
-        "failures": [[f.training.architecture, f.training.seed, f.reason] for f in failures],
+        "failures": [[f.job.architecture, f.job.seed, f.reason] for f in failures],
     }
 
 
@@ -140,7 +140,7 @@ def _train_all(
     searches: Sequence[tuple[EvaluatedRun, FinishedSearch]],
     store: TrainingStore,
     on_progress: Callable[[SearchProgress], None] | None,
-) -> tuple[list[dict[Any, float]], list[Failure]]:
+) -> tuple[list[dict[Any, float]], list[Failure[Training]]]:
     """For each search the mean test error of every architecture that it is judged by."""
     digests = {run.name: load_task(run.config).digest() for run, _ in searches}
     wanted: list[tuple[int, Any, Training]] = []

@@ -198,7 +198,7 @@ def summarise(records: Sequence[Record], *, lower_is_better: bool) -> list[Recor
         for name in (*measures, "probability_of_surpassing_random"):
             entry[name] = _interval([record[name] for record in group])
         for name in ("tau", "tau_unique", "tau_top"):
-            entry[name] = _interval([_value_of_tau(record[name]) for record in group])
+            entry[name] = _interval([value_of_tau(record[name]) for record in group])
         summary.append({**entry, **_test(group, -1.0 if lower_is_better else 1.0)})
     return summary
 
@@ -215,7 +215,12 @@ def _test(group: Sequence[Record], sign: float) -> Record:
     return {"gain": _interval(gains), "p": None, "test": None}
 
 
-def _value_of_tau(correlation: Record | None) -> float | None:
+def value_of_tau(correlation: Record | None) -> float | None:
+    """Kendall's tau of a record of `evaluate`; None where there is none.
+
+    Args:
+        correlation: What the record has under `tau`, `tau_unique` or `tau_top`.
+    """
     return None if correlation is None or correlation["tau"] is None else float(correlation["tau"]["mean"])
 
 

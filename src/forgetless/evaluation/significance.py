@@ -330,9 +330,36 @@ def compare_groups(
         expect_one_of("reference", reference, values)
         pairs = [(name, reference) for name in values if name != reference]
     differences = {
-        (first, second): np.asarray(values[first], dtype=float) - np.asarray(values[second], dtype=float)
+        (first, second): (np.asarray(values[first], dtype=float) - np.asarray(values[second], dtype=float)).tolist()
         for first, second in pairs
     }
+    return compare_pairs(differences, significance=significance, num_resamples=num_resamples, seed=seed)
+
+
+def compare_pairs(
+    differences: Mapping[tuple[str, str], Sequence[float]],
+    *,
+    significance: float = 0.05,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> tuple[Comparison, ...]:
+    """The same for pairs that were chosen otherwise, each on the seeds that its two groups share.
+
+    Args:
+        differences: (first, second) → first − second, one finite number per seed that both have.
+        significance: As for `compare_groups`.
+        num_resamples: Of each test.
+        seed: Of each test.
+
+    Returns:
+        The comparisons, in the order given.
+
+    Raises:
+        InputError: If a pair has no seed, or a difference is not finite.
+
+    >>> compare_pairs({("wpl", "none"): [-0.5, -0.4, -0.5, -0.3, -0.2, -0.1]})[0].p
+    0.03125
+    """
     p_values = {
         pair: paired_permutation_test(difference, num_resamples, seed, "two-sided").p
         for pair, difference in differences.items()
@@ -341,12 +368,12 @@ def compare_groups(
     return tuple(
         Comparison(
             *pair,
-            difference=mean_interval(differences[pair].tolist(), 1 - significance),
+            difference=mean_interval(differences[pair], 1 - significance),
             p=p_values[pair],
             adjusted_p=adjusted[pair],
             significant=adjusted[pair] <= significance,
         )
-        for pair in pairs
+        for pair in differences
     )
 
 

@@ -1,8 +1,8 @@
-"""Independent trainings over processes of this machine, or over a cluster through Ray: the same code, the same results.
+"""Independent jobs over processes of this machine, or over a cluster through Ray: the same code, the same results.
 
-A training that fails is made again; one that fails again is reported, and the others go on. A process that dies takes
-its pool with it, and with it those that ran beside: they are made again one at a time, so that the one to blame is
-known.
+A job, such as a training, that fails is made again; one that fails again is reported, and the others go on. A process
+that dies takes its pool with it, and with it those that ran beside: they are made again one at a time, so that the one
+to blame is known.
 """
 
 import concurrent.futures
@@ -10,17 +10,30 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from forgetless.errors import InputError
 from forgetless.evaluation.trainings import Training, TrainingStore, run_training
 
 Result = dict[str, Any]
-Runner = Callable[[Training], Result]
+
+
+class Job(Protocol):
+    """Something to do, which another process can be told."""
+
+    @property
+    def key(self) -> str:
+        """Different for different jobs."""
+
+
+J = TypeVar("J", bound=Job)
+Runner = Callable[[Any], Result]
 
 LOCAL = "local"
 """The cluster that is this machine: a Ray that is started here."""
@@ -29,22 +42,22 @@ _SECONDS_TO_ANSWER = 10.0
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A training that could not be made.
+class Failure(Generic[J]):
+    """A job that could not be done.
 
     Attributes:
-        training: Which.
+        job: Which.
         reason: Of the last try.
     """
 
-    training: Training
+    job: J
     reason: str
 
 
 class _Pool(Protocol):
     size: int
 
-    def submit(self, training: Training) -> "Future[Result]": ...
+    def submit(self, job: Any) -> "Future[Result]": ...
 
     def restart(self) -> None: ...
 
@@ -58,7 +71,7 @@ def run_trainings(
     retries: int = 1,
     runner: Runner = run_training,
     on_result: Callable[[int, int], None] | None = None,
-) -> tuple[list[Result | None], list[Failure]]:
+) -> tuple[list[Result | None], list[Failure[Training]]]:
     """Make those of some trainings that the store does not have, and store each as soon as it is done.
 
     Args:
@@ -89,30 +102,56 @@ def run_trainings(
 
     if on_result is not None:
         on_result(len(results), len(distinct))
-    failures: list[Failure] = []
-    if missing:
-        with _pool(workers or os.cpu_count() or 1, cluster, runner) as pool:
-            failures = _fan_out(list(missing.values()), pool, retries, done)
+    failures = fan_out(list(missing.values()), runner, done, workers=workers, cluster=cluster, retries=retries)
     return [results.get(training.key) for training in trainings], failures
 
 
-def _fan_out(
-    trainings: Sequence[Training], pool: _Pool, retries: int, done: Callable[[Training, Result], None]
-) -> list[Failure]:
-    """All trainings, at most as many at a time as the pool is large; suspects of a dead process one at a time."""
-    waiting, suspects = list(reversed(trainings)), list[Training]()
+def fan_out(
+    jobs: Sequence[J],
+    runner: Runner,
+    done: Callable[[J, Result], None],
+    *,
+    workers: int | None = None,
+    cluster: str | None = None,
+    retries: int = 1,
+) -> list[Failure[J]]:
+    """Do all jobs.
+
+    Args:
+        jobs: What to do, each with a key of its own.
+        runner: Does one; it must be importable in another process.
+        done: Called in this process with each job that is done and what the runner returned.
+        workers: As for `run_trainings`.
+        cluster: As for `run_trainings`.
+        retries: How often a failed job is tried again.
+
+    Returns:
+        Those that failed, with the reason.
+
+    Raises:
+        InputError: If the runner raises one, which ends everything; or as for `run_trainings`.
+    """
+    if not jobs:
+        return []
+    with _pool(workers or os.cpu_count() or 1, cluster, runner) as pool:
+        return _fan_out(jobs, pool, retries, done)
+
+
+def _fan_out(jobs: Sequence[J], pool: _Pool, retries: int, done: Callable[[J, Result], None]) -> list[Failure[J]]:
+    """All jobs, at most as many at a time as the pool is large; suspects of a dead process one at a time."""
+    waiting, suspects = list(reversed(jobs)), list[J]()
     failed: dict[str, int] = {}
-    failures: list[Failure] = []
-    running: dict[Future[Result], Training] = {}
+    failures: list[Failure[J]] = []
+    running: dict[Future[Result], J] = {}
 
-    def again(training: Training, error: BaseException) -> None:
-        failed[training.key] = failed.get(training.key, 0) + 1
-        if failed[training.key] > retries:
-            failures.append(Failure(training, f"{type(error).__name__}: {error}"))
+    def again(job: J, error: BaseException) -> None:
+        failed[job.key] = failed.get(job.key, 0) + 1
+        if failed[job.key] > retries:
+            failures.append(Failure(job, f"{type(error).__name__}: {error}"))
         else:
-            suspects.append(training)
+            suspects.append(job)
 
-    def submit(queue: list[Training]) -> bool:
+    def submit(queue: list[J]) -> bool:
         """Start the last of a queue; False if the pool broke before it could."""
         try:
             running[pool.submit(queue[-1])] = queue[-1]
@@ -133,15 +172,15 @@ def _fan_out(
         finished, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
         died = False
         for future in finished:
-            training = running.pop(future)
+            job = running.pop(future)
             error = future.exception()
             if error is None:
-                done(training, future.result())
+                done(job, future.result())
             elif isinstance(error, InputError):
                 raise error
             else:
                 died |= isinstance(error, concurrent.futures.BrokenExecutor)
-                again(training, error)
+                again(job, error)
         if died:
             # Who ran beside the one that died is not to blame, but is lost as well.
             suspects += running.values()
@@ -166,17 +205,17 @@ def _pool(workers: int, cluster: str | None, runner: Runner) -> Iterator[_Pool]:
 
 
 class _Here:
-    """This process, one training at a time."""
+    """This process, one job at a time."""
 
     size = 1
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
 
-    def submit(self, training: Training) -> "Future[Result]":
+    def submit(self, job: Any) -> "Future[Result]":
         future: Future[Result] = Future()
         try:
-            future.set_result(self._runner(training))
+            future.set_result(self._runner(job))
         except Exception as error:
             future.set_exception(error)
         return future
@@ -193,10 +232,12 @@ class _Processes:
         self._executor = self._start()
 
     def _start(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self.size, mp_context=multiprocessing.get_context("spawn"))
+        return ProcessPoolExecutor(
+            self.size, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
+        )
 
-    def submit(self, training: Training) -> "Future[Result]":
-        return self._executor.submit(self._runner, training)
+    def submit(self, job: Any) -> "Future[Result]":
+        return self._executor.submit(self._runner, job)
 
     def restart(self) -> None:
         self.close()
@@ -206,6 +247,19 @@ class _Processes:
         self._executor.shutdown(wait=False, cancel_futures=True)
         for process in list((self._executor._processes or {}).values()):
             process.terminate()
+
+
+def _end_with_parent() -> None:
+    """In a new process: leave Ctrl-C to the parent, and end when that is killed, lest two work on one job later."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def wait() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=wait, daemon=True).start()
 
 
 # ---- Ray ---------------------------------------------------------------------------------------------------------
@@ -256,8 +310,8 @@ class _OnRay:
     def __init__(self, size: int, remote: Any) -> None:
         self.size, self._remote = size, remote
 
-    def submit(self, training: Training) -> "Future[Result]":
-        future: Future[Result] = self._remote.remote(training).future()
+    def submit(self, job: Any) -> "Future[Result]":
+        future: Future[Result] = self._remote.remote(job).future()
         return future
 
     def restart(self) -> None:

@@ -1,6 +1,8 @@
 """Tables and pictures of finished or unfinished runs, from their records alone: nothing here trains."""
 
 from forgetless.report.cells import cell_drawing
+from forgetless.report.comparison import comparison_table, forgetting_against_quality
+from forgetless.report.comparison_result import ComparisonResult
 from forgetless.report.evaluation import evaluation_table
 from forgetless.report.figures import accuracy_curves, chain_forgetting, forgetting_bars, trade_off
 from forgetless.report.findings import headline
@@ -10,7 +12,7 @@ from forgetless.report.interference import (
     load_interference,
     write_interference,
 )
-from forgetless.report.page import load_result, report_html, write_report
+from forgetless.report.page import Result, load_result, report_html, write_report
 from forgetless.report.search import forgetting_curves, search_table
 from forgetless.report.search_findings import search_headline
 from forgetless.report.search_result import SearchResult
@@ -22,12 +24,16 @@ __all__ = [
     "accuracy_curves",
     "cell_drawing",
     "chain_forgetting",
+    "forgetting_against_quality",
     "forgetting_bars",
     "forgetting_curves",
     "interference_map",
     "trade_off",
     # the page and the terminal
+    "ComparisonResult",
+    "Result",
     "SearchResult",
+    "comparison_table",
     "evaluation_table",
     "interference_table",
     "load_interference",

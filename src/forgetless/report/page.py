@@ -7,9 +7,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from forgetless.comparison import ComparisonConfig
 from forgetless.errors import InputError
 from forgetless.experiments.two_model import LEARNING_RATES, TwoModelConfig, TwoModelResult
 from forgetless.report.canvas import colour, data_uri
+from forgetless.report.comparison import comparison_section
+from forgetless.report.comparison_result import ComparisonResult, load_comparison
 from forgetless.report.figures import accuracy_curves, chain_forgetting, forgetting_bars, trade_off
 from forgetless.report.findings import finding, headline_sentences, paired
 from forgetless.report.interference import load_interference
@@ -32,13 +35,22 @@ from forgetless.report.words import (
     points,
     progress,
 )
-from forgetless.runs import EXPERIMENT, SEARCH, TWO_MODEL, RunFolder, write_atomically
+from forgetless.runs import COMPARE, EXPERIMENT, SEARCH, TWO_MODEL, RunFolder, write_atomically
 from forgetless.search import SearchConfig
 
 _NEEDED = frozenset({
     "seed", "shared", "convergence", "protection", "alpha", "accuracy_a_before", "accuracy_a_after", "accuracy_a_min",
     "accuracy_b", "forgetting", "validation_forgetting", "validation_b", "mean_step", "models", "curve", "seconds",
 })  # fmt: skip
+
+Result = TwoModelResult | SearchResult | ComparisonResult
+"""What a run folder may hold."""
+
+_CONFIGS: Mapping[str, type[TwoModelConfig | SearchConfig]] = {
+    TWO_MODEL: TwoModelConfig,
+    SEARCH: SearchConfig,
+    COMPARE: ComparisonConfig,
+}
 
 
 def write_report(folders: Sequence[RunFolder], path: str | Path) -> Path:
@@ -89,7 +101,10 @@ def report_html(folders: Sequence[RunFolder]) -> str:
     )
     sections = []
     for i, (folder, result) in enumerate(zip(folders, results, strict=True)):
-        if isinstance(result, SearchResult):
+        own: dict[str, Any]
+        if isinstance(result, ComparisonResult):
+            own = comparison_section(result)
+        elif isinstance(result, SearchResult):
             own = search_section(result, load_interference(folder))
         else:
             own = _section(result)
@@ -101,7 +116,7 @@ def report_html(folders: Sequence[RunFolder]) -> str:
     )
 
 
-def load_result(folder: RunFolder) -> TwoModelResult | SearchResult:
+def load_result(folder: RunFolder) -> Result:
     """The configuration and records of a run folder.
 
     Args:
@@ -115,15 +130,16 @@ def load_result(folder: RunFolder) -> TwoModelResult | SearchResult:
     """
     values = folder.config
     experiment = str(values.pop(EXPERIMENT, TWO_MODEL))
-    if experiment not in {TWO_MODEL, SEARCH}:
+    if experiment not in _CONFIGS:
         raise InputError(
-            f"Expected a run of {TWO_MODEL} or {SEARCH}, but {folder.path} is one of {experiment!r}. Name another "
-            "folder."
+            f"Expected a run of {', '.join(_CONFIGS)}, but {folder.path} is one of {experiment!r}. Name another folder."
         )
     # The device does not matter here, and need not exist on the machine that makes the report.
     device = values.pop("device", "cpu")
-    config = SearchConfig.from_dict(values) if experiment == SEARCH else TwoModelConfig.from_dict(values)
+    config = _CONFIGS[experiment].from_dict(values)
     object.__setattr__(config, "device", device)
+    if isinstance(config, ComparisonConfig):
+        return load_comparison(folder, config)
     records = folder.records()
     for line, record in enumerate(records, start=1):
         if missing := missing_keys(record) if experiment == SEARCH else _NEEDED - record.keys():
@@ -131,10 +147,13 @@ def load_result(folder: RunFolder) -> TwoModelResult | SearchResult:
                 f"Expected a record of {experiment} in line {line} of {folder.path}/metrics.jsonl, but it lacks "
                 f"{', '.join(sorted(missing))}. Run the experiment again."
             )
-    return SearchResult(config, records) if isinstance(config, SearchConfig) else TwoModelResult(config, records)
+    if isinstance(config, SearchConfig):
+        return SearchResult(config, records)
+    assert isinstance(config, TwoModelConfig)
+    return TwoModelResult(config, records)
 
 
-def _common(index: int, folder: RunFolder, result: TwoModelResult | SearchResult) -> dict[str, Any]:
+def _common(index: int, folder: RunFolder, result: Result) -> dict[str, Any]:
     """What the template shows of a run of any kind."""
     return {
         "id": f"run-{index + 1}",
@@ -303,7 +322,7 @@ def _seed_row(run: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _comparison(folders: Sequence[RunFolder], results: Sequence[TwoModelResult | SearchResult]) -> dict[str, Any]:
+def _comparison(folders: Sequence[RunFolder], results: Sequence[Result]) -> dict[str, Any]:
     """Several runs side by side, each kind for itself: the main findings, and the options in which they differ."""
     named = [(f"#run-{i + 1}", folder.path.name or str(folder.path)) for i, folder in enumerate(folders)]
     two = [(run, r) for run, r in zip(named, results, strict=True) if isinstance(r, TwoModelResult)]

@@ -143,7 +143,7 @@ def search_table(result: SearchResult) -> Table:
     return whole
 
 
-def add_table(whole: Table, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def add_table(whole: Table, title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
     """One more table below what there is.
 
     Args:

@@ -141,7 +141,7 @@ class SearchResult:
         """
         if not self.config.num_epochs:
             return sorted(record["seed"] for record in self.derived(protection))
-        return [s for s in range(self.config.seeds) if len(self.epochs(protection, s)) == self.config.num_epochs]
+        return [s for s in self.config.all_seeds if len(self.epochs(protection, s)) == self.config.num_epochs]
 
     @property
     def has_multi_model_part(self) -> bool:

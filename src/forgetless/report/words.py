@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from forgetless.comparison import ComparisonConfig
 from forgetless.experiments.two_model import TwoModelConfig, TwoModelResult, arms
 from forgetless.protection import MATCHED
-from forgetless.runs import SEARCH, TWO_MODEL
+from forgetless.runs import COMPARE, SEARCH, TWO_MODEL
 from forgetless.search import SearchConfig
 
 Run = dict[str, Any]
@@ -264,7 +265,7 @@ def later_models(result: TwoModelResult) -> list[str]:
     return [model["model"] for model in result.runs[0]["models"][1:]]
 
 
-def command_line(config: TwoModelConfig | SearchConfig, **changes: object) -> str:
+def command_line(config: TwoModelConfig | SearchConfig | ComparisonConfig, **changes: object) -> str:
     """The command that makes the same runs: only what differs from the defaults.
 
     Args:
@@ -279,7 +280,8 @@ def command_line(config: TwoModelConfig | SearchConfig, **changes: object) -> st
     >>> command_line(SearchConfig(data="ptb", single=True, learning_rate=20.0))
     'forgetless search --data ptb --single --learning-rate 20'
     """
-    words = ["forgetless", SEARCH if isinstance(config, SearchConfig) else TWO_MODEL]
+    is_comparison, is_search = isinstance(config, ComparisonConfig), isinstance(config, SearchConfig)
+    words = ["forgetless", COMPARE if is_comparison else SEARCH if is_search else TWO_MODEL]
     defaults = config.defaults if isinstance(config, SearchConfig) else dataclasses.asdict(TwoModelConfig())
     for field in dataclasses.fields(config):
         value = changes.get(field.name, getattr(config, field.name))

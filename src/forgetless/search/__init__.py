@@ -14,6 +14,7 @@ Sources: Pham et al. 2018 (ENAS, arXiv:1802.03268); Benyahia et al. 2019 (arXiv:
 from forgetless.search.arms import SearchProgress, measure_arms, reconcile, run, shared_weight_rewards
 from forgetless.search.config import SearchArm, SearchConfig, search_arms
 from forgetless.search.epoch import Search
+from forgetless.search.folder import run_in_folder
 from forgetless.search.gradients import Gradients
 from forgetless.search.setup import check_memory, fixed_sample, load_task, make_space, make_supernet, memory_bytes
 
@@ -28,6 +29,7 @@ __all__ = [
     "measure_arms",
     "reconcile",
     "run",
+    "run_in_folder",
     "shared_weight_rewards",
     # what it begins with
     "Gradients",

@@ -71,6 +71,7 @@ class SearchConfig(Configuration):
         single: Train one architecture only, the first proposed: what then is forgotten is no other model's doing.
         independent: Draw chunks of text independently instead of reading on.
         seeds: How many seeds, 0, 1, ….
+        first_seed: The first of them.
         epochs: Epochs per arm.
         models_per_epoch: Architectures trained per epoch.
         batches_per_model: Training batches of each.
@@ -126,6 +127,7 @@ class SearchConfig(Configuration):
     single: bool = False
     independent: bool = False
     seeds: int = 1
+    first_seed: int = 0
     epochs: int = 10
     models_per_epoch: int = 10
     batches_per_model: int = 7
@@ -184,7 +186,7 @@ class SearchConfig(Configuration):
         self._expect_at_least(
             0,
             *("reset_every", "evaluation_batches", "strategy_steps", "final_samples", "final_batches"),
-            "interference_every",
+            *("interference_every", "first_seed"),
         )
         if not self.trains_shared_weights and self.final_samples == 0:
             raise InputError(f"Expected final_samples of at least 1 for the strategy {self.strategy}, but got 0.")
@@ -231,6 +233,11 @@ class SearchConfig(Configuration):
         return self.epochs if self.trains_shared_weights else 0
 
     @property
+    def all_seeds(self) -> range:
+        """The seeds of its arms."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    @property
     def defaults(self) -> dict[str, Any]:
         """Every option's value in a command that names none of them but `space` and `optimizer`."""
         fitting = dataclasses.asdict(SearchConfig(space=self.space, optimizer=self.optimizer))
@@ -252,4 +259,4 @@ def search_arms(config: SearchConfig) -> list[SearchArm]:
         config: The configuration.
     """
     order = sorted(config.protection, key=lambda name: name == MATCHED)
-    return [SearchArm(seed, name) for seed in range(config.seeds) for name in order]
+    return [SearchArm(seed, name) for seed in config.all_seeds for name in order]

@@ -1,0 +1,18 @@
+"""Protections × strategies × seeds on one space: which searches to make, which differences to test, and doing it."""
+
+from forgetless.comparison.config import ComparisonConfig, Measure, Row
+from forgetless.comparison.run import Unit, check, is_finished, read_evaluation, run_comparison, units
+
+__all__ = [
+    # what to do
+    "ComparisonConfig",
+    "Measure",
+    "Row",
+    # doing it
+    "Unit",
+    "check",
+    "is_finished",
+    "read_evaluation",
+    "run_comparison",
+    "units",
+]

@@ -1,0 +1,49 @@
+"""A search in a run folder: everything is stored as it comes, and an interrupted one goes on."""
+
+from collections.abc import Callable
+from typing import Any
+
+from forgetless.runs import RunFolder
+from forgetless.search.arms import SearchProgress, reconcile, run
+from forgetless.search.config import SearchConfig
+
+
+def run_in_folder(
+    config: SearchConfig,
+    folder: RunFolder,
+    *,
+    on_record: Callable[[dict[str, Any]], None] | None = None,
+    on_progress: Callable[[SearchProgress], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Make what a run folder lacks of its searches.
+
+    Args:
+        config: Of the folder.
+        folder: Where records, checkpoints and the final states are, and go.
+        on_record: Called with each record, those that were there first.
+        on_progress: Called within epochs.
+
+    Returns:
+        All records, as `run` gives them.
+
+    Raises:
+        InputError: As `run`; or if a record is damaged.
+    """
+
+    def on_epoch(record: dict[str, Any], state: dict[str, Any]) -> None:
+        if record["event"] == "epoch" and record["epoch"] == config.num_epochs - 1:
+            # First, because once there is a checkpoint this epoch is not done again.
+            folder.save_trained(record["seed"], record["protection"], state)
+        folder.save_checkpoint(state)
+        folder.append(record)
+        if on_record is not None:
+            on_record(record)
+
+    checkpoint, found = folder.load_checkpoint(), folder.records()
+    kept = reconcile(config, found, checkpoint)
+    if kept != found:
+        folder.replace_records(kept)
+    if on_record is not None:
+        for record in kept:
+            on_record(record)
+    return run(config, records=kept, checkpoint=checkpoint, on_epoch=on_epoch, on_progress=on_progress)
