@@ -29,7 +29,7 @@ from forgetless.report.canvas import (
 from forgetless.report.comparison_result import ComparisonResult
 from forgetless.report.evaluation import probability, with_interval
 from forgetless.report.search import add_table
-from forgetless.report.search_result import epochs_text
+from forgetless.report.search_result import POINTS, epochs_text
 from forgetless.report.words import NAMES, duration
 from forgetless.runs import COMPARE
 
@@ -52,6 +52,7 @@ _TITLES: Mapping[Measure, str] = {
     Measure.TAU_TOP: "τ top",
     Measure.SECONDS: "time",
 }
+_QUALITY = (Measure.FOUND_MEAN, Measure.FOUND_BEST, Measure.REGRET)
 _FORGETTING = (Measure.FORGETTING, Measure.FORGETTING_BEST, Measure.FORGETTING_MAX, Measure.MULTI_MODEL)
 
 
@@ -103,11 +104,11 @@ def comparison_tables(result: ComparisonResult) -> list[dict[str, Any]]:
     """
     asked = result.config.measures
     unit = result.unit
-    measure = result.about.get("measure", "not judged yet")
+    measure = result.about.get("measure", "not judged yet").replace("_", " ") + _in_per_cent(result)
     lower = result.lower_is_better(Measure.FOUND_MEAN)
     better = f"{'smaller' if lower else 'larger'} is better"
     parts = (
-        (f"What is handed over: {measure}, {better}", tuple(m for m in asked if m.is_quality)),
+        (f"What is handed over: {measure}; {better}", tuple(m for m in asked if m.is_quality)),
         (f"Forgetting err₂ − err₁, {unit.name}", tuple(m for m in asked if m in _FORGETTING)),
         (
             "Rank by shared weights, and cost" if Measure.TAU in asked else "Cost",
@@ -147,7 +148,16 @@ def _scale(result: ComparisonResult, measure: Measure, intervals: Any) -> tuple[
         most = max((interval["mean"] for interval in intervals if interval), default=0.0)
         divisor, name = (1.0, "s") if most < 100 else (60.0, "min") if most < 6000 else (3600.0, "h")
         return 1 / divisor, f"{_TITLES[measure]}, {name}"
-    return 1.0, _TITLES[measure]
+    return _quality_scale(result) if measure in _QUALITY else 1.0, _TITLES[measure]
+
+
+def _quality_scale(result: ComparisonResult) -> float:
+    """Shares of wrong images are shown in per cent; everything else is as it is recorded."""
+    return result.unit.scale if result.lower_is_better(Measure.FOUND_MEAN) else 1.0
+
+
+def _in_per_cent(result: ComparisonResult) -> str:
+    return " in %" if _quality_scale(result) == POINTS.scale else ""
 
 
 def _scaled(interval: Mapping[str, Any] | None, scale: float) -> dict[str, Any] | None:
@@ -180,7 +190,7 @@ def comparison_notes(result: ComparisonResult) -> list[str]:
     if result.missing:
         names = list(result.missing)
         more = f" and {len(names) - _MANY} more" if len(names) > _MANY else ""
-        notes.append(f"Missing: {', '.join(names[:_MANY])}{more} of {result.num_units} searches.")
+        notes.append(f"Missing: {', '.join(names[:_MANY])}{more} (of {result.num_units}).")
         notes.append("Go on with `forgetless resume`.")
     if any(result.interval(row, Measure.FOUND_MEAN) for row in result.ranked):
         notes.append(f"Ranked by the mean of the {config.top} best of each search. {BEST}: best of its column.")
@@ -221,9 +231,9 @@ def _legend(result: ComparisonResult) -> list[str]:
         against = str(references[0])
     else:
         of_strategy = [r.protection for r in references if r.strategy != RANDOM]
-        against = f"{of_strategy[0]} of its strategy" if of_strategy else ""
+        against = f"{of_strategy[0]} of the same strategy" if of_strategy else ""
         if any(reference.strategy == RANDOM for reference in references):
-            against = f"{against}; that against {RANDOM}" if against else RANDOM
+            against = f"{against} (which itself: {RANDOM})" if against else RANDOM
     legend = [
         f"{BETTER} better, {WORSE} worse than {against}",
         "(sign flips over seeds, Holm over each column, 5 %).",
@@ -254,7 +264,10 @@ def forgetting_against_quality(result: ComparisonResult) -> Figure:
     """
     unit = result.unit
     points = {
-        row: (_estimate(result, row, Measure.FORGETTING, unit.scale), _estimate(result, row, Measure.FOUND_MEAN))
+        row: (
+            _estimate(result, row, Measure.FORGETTING, unit.scale),
+            _estimate(result, row, Measure.FOUND_MEAN, _quality_scale(result)),
+        )
         for row in result.ranked
     }
     if not any(x and y for x, y in points.values()):
@@ -280,8 +293,7 @@ def forgetting_against_quality(result: ComparisonResult) -> Figure:
     lower = result.lower_is_better(Measure.FOUND_MEAN)
     ax.set_ylim(*(reversed(limits[1]) if lower else limits[1]))
     ax.set_xlabel(f"forgetting err₂ − err₁, {unit.name}", fontsize=10, **FONT)
-    downwards = ", smaller is better" if lower else ""
-    ax.set_ylabel(f"{_in_short(result)} of what is handed over{downwards}", fontsize=10, **FONT)
+    ax.set_ylabel(f"{_in_short(result)} of what is handed over{_in_per_cent(result)}", fontsize=10, **FONT)
     shades = {row.protection: _colour(result, row) for row in drawn}
     colours = [Patch(color=shade, label=NAMES.get(name, name)) for name, shade in shades.items()]
     shapes = [
@@ -336,7 +348,8 @@ def headline_sentences(result: ComparisonResult) -> list[str]:
     if interval is None:
         done = result.num_units - len(result.missing)
         return [f"Nothing has been judged yet: {done} of {result.num_units} searches are finished."]
-    number = with_interval(interval, _decimals([interval]))
+    interval = _scaled(interval, _quality_scale(result))
+    number = with_interval(interval, _decimals([interval])) + _in_per_cent(result).removeprefix(" in")
     told = [f"{_named(first)} hands over the best architectures: {_in_short(result)} {number}."]
     test = result.test(first, Measure.FOUND_MEAN)
     if test is not None:

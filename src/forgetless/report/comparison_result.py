@@ -104,7 +104,7 @@ class ComparisonResult:
         return sorted(self.config.rows, key=quality, reverse=True)
 
     def best(self, measure: Measure) -> set[Row]:
-        """The row with the best mean, or several that share it; none where fewer than two have one.
+        """The row with the best mean, or several that share it; none where fewer than two have one, or none is tested.
 
         Args:
             measure: By which.
@@ -112,7 +112,8 @@ class ComparisonResult:
         sign = -1.0 if self.lower_is_better(measure) else 1.0
         means = {row: interval["mean"] for row in self.ranked if (interval := self.interval(row, measure)) is not None}
         best = max((sign * mean for mean in means.values()), default=0.0)
-        return {row for row, mean in means.items() if sign * mean == best} if len(means) > 1 else set()
+        is_told = len(means) > 1 and measure.is_tested
+        return {row for row, mean in means.items() if sign * mean == best} if is_told else set()
 
     @cached_property
     def tests(self) -> list[Record]:
