@@ -355,18 +355,20 @@ def headline_sentences(result: ComparisonResult) -> list[str]:
     if test is not None:
         reference = _named(Row(*test["reference"]))
         verdict = {"better": "is", "worse": "is", None: "is not"}[test["mark"]]
-        told.append(f"Its difference from {reference} {verdict} significant (p = {probability(test['adjusted_p'])}).")
-    for measure, better, worse in (
-        (Measure.FOUND_MEAN, "Significantly better architectures", "Significantly worse architectures"),
-        (Measure.FORGETTING, "Significantly less forgetting", "Significantly more forgetting"),
+        p = probability(test["adjusted_p"])
+        told.append(f"Its difference from {reference} {verdict} significant (p {p if '<' in p else f'= {p}'}).")
+    for measure, words in (
+        (Measure.FOUND_MEAN, {"better": "Significantly better architectures", "worse": "Significantly worse ones"}),
+        (Measure.FORGETTING, {"better": "Significantly less forgetting", "worse": "Significantly more forgetting"}),
     ):
         tests = [test for test in result.tests if test["measure"] == measure]
-        for mark, words in (("better", better), ("worse", worse)):
-            if rows := [_named(Row(*test["row"])) for test in tests if test["mark"] == mark]:
-                told.append(f"{words} than its reference: {'; '.join(rows)}.")
-        if tests and not any(test["mark"] for test in tests):
-            what = "quality" if measure is Measure.FOUND_MEAN else "forgetting"
-            told.append(f"No difference in {what} is significant.")
+        found: dict[tuple[str, str], list[str]] = {}
+        for test in tests:
+            if test["mark"]:
+                found.setdefault((test["mark"], _in_general(result, test)), []).append(_named(Row(*test["row"])))
+        told += [f"{words[mark]} than {against}: {', '.join(rows)}." for (mark, against), rows in found.items()]
+        if tests and not found:
+            told.append(f"No difference in {'quality' if measure.is_quality else 'forgetting'} is significant.")
     return told
 
 
@@ -375,6 +377,13 @@ def _named(row: Row) -> str:
     return (
         row.strategy if row.strategy == RANDOM else f"{row.strategy} with {NAMES.get(row.protection, row.protection)}"
     )
+
+
+def _in_general(result: ComparisonResult, test: Mapping[str, Any]) -> str:
+    """What a row was tested against, in the same words for all strategies."""
+    reference = Row(*test["reference"])
+    is_own = reference.strategy == test["row"][0] and result.config.reference not in result.config.strategy
+    return f"the same strategy with {NAMES.get(reference.protection)}" if is_own else _named(reference)
 
 
 def comparison_section(result: ComparisonResult) -> dict[str, Any]:

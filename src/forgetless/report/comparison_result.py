@@ -14,7 +14,7 @@ from forgetless.evaluation.searches import value_of_tau
 from forgetless.evaluation.significance import compare_pairs
 from forgetless.forgetting import mean_interval
 from forgetless.report.search_result import SearchResult, Unit, missing_keys
-from forgetless.runs import EVALUATION, RunFolder
+from forgetless.runs import CONFIG, EVALUATION, RunFolder
 
 Record = dict[str, Any]
 
@@ -191,7 +191,7 @@ def load_comparison(folder: RunFolder, config: ComparisonConfig) -> ComparisonRe
     reasons = {r["unit"]: str(r["reason"]) for r in folder.records() if r.get("event") == "failed"}
     missing: dict[str, str] = {}
     for unit in units(folder, config):
-        if not unit.path.is_dir():
+        if not (unit.path / CONFIG).is_file():  # not begun, or killed in the first moment
             missing[unit.key] = reasons.get(unit.key, "")
             continue
         found = RunFolder(unit.path).records()
