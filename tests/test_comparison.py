@@ -38,7 +38,7 @@ TINY = {
     "allow_few_seeds": True,
     "truth": "nas201-digits",
     "top": 2,
-    "estimates": 12,
+    "estimates": 5,
     "workers": 2,
 }
 
@@ -112,20 +112,14 @@ def test_a_seed_by_itself_is_that_of_a_search_over_all_seeds(compared, tmp_path)
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_numbers_with_any_workers(compared, copied):
-    """What a kill leaves: a folder without a configuration, a cut line, no evaluation, a search not begun."""
+    """What a kill leaves: no configuration yet, a cut line, no evaluation."""
     (copied / "enas" / "seed-0" / "config.toml").unlink()
     cut = copied / "uniform" / "seed-0"
     lines = (cut / METRICS).read_text().splitlines(keepends=True)
     (cut / METRICS).write_text("".join(lines[:-1]) + lines[-1][:20])
     (cut / CHECKPOINT_BEFORE).replace(cut / CHECKPOINT)
     (copied / "uniform" / "seed-1" / EVALUATION).unlink()
-    shutil.rmtree(copied / "enas" / "seed-1")
-    assert set(load_result(RunFolder(copied)).missing) == {
-        "uniform/seed-0",
-        "uniform/seed-1",
-        "enas/seed-0",
-        "enas/seed-1",
-    }
+    assert list(load_result(RunFolder(copied)).missing) == ["uniform/seed-0", "enas/seed-0", "uniform/seed-1"]
     assert main(["resume", str(copied)]) == 0
     assert summary_of(copied) == summary_of(compared)
 

@@ -1,0 +1,254 @@
+"""Ranks, marks, tables and page of a comparison, on made-up numbers and by hand."""
+
+import dataclasses
+import io
+import itertools
+
+import pytest
+from rich.console import Console
+
+from forgetless.comparison import ComparisonConfig, Measure, Row
+from forgetless.errors import InputError
+from forgetless.report import SearchResult, comparison_table, forgetting_against_quality
+from forgetless.report.comparison import comparison_notes, comparison_section, comparison_tables, headline_sentences
+from forgetless.report.comparison_result import ComparisonResult
+from forgetless.report.page import report_html
+from forgetless.runs import RunFolder
+from forgetless.strategies import STRATEGIES, UniformStrategy
+from shown import expect_readable
+
+SEEDS = 8
+CONFIG = ComparisonConfig(
+    space="nas201", strategy=("uniform", "enas"), protection=("none", "wpl"), seeds=SEEDS, epochs=3, truth="made-up"
+)
+# What each seed adds to a row's number: no two differences are equal.
+NOISE = [0.0001 * seed * seed for seed in range(SEEDS + 1)]
+FREE, HELD, ENAS, ENAS_HELD = (Row(s, p) for s in ("uniform", "enas") for p in ("none", "wpl"))
+QUALITY = {
+    FREE: [0.30 + n for n in NOISE],
+    HELD: [0.20 - n for n in NOISE],  # better on every seed
+    ENAS: [0.25 + n for n in NOISE],
+    # Worse on all seeds but one.
+    ENAS_HELD: [0.25 + n + (-0.001 if seed == 0 else 0.01 + n) for seed, n in enumerate(NOISE)],
+}
+
+
+def judged(row, seed, value, larger=0.5):
+    tau = {"tau": {"mean": larger + value, "low": None, "high": None}, "num_architectures": 9}
+    return {
+        "run": f"{row.strategy}/seed-{seed}",
+        **row._asdict(),
+        "seed": seed,
+        "found_mean": value,
+        "found_best": value - 0.01,
+        "regret": value - 0.1,
+        "probability_of_surpassing_random": larger + value,
+        "tau": tau,
+        "tau_unique": tau,
+        "tau_top": {"tau": None, "num_architectures": 1},
+        "seconds": 100.0,
+    }
+
+
+def epoch(row, seed, number, forgetting):
+    return {
+        "event": "epoch",
+        "seed": seed,
+        "protection": row.protection,
+        "epoch": number,
+        "is_protected": row.protection != "none" and number > 0,
+        **dict.fromkeys(("forgetting_mean", "forgetting_best", "forgetting_max"), forgetting),
+    }
+
+
+def forgetting_of(row, seed):
+    """Protected models forget a tenth as much as others."""
+    return (0.5 if row.strategy == "enas" else 0.3) * (0.1 if row.protection == "wpl" else 1.0) + NOISE[seed]
+
+
+def result_of(config=CONFIG, quality=QUALITY, seeds=range(SEEDS), about=None, missing=None):
+    searches = {}
+    for strategy in config.strategy:
+        records = [
+            epoch(row, seed, number, forgetting_of(row, seed) if number else 9.0)
+            for row in config.rows
+            for seed in seeds
+            for number in range(config.epochs)
+            if row.strategy == strategy != "random"
+        ]
+        searches[strategy] = SearchResult(config.search(strategy), records)
+    evaluations = [judged(row, seed, quality[row][seed]) for row in config.rows for seed in seeds]
+    told = {"measure": "test_error", "lower_is_better": True} if about is None else about
+    return ComparisonResult(config, searches, evaluations, told, missing or {})
+
+
+def marks(result, measure):
+    return {row: test["mark"] for row in result.ranked if (test := result.test(row, measure)) is not None}
+
+
+# The numbers
+
+
+def test_rows_are_ranked_by_what_is_handed_over():
+    assert result_of().ranked == [HELD, ENAS, ENAS_HELD, FREE]
+    larger = result_of(about={"measure": "accuracy", "lower_is_better": False})
+    assert larger.ranked == [FREE, ENAS_HELD, ENAS, HELD]
+    assert larger.best(Measure.FOUND_MEAN) == {FREE}
+
+
+def test_marks_are_those_of_sign_flips_and_holm_by_hand():
+    """All 2⁸ signs, and the smaller p of two times 2."""
+
+    def p_of(row, reference):
+        differences = [QUALITY[row][seed] - QUALITY[reference][seed] for seed in range(SEEDS)]
+        sums = [
+            sum(sign * d for sign, d in zip(signs, differences, strict=True))
+            for signs in itertools.product((-1, 1), repeat=SEEDS)
+        ]
+        return sum(abs(value) >= abs(sum(differences)) - 1e-12 for value in sums) / len(sums)
+
+    p_values = {HELD: p_of(HELD, FREE), ENAS_HELD: p_of(ENAS_HELD, ENAS)}
+    small, large = p_values[HELD], p_values[ENAS_HELD]
+    assert small == 2 / 256
+    assert small < large
+    adjusted = {HELD: 2 * small, ENAS_HELD: max(2 * small, large)}
+    result = result_of()
+    for row, reference in ((HELD, FREE), (ENAS_HELD, ENAS)):
+        test = result.test(row, Measure.FOUND_MEAN)
+        assert test["reference"] == list(reference)
+        assert test["p"] == pytest.approx(p_values[row])
+        assert test["adjusted_p"] == pytest.approx(adjusted[row])
+    assert marks(result, Measure.FOUND_MEAN) == {HELD: "better", ENAS_HELD: "worse"}
+    # Where larger is better, the same numbers say the opposite.
+    assert marks(result, Measure.TAU) == {HELD: "worse", ENAS_HELD: "better"}
+    assert marks(result, Measure.FORGETTING) == {HELD: "better", ENAS_HELD: "better"}
+    assert marks(result, Measure.TAU_TOP) == {}
+    assert marks(result, Measure.SECONDS) == {}
+
+
+def test_no_mark_where_the_correction_takes_it():
+    """Seven seeds that agree: 2 · 2⁻⁷ = 0.0156 is significant among three comparisons, and not among four."""
+    few = dataclasses.replace(CONFIG, seeds=7, allow_few_seeds=True)
+    quality = {row: [0.1 * i + n for n in NOISE] for i, row in enumerate(CONFIG.rows)}
+    assert set(marks(result_of(few, quality, range(7)), Measure.FOUND_MEAN).values()) == {"worse"}
+    more = dataclasses.replace(few, protection=("none", "l2", "wpl"))
+    quality = {row: [0.1 * i + n for n in NOISE] for i, row in enumerate(more.rows)}
+    found = result_of(more, quality, range(7))
+    assert [test["adjusted_p"] for test in found.tests if test["measure"] == "found_mean"] == [4 / 64] * 4
+    assert set(marks(found, Measure.FOUND_MEAN).values()) == {None}
+    assert "With 7 seeds no difference can be significant." in comparison_notes(found)
+    assert "No difference in quality is significant." in headline_sentences(found)
+
+
+def test_a_seed_that_one_side_lacks_is_left_out_of_the_test():
+    result = result_of()
+    kept = [r for r in result.evaluations if (r["seed"], r["protection"], r["strategy"]) != (2, "wpl", "uniform")]
+    test = dataclasses.replace(result, evaluations=kept).test(HELD, Measure.FOUND_MEAN)
+    assert test["num_seeds"] == SEEDS - 1
+    differences = [QUALITY[HELD][seed] - QUALITY[FREE][seed] for seed in range(SEEDS) if seed != 2]
+    assert test["difference"]["mean"] == pytest.approx(sum(differences) / len(differences))
+
+
+def test_forgetting_counts_from_the_first_protected_epoch_for_all_rows():
+    entry = result_of().summary()["rows"][0]
+    assert entry["forgetting_epochs"] == [1, 3]
+    assert entry["seeds"]["forgetting_mean"]["3"] == pytest.approx(forgetting_of(HELD, 3))
+
+
+@pytest.fixture
+def with_random(monkeypatch):
+    """What searches nothing, beside two that do."""
+    monkeypatch.setitem(STRATEGIES, "random", UniformStrategy)
+    config = dataclasses.replace(CONFIG, strategy=("random", "uniform", "enas"), seeds=9)
+    return result_of(config, {**QUALITY, Row("random", "none"): [0.5 + n for n in NOISE]}, range(9))
+
+
+def test_random_is_one_row_and_the_reference_of_what_is_unprotected(with_random):
+    random = Row("random", "none")
+    assert [row for row in with_random.config.rows if row.strategy == "random"] == [random]
+    references = {tuple(t["row"]): tuple(t["reference"]) for t in with_random.tests if t["measure"] == "found_mean"}
+    assert references == {FREE: random, ENAS: random, HELD: FREE, ENAS_HELD: ENAS}
+    assert marks(with_random, Measure.FOUND_MEAN)[FREE] == "better"
+    assert {tuple(t["row"]) for t in with_random.tests if t["measure"] == "forgetting_mean"} == {HELD, ENAS_HELD}
+    assert with_random.interval(random, Measure.FORGETTING) is None
+
+
+# What people see
+
+
+def text_of(result):
+    console = Console(width=80, file=io.StringIO())
+    console.print(comparison_table(result))
+    return console.file.getvalue()
+
+
+def test_the_terminal_has_every_row_ranked_and_marked():
+    lines = text_of(result_of()).splitlines()
+    assert max(map(len, lines)) <= 80
+    (first, second, third, last) = (line.split() for line in lines[3:7])
+    mean = 100 * sum(QUALITY[HELD][:SEEDS]) / SEEDS
+    assert first[:3] == ["1", "uniform,", "wpl"]
+    assert first[3] == f"{mean:.1f}"
+    assert first[4].endswith("*✓")
+    assert second[4][-1].isdigit()
+    assert third[4].endswith("✗")
+    assert last[:3] == ["4", "uniform,", "none"]
+    assert "✓ better, ✗ worse than none of the same strategy" in map(str.strip, lines)
+
+
+def test_long_names_stay_whole_at_80_columns(with_random):
+    config = dataclasses.replace(with_random.config, protection=("none", "wpl", "matched-lr"), interference_every=1)
+    quality = {row: [0.2 + 0.01 * i + n for n in NOISE] for i, row in enumerate(config.rows)}
+    text = text_of(result_of(config, quality, range(9)))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert text.count("uniform, matched-lr") == 3
+
+
+def test_the_sentences_say_no_more_than_the_tests():
+    said = headline_sentences(result_of())
+    assert said[0].startswith("uniform with weight plasticity hands over the best architectures: test error 19.8")
+    assert said[1] == "Its difference from uniform with no protection is significant (p = 0.016)."
+    assert (
+        "Significantly better architectures than the same strategy with no protection: uniform with weight plasticity."
+        in said
+    )
+    assert "Significantly worse ones than the same strategy with no protection: enas with weight plasticity." in said
+    empty = dataclasses.replace(result_of(), evaluations=[], missing={"enas/seed-1": ""})
+    assert headline_sentences(empty) == ["Nothing has been judged yet: 15 of 16 searches are finished."]
+
+
+def test_the_picture_has_a_point_per_row_with_its_intervals(with_random):
+    figure = forgetting_against_quality(with_random)
+    (ax,) = figure.axes
+    expect_readable(figure)
+    points = {line.get_gid(): line.get_data() for line in ax.lines}
+    for row in (FREE, HELD, ENAS, ENAS_HELD):
+        (x,), (y,) = points[str(row)]
+        assert x == pytest.approx(100 * with_random.interval(row, Measure.FORGETTING)["mean"])
+        assert y == pytest.approx(100 * with_random.interval(row, Measure.FOUND_MEAN)["mean"])
+    assert "random" in points
+    assert len([line for line in ax.lines if line.get_gid() == "interval"]) == 8
+    assert ax.yaxis_inverted()
+    with pytest.raises(InputError, match=r"Expected a finished search to draw, but got none"):
+        forgetting_against_quality(dataclasses.replace(with_random, evaluations=[]))
+
+
+def test_the_page_of_a_comparison_that_has_hardly_begun(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", {"experiment": "compare", **CONFIG.to_toml()})
+    folder.append({"event": "failed", "unit": "enas/seed-3", "reason": "ValueError: no luck"})
+    page = report_html([folder])
+    assert "0 of 16 searches are finished" in page
+    assert "ValueError: no luck" in page
+    assert "forgetless</span> <span>compare" in page
+    assert page == report_html([folder])
+
+
+def test_the_page_has_the_tables_of_the_terminal():
+    result = result_of(missing={"enas/seed-3": "ValueError: no luck"})
+    section = comparison_section(result)
+    assert section["tables"] == comparison_tables(result)
+    assert section["missing"] == [("enas/seed-3", "ValueError: no luck")]
+    assert "Missing: enas/seed-3 (of 16)." in section["notes"]
+    cells = section["tables"][0]["rows"][0]["cells"]
+    assert (cells[0].mark, cells[0].is_best, cells[0].signs) == ("better", True, "*✓")
