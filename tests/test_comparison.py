@@ -30,7 +30,6 @@ TINY = {
     "strategy_steps": 1,
     "samples_per_step": 2,
     "final_samples": 2,
-    "final_batches": 1,
     "protect_from": 1,
     "strategy": ("uniform", "enas"),
     "protection": ("none", "wpl"),
@@ -102,7 +101,9 @@ def test_each_strategy_and_seed_is_an_ordinary_search(compared, tmp_path, capsys
 def test_a_seed_by_itself_is_that_of_a_search_over_all_seeds(compared, tmp_path):
     path = tmp_path / "together"
     own = {name: TINY[name] for name in TINY if name in SearchConfig.__dataclass_fields__}
-    said = words(**{name: None for name in TINY if name not in own}, strategy="enas", protection=("wpl",))
+    said = words(
+        **{name: None for name in TINY if name not in own}, strategy="enas", protection=("wpl",), final_batches=1
+    )
     assert main(["search", *said, "--output", str(path)]) == 0
     together = [r for r in RunFolder(path).records() if r["seed"] == 1]
     apart = [r for r in RunFolder(compared / "enas" / "seed-1").records() if r["protection"] == "wpl"]
@@ -164,6 +165,7 @@ def test_one_that_fails_is_tried_again_reported_and_loses_no_other(copied, compa
 
 def test_without_a_truth_what_is_found_is_trained_from_scratch(tmp_path, capsys):
     options = {"truth": None, "strategy": ("uniform",), "protection": ("none",), "top": 1, "training_seeds": 1}
+    options |= {"final_batches": 1}
     options |= {"batches": 1, "trainings": str(tmp_path / "trainings"), "workers": 1}
     assert main(["compare", *words(**options), "--output", str(tmp_path / "run"), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["summary"]["rows"]
@@ -295,6 +297,12 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, capsys, monke
     assert message in error
     assert len(error.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_nothing_looks_at_is_not_trained_for_long():
+    assert config_of().search("enas").final_batches == 1
+    assert config_of(truth=None).search("enas").final_batches == 0
+    assert config_of(final_batches=0).search("enas").final_batches == 0
 
 
 def test_enough_seeds_depend_on_the_comparisons():

@@ -250,5 +250,11 @@ def test_the_page_has_the_tables_of_the_terminal():
     assert section["tables"] == comparison_tables(result)
     assert section["missing"] == [("enas/seed-3", "ValueError: no luck")]
     assert "Missing: enas/seed-3 (of 16)." in section["notes"]
+    tested = {tuple(cells[:3]): cells[3:] for cells in section["tests"]}
+    assert len(tested) == len(section["tests"]) == len(result.tests)
+    difference = 100 * sum(QUALITY[HELD][seed] - QUALITY[FREE][seed] for seed in range(SEEDS)) / SEEDS
+    found = tested["found mean", "uniform, wpl", "uniform, none"]
+    assert found[0].startswith(f"−{-difference:.1f}")
+    assert found[1:] == ["0.008", "0.016", "better"]
     cells = section["tables"][0]["rows"][0]["cells"]
     assert (cells[0].mark, cells[0].is_best, cells[0].signs) == ("better", True, "*✓")

@@ -61,6 +61,7 @@ class ComparisonConfig(SearchConfig):
         strategy: What proposes architectures, one or more: names of STRATEGIES.
         protection: Arms of each, as for a search; `random`, which trains no shared weights, has none of them.
         seeds: How many seeds.
+        final_batches: As for a search; 1 by default where there is a truth, since nothing here looks at its result.
         reference: What each row is tested against: a protection (that of the same strategy; its unprotected arm, in
             turn, against `random` if that is there), or a strategy (its unprotected arm, for all rows). By default
             `none`, or the first protection where that is not asked for.
@@ -81,6 +82,7 @@ class ComparisonConfig(SearchConfig):
     strategy: tuple[str, ...] = ("uniform", "enas")  # type: ignore[assignment]
     protection: tuple[str, ...] = ("none", "l2", "wpl")
     seeds: int = 10
+    final_batches: int = None  # type: ignore[assignment]
     reference: str | None = None
     allow_few_seeds: bool = False
     top: int = 5
@@ -102,6 +104,8 @@ class ComparisonConfig(SearchConfig):
         for name in self.strategy:
             expect_one_of("strategy", name, STRATEGIES)
         self._expect_arms(self.protection)
+        if self.final_batches is None:
+            object.__setattr__(self, "final_batches", int(self.truth is not None))
         # What no option was given for depends on the space; a search refuses what does not fit it or the strategy.
         for field in dataclasses.fields(SearchConfig):
             if field.name != "strategy":

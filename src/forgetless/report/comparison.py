@@ -419,8 +419,23 @@ def comparison_section(result: ComparisonResult) -> dict[str, Any]:
         "figures": _figures(result),
         "tables": comparison_tables(result),
         "notes": comparison_notes(result),
+        "tests": _tests(result),
         "time": duration(math.fsum(seconds)) if seconds else "",
     }
+
+
+def _tests(result: ComparisonResult) -> list[list[str]]:
+    """Every test: of what, which row, against which, the difference in the unit of its column, and both p."""
+    rows = []
+    for test in result.tests:
+        measure = Measure(test["measure"])
+        scale, _ = _scale(result, measure, [])
+        difference = _scaled(test["difference"], scale)
+        names = [str(Row(*test[side])) for side in ("row", "reference")]
+        p_values = [probability(test[name]) for name in ("p", "adjusted_p")]
+        shown = with_interval(difference, _decimals([difference]))
+        rows.append([measure.replace("_", " "), *names, shown, *p_values, test["mark"] or ""])
+    return rows
 
 
 def _figures(result: ComparisonResult) -> list[dict[str, str]]:
