@@ -92,11 +92,12 @@ def check(config: ComparisonConfig) -> None:
     """
     if not config.allow_few_seeds:
         config.expect_seeds()
-    task = load_task(config)
-    for strategy in config.strategy:
-        check_memory(config.search(strategy), task)
+    searches = [config.search(strategy) for strategy in config.strategy]
+    task = load_task(searches[0])
+    for search in searches:
+        check_memory(search, task)
     if config.truth is not None:
-        read_truth(config.truth, make_space(config), config.column)
+        read_truth(config.truth, make_space(searches[0]), config.column)
 
 
 def run_comparison(

@@ -167,7 +167,7 @@ def _scaled(interval: Mapping[str, Any] | None, scale: float) -> dict[str, Any] 
 
 
 def _decimals(intervals: Sequence[Mapping[str, Any] | None]) -> int:
-    """As many that half a usual interval has two digits, but no more than give a usual mean three; at most four."""
+    """As many that half a usual interval has two digits, but no more than give a usual mean three; at least one."""
     present = [interval for interval in intervals if interval is not None]
     halves = [interval["high"] - interval["mean"] for interval in present if interval["high"] is not None]
     means = [abs(interval["mean"]) for interval in present]
@@ -176,7 +176,7 @@ def _decimals(intervals: Sequence[Mapping[str, Any] | None]) -> int:
         for digits, values in ((2, halves), (3, means))
         if (some := [value for value in values if value > 0])
     ]
-    return max(0, min(wanted, default=2))
+    return max(1, min(wanted, default=2))
 
 
 def comparison_notes(result: ComparisonResult) -> list[str]:
