@@ -5,6 +5,7 @@ import gc
 import io
 import itertools
 import math
+import pickle
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -1041,12 +1042,15 @@ def test_the_device_does_not_matter(make: MakeOptimizer) -> None:
         torch.testing.assert_close(left, right.cpu())
 
 
-def test_a_deep_copy_of_model_and_plasticity_belongs_together() -> None:
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deep", "pickle"]
+)
+def test_a_copy_of_model_and_plasticity_belongs_together(copied) -> None:
     model = mlp()
     held = WeightPlasticity(model.parameters(), 7.0, rule="ema", decay=0.3, damping=0.1)
     held.attach(SGD(model.parameters(), lr=0.1))
     held.consolidate(model, importance_of(model))
-    twin, twin_held = copy.deepcopy((model, held))
+    twin, twin_held = copied((model, held))
     assert twin_held.shared_parameters[0] is twin[0].weight
     assert twin_held.anchor(twin[0].weight) is not held.anchor(model[0].weight)
     assert same_state(twin_held.state_dict(), held.state_dict())

@@ -8,7 +8,6 @@ A left the shared weights, the importance F is A's Fisher information there. `qu
 applies either in anybody's loop.
 """
 
-import copy
 import math
 import warnings
 import weakref
@@ -505,17 +504,13 @@ class WeightPlasticity:
             f"{held} of {len(self._parameters)} shared parameters held)"
         )
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "WeightPlasticity":
-        """A copy for a deep copy of the model: same memo, same weights; attached to no optimizer."""
-        twin = WeightPlasticity(
-            [copy.deepcopy(parameter, memo) for parameter in self._parameters],
-            self.alpha,
-            rule=self.rule,
-            decay=self.decay,
-            damping=self.damping,
-        )
-        twin.load_state_dict(self.state_dict())
-        return twin
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy together with its model, by `copy.deepcopy` or pickle: same weights, attached to no optimizer."""
+        return {"parameters": self._parameters, "state": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        WeightPlasticity.__init__(self, state["parameters"])
+        self.load_state_dict(state["state"])
 
 
 def _unique_tensors(shared_parameters: Iterable[Any]) -> list[Tensor]:
