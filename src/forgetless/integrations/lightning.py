@@ -1,0 +1,115 @@
+"""`WeightPlasticity` in Lightning's training loop; needs the extra `lightning`."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from forgetless.errors import InputError
+from forgetless.importance import Batch, FisherKind, LossFunction, diagonal_fisher
+from forgetless.plasticity import WeightPlasticity
+
+
+class PlasticityCallback(Callback):
+    """Keeps earlier models' shared weights while `Trainer.fit` trains another, and remembers that one when it is done.
+
+    One `fit` is the training of one model. For as long as it runs, each of the trainer's optimizers that holds shared
+    weights is followed by a proximal step: once per step of the optimizer, so that accumulated and clipped gradients
+    and manual optimization need nothing more. At its end the model is consolidated, if there are `batches`; a `fit`
+    that fails, is interrupted, or finds itself finished already, consolidates nothing.
+
+    Anchors and importances go into the trainer's checkpoints, with α and the other options, and come back with
+    `fit(..., ckpt_path=...)`.
+
+    Args:
+        plasticity: Of the weights that the models share.
+        batches: Pairs of inputs and targets that the model was not trained on, if there are some to spare; gone
+            through at the end of every `fit`, so a `DataLoader` or a list, not an iterator. None leaves `consolidate`
+            to the caller.
+        loss_fn: Maps (what the module's `forward` returns, targets) to a scalar, as in `diagonal_fisher`.
+        kind: Of the Fisher information, as in `diagonal_fisher`.
+
+    Raises:
+        InputError: If one of `batches` and `loss_fn` is given without the other. At the start of `fit`, if no
+            optimizer holds shared weights.
+
+    >>> from torch import nn
+    >>> trunk = nn.Linear(2, 2)
+    >>> callback = PlasticityCallback(WeightPlasticity(trunk.parameters(), alpha=1e5))
+    >>> trainer = Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)  # then trainer.fit(...)
+    """
+
+    def __init__(
+        self,
+        plasticity: WeightPlasticity,
+        *,
+        batches: Iterable[Batch] | None = None,
+        loss_fn: LossFunction | None = None,
+        kind: FisherKind = "empirical",
+    ) -> None:
+        super().__init__()
+        if (batches is None) != (loss_fn is None):
+            given, missing = ("batches", "loss_fn") if loss_fn is None else ("loss_fn", "batches")
+            raise InputError(
+                f"Expected batches and loss_fn together, but got {given} without {missing}. "
+                "Give both, or neither and call plasticity.consolidate yourself."
+            )
+        self.plasticity = plasticity
+        self.batches = batches
+        self.loss_fn = loss_fn
+        self.kind = kind
+        self._followed: list[Optimizer] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Follow every optimizer that holds shared weights."""
+        # The trainer moves the weights to its device at the start of `fit`, and back to the CPU at the end.
+        self.plasticity.to(pl_module.device)
+        shared = {id(parameter) for parameter in self.plasticity.shared_parameters}
+        for optimizer in trainer.optimizers:
+            if any(id(parameter) in shared for group in optimizer.param_groups for parameter in group["params"]):
+                self.plasticity.attach(optimizer)
+                self._followed.append(optimizer)
+        if shared and not self._followed:
+            raise InputError(
+                f"Expected an optimizer of some of the shared parameters, but got {len(trainer.optimizers)} that hold "
+                "none. Return one that trains the shared weights from configure_optimizers."
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Consolidate the model, while it still is on its device."""
+        if self.batches is None or self.loss_fn is None:
+            return
+        # Each of several processes sees its own batches: the wrapper makes the importance the mean over all.
+        model = trainer.model if isinstance(trainer.model, DistributedDataParallel) else pl_module
+        batches = (trainer.strategy.batch_to_device(batch) for batch in self.batches)
+        shared = self.plasticity.shared_parameters
+        importance = diagonal_fisher(model, batches, self.loss_fn, self.kind, parameters=shared)
+        self.plasticity.consolidate(model, importance)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the optimizers, and take anchors and importances to where the trainer left the weights."""
+        self._leave(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the optimizers of a `fit` that failed or was interrupted."""
+        self._leave(pl_module)
+
+    def _leave(self, pl_module: LightningModule) -> None:
+        for optimizer in self._followed:
+            self.plasticity.detach(optimizer)
+        self._followed.clear()
+        self.plasticity.to(pl_module.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What goes into a checkpoint: the state of the plasticity."""
+        return self.plasticity.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it from a checkpoint.
+
+        Args:
+            state_dict: From `state_dict`, for the same shared weights in the same order.
+        """
+        self.plasticity.load_state_dict(state_dict)
