@@ -177,6 +177,14 @@ def test_several_optimizers_in_a_loop_of_the_module():
     assert without_hooks(fitted.optimizers)
 
 
+@pytest.fixture
+def _no_process_group_stays():
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_no_process_group_stays")
 @pytest.mark.parametrize("strategy", ["auto", "ddp"])
 def test_the_end_of_a_fit_consolidates(strategy):
     shared = trunk()
