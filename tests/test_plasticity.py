@@ -21,6 +21,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from forgetless import WeightPlasticity, diagonal_fisher, plasticity, proximal_step, quadratic_penalty, reference
+from forgetless import metric as metrics_of_optimizers
 
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 
@@ -279,7 +280,7 @@ def test_the_minimiser_of_equation_8_is_a_fixed_point(make: MakeOptimizer) -> No
 
 def test_with_the_metric_of_plain_sgd_momentum_would_rest_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """d = 1 instead of (1 − μ)/(1 − τ) is a protection with α (1 − μ)/(1 − τ)."""
-    monkeypatch.setattr(plasticity, "_sgd_metric", lambda group: 1.0)
+    monkeypatch.setattr(metrics_of_optimizers, "sgd_metric", lambda group: 1.0)
     model, held, loss, minimiser = quadratic_problem()
     optimizer = SGD(model.parameters(), lr=0.02, momentum=0.8, dampening=0.2)
     held.attach(optimizer)
@@ -290,7 +291,9 @@ def test_with_the_metric_of_plain_sgd_momentum_would_rest_elsewhere(monkeypatch:
 
 def test_with_the_identity_adam_would_rest_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Adam's step does not grow with the gradient, so that a pull which does wins or loses against it by chance."""
-    monkeypatch.setattr(plasticity, "_adam_metric", lambda _o, _g, p, scale: [torch.full_like(w, scale) for w in p])
+    monkeypatch.setattr(
+        metrics_of_optimizers, "adam_metric", lambda _o, _g, p, scale: [torch.full_like(w, scale) for w in p]
+    )
     model, held, loss, minimiser = quadratic_problem()
     optimizer = Adam(model.parameters(), lr=0.02)
     held.attach(optimizer)

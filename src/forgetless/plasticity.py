@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from forgetless.errors import expect_one_of
 from forgetless.importance import unwrapped
+from forgetless.metric import TINY, scaled_metric
 
 AccumulationRule = Literal["replace", "sum", "joint", "ema", "merge"]
 
@@ -28,8 +29,6 @@ AccumulationRule = Literal["replace", "sum", "joint", "ema", "merge"]
 _LARGEST_SCALE = 1e30
 # A weight of this importance is held as firmly as can be; sums of such stay finite.
 _LARGEST_IMPORTANCE = 1e30
-# Added to F + d/(lr·α): 0/0 is no pull.
-_TINY = torch.finfo(torch.float32).tiny
 
 
 def quadratic_penalty(
@@ -104,10 +103,10 @@ def proximal_step(
         return
     scale = _inverse(alpha * learning_rate)
     if isinstance(metric, float | int):
-        pulls = _pulls(importances, metric * scale + _TINY, parameters)
+        pulls = _pulls(importances, metric * scale + TINY, parameters)
     else:
         scaled = list(torch._foreach_mul([values.to(_wide(values.dtype)) for values in metric], scale))
-        torch._foreach_add_(scaled, _TINY)
+        torch._foreach_add_(scaled, TINY)
         pulls = _pulls(importances, scaled, parameters)
     torch._foreach_lerp_(list(parameters), list(anchors), pulls)
 
@@ -127,7 +126,7 @@ def _pulls(
 ) -> list[Tensor]:
     """s/(1 + s) = F / (F + d/(lr·α)), in the parameters' types.
 
-    `scaled_metric` is d/(lr·α) + `_TINY`; tensors are overwritten. Nothing overflows: F is finite, and where d/(lr·α)
+    `scaled_metric` is d/(lr·α) + `TINY`; tensors are overwritten. Nothing overflows: F is finite, and where d/(lr·α)
     is not there is no pull.
     """
     importances = [importance.to(_wide(importance.dtype)) for importance in importances]
@@ -305,7 +304,7 @@ class WeightPlasticity:
             kept = old if self.rule == "joint" else self.decay * old
             total = value + kept
             # Where neither model needs the weight, 0/0 is 0: it stays where the later one left it.
-            share = kept / total.clamp_min(_TINY)
+            share = kept / total.clamp_min(TINY)
             rest = parameter.detach().clone() if self.rule == "joint" else parameter
             rest.lerp_(anchor, share.to(parameter.dtype))
             self._importances[i] = total
@@ -337,14 +336,8 @@ class WeightPlasticity:
         """Follow every step of an optimizer by a proximal step on the shared weights it moved.
 
         The proximal step is taken in the optimizer's own metric, s_i = lr · α · F_i / d_i, with d chosen such that a
-        weight comes to rest where the gradient of the whole loss of eq. 8 vanishes, at the same α for each:
-
-        | optimizer | d_i |
-        |---|---|
-        | SGD | 1 |
-        | SGD with momentum μ, dampening τ, Nesterov or not | (1 − μ) / (1 − τ): a steady gradient moves it lr·g/d |
-        | Adam, AdamW | √v̂_i + ε (v̂ its bias-corrected second moment) |
-        | any other | 1, with a warning |
+        weight comes to rest where the gradient of the whole loss of eq. 8 vanishes, at the same α for each: see
+        `forgetless.metric.scaled_metric`. Of an optimizer other than SGD, Adam and AdamW it is 1, with a warning.
 
         Learning rates are read from the parameter groups at each step, so groups and schedules are honoured. Weights
         without a gradient are left alone, as the optimizer leaves them. A loop that scales gradients by κ, as clipping
@@ -405,14 +398,14 @@ class WeightPlasticity:
                 continue
             parameters, anchors, importances = self._columns(held)
             scale = _inverse(self.alpha * learning_rate)
-            if isinstance(optimizer, Adam):
-                pulls = _pulls(importances, _adam_metric(optimizer, group, parameters, scale), parameters)
+            metric = scaled_metric(optimizer, group, parameters, scale)
+            if isinstance(metric, list):
+                pulls = _pulls(importances, metric, parameters)
             else:
                 # The metric is constant: s/(1 + s) changes with lr and α only, and the step is one fused pass.
-                metric = _sgd_metric(group) if isinstance(optimizer, SGD) else 1.0
-                signature = (scale, metric, tuple(held))
+                signature = (metric, tuple(held))
                 if self._pulls.get((id(optimizer), g), (None,))[0] != signature:
-                    self._pulls[id(optimizer), g] = (signature, _pulls(importances, metric * scale + _TINY, parameters))
+                    self._pulls[id(optimizer), g] = (signature, _pulls(importances, metric, parameters))
                 pulls = self._pulls[id(optimizer), g][1]
             torch._foreach_lerp_(parameters, anchors, pulls)
 
@@ -573,24 +566,3 @@ def _mean_over_all(tensors: Iterable[Tensor]) -> float:
 
 def _copied(tensor: Tensor | None, device: torch.device) -> Tensor | None:
     return None if tensor is None else tensor.detach().clone().to(device)
-
-
-def _sgd_metric(group: Mapping[str, Any]) -> float:
-    """(1 − μ)/(1 − τ): a steady gradient g moves a weight by lr·g·(1 − τ)/(1 − μ) per step of SGD with momentum."""
-    momentum, dampening = float(group.get("momentum", 0.0)), float(group.get("dampening", 0.0))
-    if momentum == 0 or momentum >= 1 or dampening >= 1:
-        return 1.0
-    return (1 - momentum) / (1 - dampening)
-
-
-def _adam_metric(optimizer: Adam, group: Mapping[str, Any], parameters: Sequence[Tensor], scale: float) -> list[Tensor]:
-    """(√v̂ + ε) · scale + `_TINY`, with v̂ = v / (1 − β₂ᵗ) and, with amsgrad, the largest v so far."""
-    moment = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
-    states = [optimizer.state[parameter] for parameter in parameters]
-    metric = list(torch._foreach_sqrt([state[moment].to(_wide(state[moment].dtype)) for state in states]))
-    beta2 = float(group["betas"][1])
-    # A step that a gradient scaler skipped leaves t and v at 0.
-    corrections = [math.sqrt(1 - beta2 ** max(float(state["step"]), 1.0)) for state in states]
-    torch._foreach_mul_(metric, [scale / correction for correction in corrections])
-    torch._foreach_add_(metric, group["eps"] * scale + _TINY)
-    return metric
