@@ -61,10 +61,15 @@ class TwoModelConfig(Configuration):
         wiring: How B reuses A's hidden layers: `prefix` or `crossed`.
         shared: How many of A's hidden layers are shared; several give several panels.
         convergence: A is stopped when its validation accuracy passes this share of what it reaches, in (0, 1].
-        protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl`, `ewc`, `mas`, `si`, `nsas`, `ogl` and
-            `matched-lr` (the control arm: no protection, the shared weights' learning rate lowered until their mean
-            step is that under `wpl`).
+        protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl`, `coupling`, `ewc`, `mas`, `si`, `nsas`, `ogl`
+            and `matched-lr` (the control arm: no protection, the shared weights' learning rate lowered until their
+            mean step is that under `wpl`).
         alpha: Strengths α of `wpl` and `ewc`.
+        coupling_alpha: Strengths of `coupling`; 1 is the posterior's.
+        coupling_prior: λ of `coupling`, above 0: the prior's precision per example, as a weight decay.
+        coupling_examples: Held-out examples per model that `coupling` takes its curvature from.
+        coupling_rows: How many rows `coupling` keeps of it for all earlier models together, each as long as the shared
+            weights.
         l2_alpha: Strengths of `l2`, whose importance is 1 and whose α therefore has another scale.
         mas_alpha: Strengths of `mas`, whose importance grows with the square of the logits.
         si_alpha: Strengths of `si`.
@@ -97,6 +102,10 @@ class TwoModelConfig(Configuration):
     convergence: tuple[float, ...] = (1.0,)
     protection: tuple[str, ...] = ("none", "matched-lr", "freeze", "l2", "wpl")
     alpha: tuple[float, ...] = (1e5,)
+    coupling_alpha: tuple[float, ...] = (1e5,)
+    coupling_prior: float = 1e-3
+    coupling_examples: int = 100
+    coupling_rows: int = 100
     l2_alpha: tuple[float, ...] = (1.0,)
     mas_alpha: tuple[float, ...] = (1.0,)
     si_alpha: tuple[float, ...] = (1.0,)
@@ -147,8 +156,9 @@ class TwoModelConfig(Configuration):
         self._expect_at_least(
             1,
             *("seeds", "iterations", "iterations_a", "batch_size", "width", "evaluate_every", "threads"),
-            "nsas_models",
+            *("nsas_models", "coupling_examples", "coupling_rows"),
         )
+        self._expect_positive("coupling_prior")
         if self.learning_rate is not None:
             self._expect_positive("learning_rate")
         self._expect_strength("damping", self.damping)
@@ -541,7 +551,16 @@ class _Trainer:
 
     def _protection(self, name: str, strength: float) -> Protection:
         config = self.config
-        return make_protection(name, self.shared, strength, damping=config.damping, archive_size=config.nsas_models)
+        return make_protection(
+            name,
+            self.shared,
+            strength,
+            damping=config.damping,
+            archive_size=config.nsas_models,
+            prior=config.coupling_prior,
+            num_examples=config.coupling_examples,
+            num_rows=config.coupling_rows,
+        )
 
     def _optimizer(self, model: MLP, shared_rate: float) -> Optimizer:
         shared_ids = {id(parameter) for parameter in self.shared}

@@ -8,6 +8,7 @@ Each method is a file with the formula and its source in the docstring:
 | `freeze` | shared weights stay where the first model left them |
 | `l2` | draws every shared weight back equally, whatever the earlier models need |
 | `wpl` | the weight plasticity loss: draws each back as strongly as the earlier models need it |
+| `coupling` | as `wpl` with the full curvature in place of its diagonal, the earlier models' own weights refitted |
 | `ewc` | elastic weight consolidation: all weights of each earlier model, each drawn back to where that model had it |
 | `mas` | memory aware synapses: as strongly as the earlier models' outputs depend on it |
 | `si` | synaptic intelligence: as strongly as its way lowered the earlier models' losses |
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from forgetless.errors import expect_one_of
 from forgetless.protection.base import Decisions, Evidence, Loss, NoProtection, Protection
+from forgetless.protection.coupling import Coupling
 from forgetless.protection.ewc import EWC
 from forgetless.protection.freeze import Freeze
 from forgetless.protection.l2 import L2
@@ -36,6 +38,7 @@ PROTECTIONS: dict[str, type[Protection]] = {
     "freeze": Freeze,
     "l2": L2,
     "wpl": WPL,
+    "coupling": Coupling,
     "ewc": EWC,
     "mas": MAS,
     "si": SI,
@@ -88,6 +91,7 @@ __all__ = [
     "SI",
     "STRENGTHS",
     "WPL",
+    "Coupling",
     "Decisions",
     "Evidence",
     "Freeze",

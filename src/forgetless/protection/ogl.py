@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from forgetless.curvature import evaluating
 from forgetless.errors import InputError
 from forgetless.protection.base import Evidence, Protection
 
@@ -109,7 +110,7 @@ class OGL(Protection):
         weights = [self.shared_parameters[i] for i in places]
         examples = ((x[n : n + 1], y[n : n + 1]) for x, y in evidence.batches() for n in range(len(y)))
         rows = []
-        with _evaluating(model):
+        with evaluating(model):
             for inputs, targets in itertools.islice(examples, number):
                 logit = true_logit(model(inputs), targets)
                 found = torch.autograd.grad(logit, weights, allow_unused=True)
@@ -174,15 +175,3 @@ def _leading(rows: Tensor) -> tuple[Tensor, Tensor]:
         return values, directions
     kept = values > values[0] * torch.finfo(rows.dtype).eps * max(rows.shape)
     return values[kept], directions[kept]
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and the mode of each module as it was afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -21,6 +21,7 @@ NAMES: Mapping[str, str] = {
     "freeze": "freeze",
     "l2": "L2 anchor",
     "wpl": "weight plasticity",
+    "coupling": "coupled curvature",
     "ewc": "elastic weights (EWC)",
     "mas": "memory aware (MAS)",
     "si": "path integral (SI)",

@@ -12,6 +12,7 @@ from forgetless.errors import InputError, expect_one_of
 from forgetless.importance import FisherKind
 from forgetless.plasticity import AccumulationRule
 from forgetless.protection import MATCHED, STRENGTHS
+from forgetless.protection.coupling import CouplingRule
 from forgetless.strategies import STRATEGIES
 from forgetless.training import expect_device
 
@@ -46,11 +47,16 @@ class SearchConfig(Configuration):
         strategy: What proposes architectures: `enas`, `uniform`, `evolution`, `nao`, on `nas201` `gdas`; or `random`,
             no search at all: nothing is trained in a supernet, so that the only protection is `none`, and
             `final_samples` architectures are handed over as they are drawn.
-        protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl`, `ewc`, `mas`, `si`, `nsas`, `ogl` and
-            `matched-lr` (no protection; the learning rate follows, from epoch to epoch, that at which the mean step
-            was that under `wpl`).
+        protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl`, `coupling`, `ewc`, `mas`, `si`, `nsas`, `ogl`
+            and `matched-lr` (no protection; the learning rate follows, from epoch to epoch, that at which the mean
+            step was that under `wpl`).
         alpha: Strength of `wpl` and `ewc`; 3e3 for text, 30 for images by default.
         alpha_decay: Factor of the strengths from one epoch with protection to the next.
+        coupling_alpha: Strength of `coupling`.
+        coupling_prior: λ of `coupling`, above 0: the prior's precision per example, as a weight decay.
+        coupling_examples: Held-out examples per model that `coupling` takes its curvature from, of those in
+            `importance_batches`; a chunk of text is one.
+        coupling_rows: How many rows `coupling` keeps of it, each as large as the shared weights.
         l2_alpha: Strength of `l2`, whose importance is 1 for every weight.
         mas_alpha: Strength of `mas`, whose importance grows with the square of the logits.
         si_alpha: Strength of `si`.
@@ -109,6 +115,10 @@ class SearchConfig(Configuration):
     protection: tuple[str, ...] = ("wpl",)
     alpha: float = None  # type: ignore[assignment]
     alpha_decay: float = 1.0
+    coupling_alpha: float = 30.0
+    coupling_prior: float = 1e-3
+    coupling_examples: int = 20
+    coupling_rows: int = 50
     l2_alpha: float = 1.0
     mas_alpha: float = 1.0
     si_alpha: float = 1.0
@@ -190,11 +200,11 @@ class SearchConfig(Configuration):
         )
         if not self.trains_shared_weights and self.final_samples == 0:
             raise InputError(f"Expected final_samples of at least 1 for the strategy {self.strategy}, but got 0.")
-        self._expect_at_least(1, "nsas_models")
+        self._expect_at_least(1, "nsas_models", "coupling_examples", "coupling_rows")
         self._expect_at_least(2, "interference_models")
         for name in (*STRENGTHS, "damping"):
             self._expect_strength(name, getattr(self, name))
-        self._expect_positive("learning_rate", "max_gradient_norm")
+        self._expect_positive("learning_rate", "max_gradient_norm", "coupling_prior")
         self._expect_below_1("momentum", "dropout", "weight_drop")
         if isinstance(self.protect_from, str):
             expect_one_of("protect_from", self.protect_from, ["forgetting", "an epoch"])
@@ -205,6 +215,13 @@ class SearchConfig(Configuration):
                 raise InputError(f"Expected {name} in [0, 1], but got {getattr(self, name)}.")
         if self.importance == "training" and "wpl" in self.protection and self.batches_per_model < 2:
             raise InputError("Expected batches_per_model to be at least 2 for importance from training, but got 1.")
+        if "coupling" in self.protection:
+            expect_one_of("rule of coupling", self.rule, get_args(CouplingRule))
+        if self.importance == "training" and self.fisher != "empirical":
+            raise InputError(
+                f"Expected importance to be held-out for fisher={self.fisher}, but got training. "
+                "The estimate from training batches is that of the empirical Fisher."
+            )
         if self.importance == "held-out" and self.fisher == "exact" and self.space == "recurrent":
             raise InputError("Expected fisher to be empirical, monte_carlo or batch for text, but got exact.")
         expect_device(self.device)

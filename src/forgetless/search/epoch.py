@@ -87,6 +87,9 @@ class Search:
             rule=config.rule,
             decay=config.decay,
             archive_size=config.nsas_models,
+            prior=config.coupling_prior,
+            num_examples=config.coupling_examples,
+            num_rows=config.coupling_rows,
             restore=lambda decisions: self.task.loss_of(self.supernet, space.decode(decisions)),
         )
 

@@ -1,6 +1,7 @@
 """What a search begins with: data, space, supernet, optimizer; and whether the memory is enough for it."""
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from forgetless.architecture import CellSpace, Nas201Space, RecurrentSpace, Space
+from forgetless.curvature import MOST_OUTPUTS
 from forgetless.data import load_images, load_text
 from forgetless.errors import InputError
 from forgetless.protection import PROTECTIONS, WPL
@@ -64,6 +66,11 @@ def memory_bytes(config: SearchConfig, task: Task[Any]) -> int:
     copies = 5 + state
     copies += 2 * any(issubclass(PROTECTIONS[name], WPL) for name in config.protection if name in PROTECTIONS)
     copies += config.ogl_directions * ("ogl" in config.protection)
+    if "coupling" in config.protection:
+        num_outputs = task.data.num_classes if isinstance(task, ImageClassification) else math.inf
+        new = config.coupling_examples * (int(num_outputs) if num_outputs <= MOST_OUTPUTS else 1)
+        # The anchor; rows kept, the columns of those that move, and new ones, once more where all are put together.
+        copies += 1 + 2 * (config.coupling_rows + new)
     copies += (1 + state) * bool(config.interference_every)  # what is restored afterwards
     space = make_space(config)
     if isinstance(task, LanguageModelling):
