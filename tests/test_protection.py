@@ -15,7 +15,7 @@ from forgetless.training import train
 X, Y = torch.randn(64, 12, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
 
 
-STRENGTHS = {"nsas": 1.0, "ogl": 50, "mas": 100.0, "si": 100.0}
+STRENGTHS = {"coupling": 1e3, "nsas": 1.0, "ogl": 50, "mas": 100.0, "si": 100.0}
 
 
 def loss_of(model):

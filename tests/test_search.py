@@ -24,6 +24,7 @@ from forgetless.search import (
     search_arms,
     shared_weight_rewards,
 )
+from forgetless.search.setup import memory_bytes
 from forgetless.strategies import EvolutionOptions, NaoOptions, RandomStrategy
 from forgetless.training import cpu_arithmetic
 
@@ -279,10 +280,11 @@ def test_alpha_decays_from_the_first_epoch_with_protection_on_also_after_an_inte
 
 
 @pytest.mark.parametrize("config", [TINY, SMALL_TEXT], ids=["images", "text"])
-@pytest.mark.parametrize("protection", ["ewc", "mas", "si", "nsas", "ogl"])
+@pytest.mark.parametrize("protection", ["coupling", "ewc", "mas", "si", "nsas", "ogl"])
 def test_rivals_run_and_go_on_bit_for_bit(config, protection):
     """From the second epoch with protection on, as if there had been no interruption; and not as without it."""
     options = {"protection": (protection,), "epochs": 4, "protect_from": 1, "final_samples": 0, "seeds": 1}
+    options |= {"coupling_examples": 3, "coupling_rows": 10}
     config = dataclasses.replace(config, **options)
     task = load_task(config)
 
@@ -440,6 +442,15 @@ def test_control_arm_comes_after_wpl():
         ({"final_samples": -1}, "Expected final_samples to be at least 0"),
         ({"learning_rate": 0.0}, "Expected learning_rate to be finite and above 0"),
         ({"importance": "heldout"}, "Did you mean 'held-out'"),
+        ({"fisher": "exact"}, "Expected importance to be held-out for fisher=exact, but got training"),
+        (
+            {"fisher": "exact", "importance": "held-out"},
+            "Expected fisher to be empirical, monte_carlo or batch for text",
+        ),
+        ({"coupling_prior": 0.0}, "Expected coupling_prior to be finite and above 0"),
+        ({"coupling_rows": 0}, "Expected coupling_rows to be at least 1"),
+        ({"coupling_examples": 0}, "Expected coupling_examples to be at least 1"),
+        ({"protection": ("coupling",), "rule": "merge"}, "Expected rule of coupling to be one of sum, ema, replace"),
     ],
 )
 def test_bad_options(options, message):
@@ -460,6 +471,35 @@ def test_a_checkpoint_of_another_configuration_names_the_options(stored, tmp_pat
     other = dataclasses.replace(TINY, units=4, alpha=1.0)
     with pytest.raises(InputError, match=r"another alpha \(100000.0, now 1.0\), units \(2, now 4\)"):
         run(other, checkpoint=checkpoint)
+
+
+def test_the_exact_fisher_is_the_importance_of_wpl_if_asked_for():
+    """After one architecture it is the sum over classes, image by image, of those whose importance is held out."""
+    options = {"importance": "held-out", "fisher": "exact", "protect_from": 0, "importance_batches": 1}
+    config = dataclasses.replace(TINY, **options)
+    search = Search(config, load_task(config), SearchArm(0, "wpl"))
+    architecture = search.strategy.propose(1)[0]
+    search._consolidate(architecture, None)
+    weight = search.supernet.classifier.weight
+    images, _ = next(search.task.batches("importance"))
+    search.supernet.eval()
+    total = torch.zeros_like(weight)
+    for image in images:
+        logits = search.supernet(image.unsqueeze(0), architecture)
+        losses, shares = -logits.log_softmax(-1)[0], logits.detach().softmax(-1)[0]
+        for loss, share in zip(losses, shares, strict=True):
+            total += share * torch.autograd.grad(loss, weight, retain_graph=True)[0].square()
+    torch.testing.assert_close(search.protection.plasticity.importance(weight), total / len(images))
+
+
+def test_coupling_needs_memory_for_its_rows():
+    config = dataclasses.replace(TINY, protection=("coupling",))
+    task = load_task(config)
+    few, many, most = (
+        memory_bytes(dataclasses.replace(config, coupling_rows=rows, coupling_examples=examples), task)
+        for rows, examples in ((10, 1), (20, 1), (20, 2))
+    )
+    assert most - many == many - few > 0  # 10 classes
 
 
 def test_more_units_than_memory_allows_says_how_much_it_needs():

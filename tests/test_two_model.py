@@ -207,6 +207,10 @@ def test_every_alpha_up_to_1e12_stays_finite():
         ({"width": 0}, "Expected width to be at least 1"),
         ({"learning_rate": -0.1}, "Expected learning_rate to be finite and above 0"),
         ({"damping": -1.0}, "Expected damping to be finite and at least 0"),
+        ({"coupling_prior": 0.0}, "Expected coupling_prior to be finite and above 0"),
+        ({"coupling_rows": 0}, "Expected coupling_rows to be at least 1"),
+        ({"coupling_examples": 0}, "Expected coupling_examples to be at least 1"),
+        ({"coupling_alpha": (-1.0,)}, "Expected coupling_alpha to be finite and at least 0"),
         ({"momentum": 1.0}, r"Expected momentum in \[0, 1\)"),
         ({"device": "gpu"}, "Expected a device that this machine has, but got 'gpu'"),
     ],
@@ -221,6 +225,37 @@ def test_config_round_trip_and_unknown_option():
     assert TwoModelConfig.from_dict(values) == SMALL
     with pytest.raises(InputError, match="Did you mean 'alpha'"):
         TwoModelConfig.from_dict({"alfa": [1.0]})
+
+
+@pytest.mark.parametrize("fisher", ["exact", "empirical"])
+def test_the_exact_fisher_is_the_importance_of_wpl_if_asked_for(fisher, monkeypatch):
+    """What is consolidated is the sum over classes weighted by their probability, and for `empirical` it is not."""
+    found = []
+    consolidate = WeightPlasticity.consolidate
+
+    def noted(self, model, importance):
+        images, _ = next(two_model.load_task(SMALL).batches("importance"))
+        expected = torch.zeros_like(model.layers[-1].weight)
+        for image in images:
+            logits = model(image.unsqueeze(0))
+            losses, shares = -logits.log_softmax(-1)[0], logits.detach().softmax(-1)[0]
+            for loss, share in zip(losses, shares, strict=True):
+                gradient = torch.autograd.grad(loss, model.layers[-1].weight, retain_graph=True)[0]
+                expected += share * gradient.square() / len(images)
+        name = next(n for n, p in model.named_parameters() if p is model.layers[-1].weight)
+        found.append(torch.allclose(importance[name], expected, rtol=1e-3, atol=1e-8))
+        consolidate(self, model, importance)
+
+    monkeypatch.setattr(WeightPlasticity, "consolidate", noted)
+    run(dataclasses.replace(SMALL, iterations=2, iterations_a=20, protection=("wpl",), fisher=fisher))
+    assert found == [fisher == "exact"]
+
+
+def test_coupling_prevents_forgetting():
+    config = dataclasses.replace(SMALL, protection=("none", "coupling"), coupling_rows=20, coupling_examples=20)
+    plain, held = run(config).runs
+    assert plain["validation_forgetting"] > 0.02
+    assert held["validation_forgetting"] < 0.2 * plain["validation_forgetting"]
 
 
 def test_training_batches_are_shuffled_passes():

@@ -58,6 +58,7 @@ def gauss_newton_factor(
     with evaluating(model):
         for inputs, targets in examples:
             outputs = model(inputs)
+            _expect_finite(outputs)
             if outputs.numel() <= MOST_OUTPUTS:
                 directions = _output_factor(loss, outputs.detach(), targets)
             else:
@@ -71,10 +72,7 @@ def gauss_newton_factor(
     if num_examples == 0:
         raise InputError("Expected at least one example for the curvature, but got none. Pass held-out batches.")
     rows = torch.stack(found) / math.sqrt(num_examples) if found else flat(weights).new_zeros(0, flat(weights).numel())
-    if not bool(torch.isfinite(rows).all()):
-        raise InputError(
-            "Expected finite derivatives for the curvature, but got inf or nan. Check that the model has not diverged."
-        )
+    _expect_finite(rows)
     return rows
 
 
@@ -103,6 +101,14 @@ def _drawn_direction(
     logits = outputs.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(logits, drawn), logits)
     return (gradient * math.sqrt(targets.numel())).unsqueeze(0)
+
+
+def _expect_finite(tensor: Tensor) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        raise InputError(
+            "Expected finite outputs and derivatives for the curvature, but got inf or nan. "
+            "Check that the model has not diverged."
+        )
 
 
 @torch.no_grad()

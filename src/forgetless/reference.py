@@ -116,3 +116,43 @@ def proximal_step(
         s = learning_rate * alpha * fisher / d
         result.append((theta + s * theta_hat) / (1 + s))
     return torch.tensor(result, dtype=weight.dtype).reshape(weight.shape)
+
+
+def coupling(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Tensor]],
+    shared: Sequence[Tensor],
+    prior: float,
+    output_curvature: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Ω = H_ss − H_s1 H₁₁⁻¹ H_1s of H = 1/N Σ_n J_nᵀ A_n J_n + λI as a dense matrix, by explicit Jacobians.
+
+    Args:
+        model: Any module; its inputs are single tensors.
+        batches: Pairs (inputs, targets), examples along dim 0.
+        shared: The weights that Ω is for, in their order; all others are integrated out.
+        prior: λ.
+        output_curvature: Outputs of one example (C,) → A_n (C, C).
+
+    Returns:
+        Ω over all shared weights as one vector.
+    """
+    private = [p for p in model.parameters() if all(p is not q for q in shared)]
+    weights = [*private, *shared]
+    total: Tensor = torch.zeros(())
+    count = 0
+    for inputs, _ in batches:
+        for x in inputs:
+            outputs = model(x.unsqueeze(0)).flatten()
+            jacobian = torch.stack(
+                [
+                    torch.cat([g.flatten() for g in torch.autograd.grad(output, weights, retain_graph=True)])
+                    for output in outputs
+                ]
+            )
+            total = total + jacobian.T @ output_curvature(outputs.detach()) @ jacobian
+            count += 1
+    h = total / count + prior * torch.eye(len(total), dtype=total.dtype)
+    k = sum(p.numel() for p in private)
+    schur: Tensor = h[k:, k:] - h[k:, :k] @ torch.linalg.solve(h[:k, :k], h[:k, k:])
+    return schur

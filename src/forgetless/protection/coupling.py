@@ -18,6 +18,9 @@ from forgetless.protection.base import Evidence, Protection
 
 CouplingRule = Literal["sum", "ema", "replace"]
 
+# Keeps 1/(lr·α) finite in float32.
+_LEAST_STRENGTH = 1e-30
+
 
 class Coupling(Protection):
     """Draws the shared weights back along the directions that an earlier model needs, its private weights refitted.
@@ -95,9 +98,11 @@ class Coupling(Protection):
             if number < 1:
                 raise InputError(f"Expected {name} to be at least 1, but got {number}.")
         expect_one_of("rule of coupling", rule, get_args(CouplingRule))
+        if not 0 <= decay <= 1:
+            raise InputError(f"Expected decay in [0, 1], but got {decay}. It is the share of the old rows that stays.")
         self.prior, self.num_examples, self.num_rows = prior, num_examples, num_rows
         self.rule: CouplingRule = rule
-        self.decay = {"sum": 1.0, "replace": 0.0}.get(rule, decay)
+        self.decay = decay
         self._sizes = [parameter.numel() for parameter in self.shared_parameters]
         self._index = {id(parameter): i for i, parameter in enumerate(self.shared_parameters)}
         self._anchors: list[Tensor | None] = [None] * len(self._sizes)
@@ -126,12 +131,13 @@ class Coupling(Protection):
         places: list[int] = []
         metrics: list[float | Tensor] = []
         for group in optimizer.param_groups:
-            strength = self.alpha * float(group["lr"])
+            strength = self.alpha * float(group["lr"])  # α lr
             if strength == 0:
                 continue
             found = [i for p in group["params"] if p.grad is not None and (i := self._held_place(p)) is not None]
             if found:
-                metric = scaled_metric(optimizer, group, [self.shared_parameters[i] for i in found], 1 / strength)
+                scale = 1 / max(strength, _LEAST_STRENGTH)
+                metric = scaled_metric(optimizer, group, [self.shared_parameters[i] for i in found], scale)
                 places += found
                 metrics += metric if isinstance(metric, list) else [metric] * len(found)
         if not places:
@@ -207,8 +213,7 @@ class Coupling(Protection):
         new = factor.new_zeros(len(factor), sum(self._sizes))
         old = new[:0] if self._rows is None else self._rows
         starts = [0, *itertools.accumulate(self._sizes)]
-        kept = 1.0 if self.rule == "sum" else self.decay
-        added = 1.0 if self.rule == "sum" else 1 - self.decay
+        kept, added = {"sum": (1.0, 1.0), "replace": (0.0, 1.0)}.get(self.rule, (self.decay, 1 - self.decay))
         for i, block in zip(places, torch.split(factor, [self._sizes[i] for i in places], dim=1), strict=True):
             columns = slice(starts[i], starts[i + 1])
             is_first = self._anchors[i] is None
