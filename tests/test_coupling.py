@@ -2,7 +2,6 @@
 
 import copy
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -121,7 +120,7 @@ def test_two_linear_gaussian_models_have_the_exact_posterior():
         wide.T @ wide + tau * torch.eye(2 * width + ps, dtype=torch.float64), wide.T @ torch.cat([y1, y2])
     )
     optimizer = SGD([{"params": b.private.parameters(), "weight_decay": tau / n2}, {"params": [shared.weight]}], lr=0.5)
-    train([(x2, y2)] * 300, lambda batch: squared_error(b(batch[0]), batch[1]), optimizer, protection)
+    train([(x2, y2)] * 150, lambda batch: squared_error(b(batch[0]), batch[1]), optimizer, protection)
     assert (shared.weight.detach().T - joint[width : width + ps]).abs().max() < 1e-6
     assert (b.private.weight.detach().T - joint[width + ps :]).abs().max() < 1e-6
 
@@ -203,11 +202,11 @@ def test_drawn_labels_converge_to_all_of_them(monkeypatch):
 
     whole = factor(2)
     monkeypatch.setattr(curvature, "MOST_OUTPUTS", 1)
-    few, many = (factor(number) for number in (60, 3000))
-    assert many.shape == (3000, 8)
+    few, many = (factor(number) for number in (60, 1500))
+    assert many.shape == (1500, 8)
     exact = whole.T @ whole
     errors = [float((rows.T @ rows - exact).norm() / exact.norm()) for rows in (few, many)]
-    assert errors[1] < 0.06 < errors[0]
+    assert errors[1] < 0.08 < errors[0]
 
 
 def test_drawn_labels_leave_the_random_state_and_repeat(monkeypatch):
@@ -306,7 +305,7 @@ def metric_of(optimizer, group, weight):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("alpha", [1e-3, 1.0, 1e3, 1e12])
 def test_the_step_is_that_of_a_dense_solve(optimizer, alpha):
-    """With a group of its own learning rate, a weight that gets no gradient, and two steps in a row."""
+    """With two learning rates that change, a weight that gets no gradient, and one that gets none at the end."""
     model, _, batch = deep()
     shared = [model.shared.weight, model.enter.weight, model.leave.bias]
     protection = consolidated(model, shared, [batch], alpha=alpha)
@@ -315,32 +314,30 @@ def test_the_step_is_that_of_a_dense_solve(optimizer, alpha):
     with torch.no_grad():
         for p in shared:
             p.add_(0.1 * randn(*p.shape, seed=9))
-    stays = shared[2].requires_grad_(False).detach().clone()
+    shared[2].requires_grad_(False)
     opt = OPTIMIZERS[optimizer]([{"params": [shared[0]]}, {"params": shared[1:], "lr": 0.03}])
-    free = []
+    free, found = [], []
     opt.register_step_post_hook(lambda *_: free.append([p.detach().clone() for p in shared]))
-    found = []
-    train(
-        [batch] * 2,
-        lambda b: F.cross_entropy(model(b[0]), b[1]),
-        opt,
-        protection,
-        after_step=lambda _: found.append(
-            ([p.detach().clone() for p in shared], list(map(partial(metric_of, opt), opt.param_groups, shared)))
-        ),
-    )
-    moving = shared[0].numel() + shared[1].numel()
-    for before, (after, metrics) in zip(free, found, strict=True):
+
+    def note(step):
+        metrics = [metric_of(opt, g, p) / g["lr"] for g, p in zip(opt.param_groups, shared[:2], strict=True)]
+        found.append(([p.detach().clone() for p in shared], metrics))
+        opt.param_groups[0]["lr"] *= 3  # a schedule
+        if step == 2:
+            shared[1].requires_grad_(False)
+
+    train([batch] * 3, lambda b: F.cross_entropy(model(b[0]), b[1]), opt, protection, after_step=note)
+    for before, (after, metrics), num_moving in zip(free, found, (2, 2, 1), strict=True):
         u, v = (torch.cat([(p - q).flatten() for p, q in zip(ps, anchors, strict=True)]) for ps in (before, after))
-        d = torch.cat([(m / g["lr"]).flatten() for m, g in zip(metrics, opt.param_groups, strict=True)])
-        matrix = d.diag() + alpha * dense[:moving, :moving]
-        wanted = torch.linalg.solve(matrix, d * u[:moving] - alpha * dense[:moving, moving:] @ u[moving:])
-        torch.testing.assert_close(v[:moving], wanted, atol=1e-9, rtol=1e-7)
-        assert torch.equal(after[2], stays)
+        d = torch.cat([m.flatten() for m in metrics[:num_moving]])
+        n = len(d)
+        wanted = torch.linalg.solve(d.diag() + alpha * dense[:n, :n], d * u[:n] - alpha * dense[:n, n:] @ u[n:])
+        torch.testing.assert_close(v[:n], wanted, atol=1e-9, rtol=1e-7)
+        assert torch.equal(u[n:], v[n:])
 
 
 def test_the_step_is_stable_at_every_strength_in_float32():
-    for alpha in [*(10.0**k for k in range(-12, 13)), 1e-300, 1e300]:
+    for alpha in [*(10.0**k for k in range(-12, 13, 3)), 1e-300, 1e300]:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
         x, y = 30 * randn(12, 4).float(), torch.arange(12) % 3

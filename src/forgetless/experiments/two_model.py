@@ -65,7 +65,8 @@ class TwoModelConfig(Configuration):
             and `matched-lr` (the control arm: no protection, the shared weights' learning rate lowered until their
             mean step is that under `wpl`).
         alpha: Strengths α of `wpl` and `ewc`.
-        coupling_alpha: Strengths of `coupling`; 1 is the posterior's.
+        coupling_alpha: Strengths of `coupling`; 1 is the posterior's, which lets A forget what its own layers could be
+            refitted for.
         coupling_prior: λ of `coupling`, above 0: the prior's precision per example, as a weight decay.
         coupling_examples: Held-out examples per model that `coupling` takes its curvature from.
         coupling_rows: How many rows `coupling` keeps of it for all earlier models together, each as long as the shared
@@ -102,10 +103,10 @@ class TwoModelConfig(Configuration):
     convergence: tuple[float, ...] = (1.0,)
     protection: tuple[str, ...] = ("none", "matched-lr", "freeze", "l2", "wpl")
     alpha: tuple[float, ...] = (1e5,)
-    coupling_alpha: tuple[float, ...] = (1e5,)
+    coupling_alpha: tuple[float, ...] = (1e4,)
     coupling_prior: float = 1e-3
-    coupling_examples: int = 100
-    coupling_rows: int = 100
+    coupling_examples: int = 50
+    coupling_rows: int = 50
     l2_alpha: tuple[float, ...] = (1.0,)
     mas_alpha: tuple[float, ...] = (1.0,)
     si_alpha: tuple[float, ...] = (1.0,)

@@ -87,8 +87,8 @@ class Coupling(Protection):
         alpha: float = 1.0,
         *,
         prior: float = 1e-3,
-        num_examples: int = 100,
-        num_rows: int = 100,
+        num_examples: int = 50,
+        num_rows: int = 50,
         rule: CouplingRule = "sum",
         decay: float = 0.9,
     ) -> None:

@@ -115,7 +115,7 @@ class SearchConfig(Configuration):
     protection: tuple[str, ...] = ("wpl",)
     alpha: float = None  # type: ignore[assignment]
     alpha_decay: float = 1.0
-    coupling_alpha: float = 30.0
+    coupling_alpha: float = 1e3
     coupling_prior: float = 1e-3
     coupling_examples: int = 20
     coupling_rows: int = 50
