@@ -23,9 +23,30 @@ Start = Literal["forgetting"] | int
 
 # What options are that are not given: they depend on the space.
 _BY_SPACE: dict[str, dict[str, Any]] = {
-    "recurrent": {"data": "kjv", "alpha": 3e3, "momentum": 0.0, "max_gradient_norm": 0.25, "units": 32},
-    "cell": {"data": "digits", "alpha": 30.0, "momentum": 0.9, "max_gradient_norm": 5.0, "units": 8},
-    "nas201": {"data": "digits", "alpha": 30.0, "momentum": 0.9, "max_gradient_norm": 5.0, "units": 4},
+    "recurrent": {
+        "data": "kjv",
+        "alpha": 3e3,
+        "coupling_alpha": 1e2,
+        "momentum": 0.0,
+        "max_gradient_norm": 0.25,
+        "units": 32,
+    },
+    "cell": {
+        "data": "digits",
+        "alpha": 30.0,
+        "coupling_alpha": 1e3,
+        "momentum": 0.9,
+        "max_gradient_norm": 5.0,
+        "units": 8,
+    },
+    "nas201": {
+        "data": "digits",
+        "alpha": 30.0,
+        "coupling_alpha": 1e3,
+        "momentum": 0.9,
+        "max_gradient_norm": 5.0,
+        "units": 4,
+    },
 }
 OPERATIONS = {"recurrent": ACTIVATIONS, "cell": CELL_OPERATIONS, "nas201": NAS201_OPERATIONS}
 """What each space has to choose from."""
@@ -52,7 +73,7 @@ class SearchConfig(Configuration):
             step was that under `wpl`).
         alpha: Strength of `wpl` and `ewc`; 3e3 for text, 30 for images by default.
         alpha_decay: Factor of the strengths from one epoch with protection to the next.
-        coupling_alpha: Strength of `coupling`.
+        coupling_alpha: Strength of `coupling`; 1e2 for text, 1e3 for images by default.
         coupling_prior: λ of `coupling`, above 0: the prior's precision per example, as a weight decay.
         coupling_examples: Held-out examples per model that `coupling` takes its curvature from, of those in
             `importance_batches`; a chunk of text is one.
@@ -115,7 +136,7 @@ class SearchConfig(Configuration):
     protection: tuple[str, ...] = ("wpl",)
     alpha: float = None  # type: ignore[assignment]
     alpha_decay: float = 1.0
-    coupling_alpha: float = 1e3
+    coupling_alpha: float = None  # type: ignore[assignment]
     coupling_prior: float = 1e-3
     coupling_examples: int = 20
     coupling_rows: int = 50
