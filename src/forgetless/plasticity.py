@@ -5,7 +5,7 @@
 Source: Benyahia et al., Overcoming Multi-Model Forgetting, ICML 2019, arXiv:1902.08232, eq. 8. The anchor θ̂ is where
 A left the shared weights, the importance F is A's Fisher information there. `quadratic_penalty` is the added term,
 `proximal_step` its implicit form, which is finite for every α; `WeightPlasticity` holds anchor and importance and
-applies either in anybody's loop.
+applies either in anybody's loop, at a given α or at the one that a tolerance calls for.
 """
 
 import math
@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from forgetless.errors import expect_one_of
 from forgetless.importance import unwrapped
 from forgetless.metric import TINY, scaled_metric
+from forgetless.tolerance import USED_SHARE, expected_increase, tolerance_step
 
 AccumulationRule = Literal["replace", "sum", "joint", "ema", "merge"]
 
@@ -29,6 +30,11 @@ AccumulationRule = Literal["replace", "sum", "joint", "ema", "merge"]
 _LARGEST_SCALE = 1e30
 # A weight of this importance is held as firmly as can be; sums of such stay finite.
 _LARGEST_IMPORTANCE = 1e30
+_DEFAULT_ALPHA = 1e5
+# Between two measurements of what earlier models lost, the quadratic form may shrink to or grow by so much.
+_LEAST_CHANGE, _MOST_CHANGE = 0.25, 2.0
+# It may not shrink below this share of the tolerance, from which it can grow again within some 20 measurements.
+_SMALLEST_BUDGET = 1e-6
 
 
 def quadratic_penalty(
@@ -116,6 +122,15 @@ def _check_alpha(alpha: float) -> None:
         raise ValueError(f"Expected alpha to be finite and at least 0, but got {alpha}. 0 switches the protection off.")
 
 
+def _checked_tolerance(value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(
+            f"Expected tolerance to be finite and above 0, but got {value}. "
+            "It is what earlier models may lose; freeze the weights where that is nothing."
+        )
+    return float(value)
+
+
 def _inverse(strength: float) -> float:
     """1/(lr·α), kept finite."""
     return 1 / min(max(strength, 1 / _LARGEST_SCALE), _LARGEST_SCALE)
@@ -170,7 +185,12 @@ class WeightPlasticity:
     Args:
         shared_parameters: The shared weights: any iterable of parameters or of (name, parameter) pairs. Only their
             identity matters; a weight that is never consolidated is never held.
-        alpha: Strength α ≥ 0. 10⁵ keeps a classifier of a few 100,000 weights within a tenth of a point.
+        alpha: Strength α ≥ 0. 10⁵ keeps a classifier of a few 100,000 weights within a tenth of a point, and is what is
+            taken where neither it nor a tolerance is given.
+        tolerance: In place of α: ½ Σ_i F_i (θ_i − θ̂_i)², over all held weights, stays at most this (to 1 in 10⁶). It is
+            the increase of the earlier models' mean loss, in its unit, that the Fisher predicts from one `consolidate`
+            to the next; α becomes the multiplier of this constraint, see `forgetless.tolerance`. The prediction is off
+            by a factor of 3 to 100 where weights move together: `calibrate` makes it what is measured.
         rule: How importance accumulates over models; see the table.
         decay: For `ema` and `merge`, how much of the old importance stays, in [0, 1].
         damping: Added to every importance of a model, as a share of their mean: F_i + damping · mean(F), at least 0.
@@ -179,8 +199,8 @@ class WeightPlasticity:
             penalty; 10⁻³ protects models that were stopped early.
 
     Raises:
-        ValueError: If `alpha` or `damping` is negative or not finite, `rule` is unknown or `decay` lies outside
-            [0, 1].
+        ValueError: If `alpha` or `damping` is negative or not finite, `tolerance` not above 0 and finite, both `alpha`
+            and `tolerance` are given, `rule` is unknown or `decay` lies outside [0, 1].
         TypeError: If a shared parameter is not a tensor.
 
     >>> trunk = nn.Linear(2, 2)
@@ -198,13 +218,19 @@ class WeightPlasticity:
     def __init__(
         self,
         shared_parameters: Iterable[Tensor] | Iterable[tuple[str, Tensor]],
-        alpha: float = 1e5,
+        alpha: float | None = None,
         *,
+        tolerance: float | None = None,
         rule: AccumulationRule = "sum",
         decay: float = 0.9,
         damping: float = 0.0,
     ) -> None:
         expect_one_of("rule", rule, get_args(AccumulationRule))
+        if alpha is not None and tolerance is not None:
+            raise ValueError(
+                f"Expected alpha or tolerance, but got both ({alpha} and {tolerance}). "
+                "Under a tolerance alpha is found, not chosen."
+            )
         if not (math.isfinite(damping) and damping >= 0):
             raise ValueError(
                 f"Expected damping to be finite and at least 0, but got {damping}. 0 is the paper's penalty."
@@ -213,7 +239,10 @@ class WeightPlasticity:
             raise ValueError(
                 f"Expected decay in [0, 1], but got {decay}. It is the share of the old importance that stays."
             )
-        self.alpha = alpha
+        self._tolerance = self._budget = None if tolerance is None else _checked_tolerance(tolerance)
+        self._alpha = 0.0
+        if tolerance is None:
+            self.alpha = _DEFAULT_ALPHA if alpha is None else alpha
         self.rule: AccumulationRule = rule
         self.decay = decay
         self.damping = damping
@@ -227,13 +256,40 @@ class WeightPlasticity:
 
     @property
     def alpha(self) -> float:
-        """Strength α of the protection; may be set at any time."""
+        """Strength α of the protection; may be set at any time, but under a tolerance, where it is the multiplier."""
         return self._alpha
 
     @alpha.setter
     def alpha(self, value: float) -> None:
         _check_alpha(value)
+        if self._tolerance is not None:
+            raise ValueError(
+                f"Expected no alpha under a tolerance, where it is the multiplier of the constraint, but got {value}. "
+                "Set the tolerance."
+            )
         self._alpha = float(value)
+
+    @property
+    def tolerance(self) -> float | None:
+        """What earlier models may lose; None if α is given instead. May be set at any time if it is not None."""
+        return self._tolerance
+
+    @tolerance.setter
+    def tolerance(self, value: float) -> None:
+        if self._tolerance is None:
+            raise ValueError(
+                f"Expected no tolerance where alpha is given, but got {value}. "
+                "Build another WeightPlasticity(tolerance=...)."
+            )
+        assert self._budget is not None
+        value = _checked_tolerance(value)
+        self._budget *= value / self._tolerance  # what calibrate found out stays
+        self._tolerance = value
+
+    @property
+    def budget(self) -> float | None:
+        """What ½ Σ F_i (θ_i − θ̂_i)² may be: the tolerance, or less after `calibrate`; None if α is given."""
+        return self._budget
 
     @property
     def shared_parameters(self) -> tuple[Tensor, ...]:
@@ -315,6 +371,8 @@ class WeightPlasticity:
         self._anchors = [None] * len(self._parameters)
         self._importances = [None] * len(self._parameters)
         self._pulls.clear()
+        if self._tolerance is not None:
+            self._alpha, self._budget = 0.0, self._tolerance
 
     # ---- while another model trains --------------------------------------------------------------------------
 
@@ -324,13 +382,63 @@ class WeightPlasticity:
         For loops that add losses. Do not also `attach`: the protection would count twice.
 
         Raises:
-            ValueError: If an anchor is on another device or of another type than its weight.
+            ValueError: If an anchor is on another device or of another type than its weight, or there is a tolerance,
+                which only a step can keep.
         """
+        if self._tolerance is not None:
+            raise ValueError(
+                "Expected a penalty of given alpha, but got a tolerance, whose alpha only steps can find. "
+                "Attach to the optimizer, or give alpha."
+            )
         held = self._held(range(len(self._parameters)))
         if not held:
             reference = self._parameters[0] if self._parameters else torch.zeros(())
             return reference.new_zeros(())
         return quadratic_penalty(*self._columns(held), self.alpha)
+
+    def expected_increase(self) -> float:
+        """½ Σ F_i (θ_i − θ̂_i)² of the present weights, without α: how much the Fisher expects earlier models to lose.
+
+        Raises:
+            ValueError: If an anchor is on another device or of another type than its weight.
+        """
+        return self._increase_of(range(len(self._parameters)))
+
+    def _increase_of(self, indices: Iterable[int]) -> float:
+        held = self._held(indices)
+        return expected_increase(*self._columns(held)) if held else 0.0
+
+    @torch.no_grad()
+    def calibrate(self, increase: float, optimizer: Optimizer | None = None) -> None:
+        """Tell how much more the earlier models' loss is now than right after they were trained, as measured.
+
+        The quadratic form takes a weight's part for independent of the others', and the earlier models for being at an
+        optimum. Under a tolerance, `budget` is what it may be: where the measured increase is above the tolerance, the
+        budget becomes the form's present value (if that is less) times tolerance/increase, at least 1/4; where it is
+        below and the budget is used up, the budget grows by tolerance/increase, at most 2, up to the tolerance itself.
+        Call it every 10 steps or so, and after the first few, with the loss on some hundred held-out examples. Several
+        earlier models may be told of by the largest of their increases.
+
+        Args:
+            increase: In the unit of the tolerance; negative where the models got better.
+            optimizer: Where it was too much, the weights that this optimizer moved are drawn back now, into the new
+                budget, and not only after its next step. Measure again then: it may still be too much.
+
+        Raises:
+            ValueError: If there is no tolerance.
+        """
+        if self._tolerance is None or self._budget is None:
+            raise ValueError("Expected a tolerance to calibrate, but got none. Give one in place of alpha.")
+        present = self.expected_increase()
+        if not increase <= self._tolerance:  # also where it is not a number
+            share = self._tolerance / increase if math.isfinite(increase) else 0.0
+            least = _SMALLEST_BUDGET * self._tolerance
+            self._budget = max(max(share, _LEAST_CHANGE) * min(present, self._budget), least)
+            if optimizer is not None:
+                self._step_within(optimizer)
+        elif present >= USED_SHARE * self._budget:
+            share = self._tolerance / increase if increase > 0 else math.inf
+            self._budget = min(self._budget * min(share, _MOST_CHANGE), self._tolerance)
 
     def attach(self, optimizer: Optimizer) -> Self:
         """Follow every step of an optimizer by a proximal step on the shared weights it moved.
@@ -338,6 +446,10 @@ class WeightPlasticity:
         The proximal step is taken in the optimizer's own metric, s_i = lr · α · F_i / d_i, with d chosen such that a
         weight comes to rest where the gradient of the whole loss of eq. 8 vanishes, at the same α for each: see
         `forgetless.metric.scaled_metric`. Of an optimizer other than SGD, Adam and AdamW it is 1, with a warning.
+
+        Under a tolerance there is one multiplier α for the weights of all groups. With several optimizers, each draws
+        back the weights that it moved; those of the others keep their part of the budget, and the multiplier is handed
+        on from one to the next.
 
         Learning rates are read from the parameter groups at each step, so groups and schedules are honoured. Weights
         without a gradient are left alone, as the optimizer leaves them. A loop that scales gradients by κ, as clipping
@@ -388,6 +500,9 @@ class WeightPlasticity:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        if self._tolerance is not None:
+            self._step_within(optimizer)
+            return
         if self.alpha == 0:
             return
         for g, group in enumerate(optimizer.param_groups):
@@ -408,6 +523,31 @@ class WeightPlasticity:
                     self._pulls[id(optimizer), g] = (signature, _pulls(importances, metric, parameters))
                 pulls = self._pulls[id(optimizer), g][1]
             torch._foreach_lerp_(parameters, anchors, pulls)
+
+    def _step_within(self, optimizer: Optimizer) -> None:
+        """Draw back what the optimizer moved, by one multiplier, until all held weights together are in the budget."""
+        assert self._budget is not None
+        moved: list[int] = []
+        metrics: list[float | Tensor] = []
+        for group in optimizer.param_groups:
+            learning_rate = float(group["lr"])
+            if learning_rate == 0:
+                continue
+            mine = (self._index[id(p)] for p in group["params"] if id(p) in self._index and p.grad is not None)
+            found = self._held(mine)
+            if not found:
+                continue
+            metric = scaled_metric(optimizer, group, [self._parameters[i] for i in found], _inverse(learning_rate))
+            moved += found
+            metrics += metric if isinstance(metric, list) else [metric] * len(found)
+        if not moved:
+            return
+        columns = self._columns(moved)
+        others = self._increase_of(sorted(set(range(len(self._parameters))) - set(moved)))
+        if others >= self._budget:
+            # It cannot be given back here: these go half of their way.
+            others = self._budget - max(expected_increase(*columns) / 4, TINY)
+        self._alpha = tolerance_step(*columns, metrics, tolerance=self._budget, others=others, alpha=self._alpha)
 
     def _held(self, indices: Iterable[int]) -> list[int]:
         """Those of the shared weights that have an anchor, after a check that it fits."""
@@ -452,6 +592,8 @@ class WeightPlasticity:
         """Everything but the weights: the options, and anchor and importance in the order of the shared weights."""
         return {
             "alpha": self.alpha,
+            "tolerance": self.tolerance,
+            "budget": self.budget,
             "rule": self.rule,
             "decay": self.decay,
             "damping": self.damping,
@@ -482,9 +624,16 @@ class WeightPlasticity:
             )
         for i, (parameter, anchor, importance) in enumerate(zip(self._parameters, anchors, importances, strict=True)):
             _check_state(i, parameter, anchor, importance)
-        options = {name: state[name] for name in ("alpha", "rule", "decay", "damping")}
-        WeightPlasticity((), **options)  # refuses bad ones
-        self.alpha, self.rule, self.decay, self.damping = options.values()
+        tolerance, budget = state.get("tolerance"), state.get("budget")  # older states have none
+        options = {name: state[name] for name in ("rule", "decay", "damping")}
+        WeightPlasticity((), state["alpha"], **options)  # refuses bad ones
+        if tolerance is not None and not (isinstance(budget, float) and 0 < budget <= _checked_tolerance(tolerance)):
+            raise ValueError(
+                f"Expected a budget above 0 and at most the tolerance {tolerance}, but got {budget}. "
+                "The state is damaged."
+            )
+        self._alpha, self._tolerance, self._budget = float(state["alpha"]), tolerance, budget
+        self.rule, self.decay, self.damping = options.values()
         devices = [parameter.device for parameter in self._parameters]
         self._anchors = [_copied(a, device) for a, device in zip(anchors, devices, strict=True)]
         self._importances = [_copied(f, device) for f, device in zip(importances, devices, strict=True)]
@@ -492,8 +641,9 @@ class WeightPlasticity:
 
     def __repr__(self) -> str:
         held = sum(anchor is not None for anchor in self._anchors)
+        strength = f"alpha={self.alpha:g}" if self.tolerance is None else f"tolerance={self.tolerance:g}"
         return (
-            f"WeightPlasticity(alpha={self.alpha:g}, rule={self.rule!r}, "
+            f"WeightPlasticity({strength}, rule={self.rule!r}, "
             f"{held} of {len(self._parameters)} shared parameters held)"
         )
 

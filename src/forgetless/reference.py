@@ -156,3 +156,44 @@ def coupling(
     k = sum(p.numel() for p in private)
     schur: Tensor = h[k:, k:] - h[k:, :k] @ torch.linalg.solve(h[:k, :k], h[:k, k:])
     return schur
+
+
+def projection(
+    weights: Sequence[float],
+    anchors: Sequence[float],
+    importances: Sequence[float],
+    metrics: Sequence[float],
+    tolerance: float,
+) -> tuple[list[float], float]:
+    """The nearest point with ½ Σ F (θ' − θ̂)² ≤ tolerance, and its multiplier, found by halving an interval.
+
+    Nearest is the smallest ½ Σ m (θ' − θ)², whose solution is θ' = θ̂ + (θ − θ̂) / (1 + α F / m).
+
+    Args:
+        weights: θ.
+        anchors: θ̂.
+        importances: F ≥ 0.
+        metrics: m > 0.
+        tolerance: Above 0.
+
+    Returns:
+        θ' and α.
+    """
+
+    def drawn(alpha: float) -> list[float]:
+        rows = zip(weights, anchors, importances, metrics, strict=True)
+        return [theta_hat + (theta - theta_hat) / (1 + alpha * f / m) for theta, theta_hat, f, m in rows]
+
+    def increase(alpha: float) -> float:
+        rows = zip(drawn(alpha), anchors, importances, strict=True)
+        return sum(f * (theta - theta_hat) ** 2 for theta, theta_hat, f in rows) / 2
+
+    if increase(0.0) <= tolerance:
+        return list(weights), 0.0
+    low, high = 0.0, 1.0
+    while increase(high) > tolerance:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if increase(middle) > tolerance else (low, middle)
+    return drawn(high), high

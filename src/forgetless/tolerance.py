@@ -1,0 +1,213 @@
+"""A limit on what earlier models may lose, in place of a strength: the multiplier α is found, not chosen.
+
+    minimise L₂(θ₂, θ_s)   subject to   ½ Σ_i F_i (θ_s,i − θ̂_s,i)² ≤ tolerance
+
+The left side is the quadratic form of the weight plasticity loss without its α: the increase of the earlier models'
+mean loss that their Fisher information predicts. Its Lagrange function is the loss of arXiv:1902.08232, eq. 8, with
+the multiplier as α. Each step of an optimizer is followed by a projection in the optimizer's own metric d,
+
+    minimise ½ Σ_i d_i/lr_i (θ'_i − θ_i)²   subject to the same,
+
+whose solution is the proximal step of one multiplier for all weights, θ'_i − θ̂_i = v_i / (1 + α lr_i F_i / d_i) with
+v = θ − θ̂. What is left of the quadratic form, c(α), falls with α, and c(α)^(−½) is concave: it is a norm of the kind
+that trust regions have, whose Newton iteration (Moré and Sorensen, SIAM Journal on Scientific and Statistical Computing
+4(3), 1983) never passes the root from the left and rarely takes more than one or two steps from the last multiplier.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from forgetless.metric import TINY, wide
+
+# The multiplier stays what it was while c lies between this share of the tolerance and the tolerance.
+USED_SHARE = 0.8
+# Where others take nearly all of the tolerance, a multiplier that leaves less than this share of the rest used falls.
+_LEAST_SHARE = 0.1
+# How far inside this range a new multiplier aims, as a share of its width.
+_INSIDE = 0.1
+# Newton's iteration takes a few steps; this many are needed only where numbers overflow on the way.
+_MOST_STEPS = 100
+_SMALLEST, _LARGEST, _GROWTH, _NEXT = 1e-30, 1e30, 16.0, 1 - 1e-12
+
+
+@torch.no_grad()
+def expected_increase(parameters: Sequence[Tensor], anchors: Sequence[Tensor], importances: Sequence[Tensor]) -> float:
+    """½ Σ_i F_i (θ_i − θ̂_i)²: by how much the loss of earlier models has grown, as their Fisher predicts.
+
+    Args:
+        parameters: The shared weights θ.
+        anchors: θ̂, in the same order and shapes.
+        importances: F ≥ 0, in the same order and shapes.
+
+    Returns:
+        The increase, in the unit of the loss; 0 for no parameters.
+
+    >>> expected_increase([torch.tensor([1.0, 3.0])], [torch.zeros(2)], [torch.tensor([2.0, 0.0])])
+    1.0
+    """
+    if not parameters:
+        return 0.0
+    weights = _weights(parameters, anchors, importances, [1.0] * len(parameters))
+    return _draw(weights, 0.0).increase
+
+
+@torch.no_grad()
+def tolerance_step(
+    parameters: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    importances: Sequence[Tensor],
+    metrics: Sequence[float | Tensor],
+    *,
+    tolerance: float,
+    others: float = 0.0,
+    alpha: float = 0.0,
+    share: float = USED_SHARE,
+) -> float:
+    """Draw the parameters towards their anchors, in place, until ½ Σ_i F_i (θ_i − θ̂_i)² ≤ tolerance.
+
+    They become θ̂_i + (θ_i − θ̂_i) / (1 + α F_i / m_i), one multiplier α ≥ 0 for all. It stays what it was as long as
+    the quadratic form then lies in [share · tolerance − others, tolerance − others] (of which a tenth is the least
+    lower end), or below where α is 0; otherwise it is set such that the form lies just inside the end that it passed.
+    With a share close to 1 this is the projection in the metric m; with a smaller one the multiplier changes less from
+    step to step, and most steps need one evaluation.
+
+    Parameters are left bit for bit where α or F is 0, and everything is left where a weight is not a number.
+
+    Args:
+        parameters: The shared weights θ after the optimizer's own step. Changed in place.
+        anchors: θ̂, in the same order, shapes, types and devices.
+        importances: F ≥ 0, in the same order and shapes.
+        metrics: m = d/lr > 0, the optimizer's preconditioner over its learning rate: for each parameter a number or a
+            tensor.
+        tolerance: What the quadratic form may be, above 0, in the unit of the loss.
+        others: What other weights take of the tolerance, less than all of it.
+        alpha: The multiplier of the step before.
+        share: In (0, 1).
+
+    Returns:
+        The multiplier.
+
+    >>> theta = torch.tensor([1.0, 1.0])
+    >>> alpha = tolerance_step([theta], [torch.zeros(2)], [torch.tensor([2.0, 0.0])], [1.0], tolerance=0.0625)
+    >>> 0.8 * 0.0625 <= theta[0] ** 2 <= 0.0625, theta[1].item()
+    (tensor(True), 1.0)
+    """
+    if not parameters:
+        return alpha
+    weights = _weights(parameters, anchors, importances, metrics)
+    room = tolerance - others
+    low = max(share * tolerance - others, _LEAST_SHARE * room)
+    drawn = _drawn_within(weights, low, room, min(max(alpha, 0.0), _LARGEST))
+    if drawn.alpha > 0 and not math.isnan(drawn.increase):
+        # In a half type the pulls themselves would be rounded too coarsely.
+        ends = torch._foreach_lerp([wide(p) for p in parameters], [wide(anchor) for anchor in anchors], drawn.pulls)
+        torch._foreach_copy_(list(parameters), list(ends))
+    return drawn.alpha
+
+
+class _Weights(NamedTuple):
+    """v = θ − θ̂, F and m of each parameter, in one type that is at least float32; m may be numbers."""
+
+    ways: list[Tensor]
+    importances: list[Tensor]
+    metrics: list[Tensor] | list[float]
+
+
+def _weights(
+    parameters: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    importances: Sequence[Tensor],
+    metrics: Sequence[float | Tensor],
+) -> _Weights:
+    ways = _ways(parameters, anchors)
+    importances = [importance.to(way.dtype) for importance, way in zip(importances, ways, strict=True)]
+    numbers = [metric for metric in metrics if not isinstance(metric, Tensor)]
+    if len(numbers) == len(metrics):
+        return _Weights(ways, importances, numbers)
+    pairs = zip(metrics, ways, strict=True)
+    return _Weights(ways, importances, [torch.as_tensor(m, dtype=way.dtype, device=way.device) for m, way in pairs])
+
+
+class _Drawn(NamedTuple):
+    """What a multiplier makes of the weights.
+
+    Attributes:
+        alpha: The multiplier.
+        increase: c(α) = ½ Σ F v'², with v' = v m / (m + αF).
+        pulls: αF / (m + αF), by parameter; empty if α is 0.
+        forces: F v', by parameter.
+        denominators: F + m/α, by parameter, which does not overflow where αF does; m if α is 0.
+    """
+
+    alpha: float
+    increase: float
+    pulls: list[Tensor]
+    forces: list[Tensor]
+    denominators: list[Tensor] | list[float]
+
+    def slope(self) -> float:
+        """dc/dα = −Σ (F v')² / (m + αF)."""
+        return -_sum_of_products(torch._foreach_div(self.forces, self.denominators), self.forces) / (self.alpha or 1.0)
+
+
+def _draw(weights: _Weights, alpha: float) -> _Drawn:
+    ways, importances, metrics = weights
+    if alpha == 0:
+        forces = list(torch._foreach_mul(importances, ways))
+        return _Drawn(0.0, _sum_of_products(forces, ways) / 2, [], forces, metrics)
+    scaled: Any = [metric / alpha + TINY for metric in metrics]  # numbers or tensors
+    denominators = list(torch._foreach_add(importances, scaled))
+    pulls = list(torch._foreach_div(importances, denominators))
+    drawn = torch._foreach_addcmul(ways, ways, pulls, value=-1)
+    forces = list(torch._foreach_mul(importances, drawn))
+    return _Drawn(alpha, _sum_of_products(forces, drawn) / 2, pulls, forces, denominators)
+
+
+def _drawn_within(weights: _Weights, low: float, high: float, alpha: float) -> _Drawn:
+    """The weights drawn such that c lies in [low, high], or below where the multiplier is 0."""
+    below, above = 0.0, math.inf  # the multipliers that are known to be too small and too large
+    safe: _Drawn | None = None
+    for _ in range(_MOST_STEPS):
+        drawn = _draw(weights, alpha)
+        if math.isnan(drawn.increase) or (drawn.increase <= high and (alpha == 0 or drawn.increase >= low)):
+            return drawn
+        if drawn.increase > high:
+            below = alpha
+        else:
+            above, safe = alpha, drawn
+        if below >= min(above, _LARGEST) * _NEXT:
+            break  # rounding leaves nothing in between
+        # Just inside the nearer end: from the middle, the multiplier would swing between too much and too little.
+        alpha = _newton(drawn, high - _INSIDE * (high - low) if below == alpha else low + _INSIDE * (high - low))
+        if not (below < alpha < above or alpha == 0 == below):
+            # Rounding, or a number that overflowed.
+            alpha = max(below, _SMALLEST) * _GROWTH if above == math.inf else math.sqrt(max(below, _SMALLEST) * above)
+            alpha = min(alpha, _LARGEST)
+    return drawn if safe is None else safe
+
+
+def _newton(drawn: _Drawn, target: float) -> float:
+    """The root of the tangent of c(α)^(−½) − target^(−½), at least 0; NaN where it cannot be told."""
+    if drawn.increase == 0:
+        return 0.0
+    slope = drawn.slope()
+    if not (math.isfinite(drawn.increase) and math.isfinite(slope) and slope < 0):
+        return math.nan
+    # (target^(−½) − c^(−½)) / (−½ c^(−3/2) dc/dα)
+    return max(drawn.alpha + 2 * drawn.increase / slope * (1 - math.sqrt(drawn.increase / target)), 0.0)
+
+
+def _ways(parameters: Sequence[Tensor], anchors: Sequence[Tensor]) -> list[Tensor]:
+    """θ − θ̂."""
+    return list(torch._foreach_sub([wide(p) for p in parameters], [wide(anchor) for anchor in anchors]))
+
+
+def _sum_of_products(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    """Σ of the elementwise products; one number is waited for."""
+    device = left[0].device
+    products = [torch.dot(a.flatten(), b.flatten()).to(device) for a, b in zip(left, right, strict=True)]
+    return float(torch.stack(products).sum(dtype=torch.float64 if device.type != "mps" else None))
