@@ -15,7 +15,7 @@ from forgetless.training import train
 X, Y = torch.randn(64, 12, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
 
 
-STRENGTHS = {"coupling": 1e3, "nsas": 1.0, "ogl": 50, "mas": 100.0, "si": 100.0}
+STRENGTHS = {"coupling": 1e3, "nsas": 1.0, "ogl": 50, "mas": 100.0, "si": 100.0, "wpl-tolerance": 1e-6}
 
 
 def loss_of(model):
@@ -34,7 +34,13 @@ def evidence_of(model, decisions=()):
 
 def made(name, shared, alpha, models):
     """A protection; decisions are the places of the models."""
-    return make_protection(name, shared, alpha, restore=lambda decisions: loss_of(models[decisions[0]]))
+
+    def recalled(decisions):
+        return models[decisions[0]], evidence_of(models[decisions[0]], decisions)
+
+    return make_protection(
+        name, shared, alpha, restore=lambda decisions: loss_of(models[decisions[0]]), recall=recalled
+    )
 
 
 def trained(name, alpha=1e4, *, optimizer=lambda p: SGD(p, lr=0.1, momentum=0.9), before=None):
@@ -83,7 +89,7 @@ def test_without_a_consolidated_model_it_is_plain_training(name):
     assert distance(held, free) > 0
 
 
-@pytest.mark.parametrize("name", [name for name in PROTECTIONS if name not in {"none", "freeze"}])
+@pytest.mark.parametrize("name", [name for name in PROTECTIONS if name not in {"none", "freeze", "wpl-tolerance"}])
 def test_strength_0_is_plain_training_bit_for_bit(name):
     _, _, free = trained("none")
     _, _, idle = trained(name, 0.0)
@@ -203,8 +209,8 @@ def test_state_dict_round_trip_continues_bit_for_bit(name):
         twin.load_state_dict(copy.deepcopy(protection.state_dict()))
         return twin
 
-    _, _, plain = trained(name)
-    _, _, resumed = trained(name, before=restored)
+    _, _, plain = trained(name, STRENGTHS.get(name, 1e4))
+    _, _, resumed = trained(name, STRENGTHS.get(name, 1e4), before=restored)
     assert all(torch.equal(p, q) for p, q in zip(plain, resumed, strict=True))
 
 

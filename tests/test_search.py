@@ -280,11 +280,11 @@ def test_alpha_decays_from_the_first_epoch_with_protection_on_also_after_an_inte
 
 
 @pytest.mark.parametrize("config", [TINY, SMALL_TEXT], ids=["images", "text"])
-@pytest.mark.parametrize("protection", ["coupling", "ewc", "mas", "si", "nsas", "ogl"])
+@pytest.mark.parametrize("protection", ["coupling", "ewc", "mas", "si", "nsas", "ogl", "wpl-tolerance"])
 def test_rivals_run_and_go_on_bit_for_bit(config, protection):
     """From the second epoch with protection on, as if there had been no interruption; and not as without it."""
     options = {"protection": (protection,), "epochs": 4, "protect_from": 1, "final_samples": 0, "seeds": 1}
-    options |= {"coupling_examples": 3, "coupling_rows": 10}
+    options |= {"coupling_examples": 3, "coupling_rows": 10, "tolerance": 1e-6}
     config = dataclasses.replace(config, **options)
     task = load_task(config)
 

@@ -193,6 +193,12 @@ def test_every_alpha_up_to_1e12_stays_finite():
         ({"convergence": (math.nan,)}, "but got nan"),
         ({"alpha": (-1.0,)}, "Expected alpha to be finite and at least 0, but got -1.0"),
         ({"alpha": (math.nan,)}, "Expected alpha to be finite and at least 0, but got nan"),
+        (
+            {"tolerance": (0.01, 0.0)},
+            "Expected tolerance to be above 0, but got 0.0. Where nothing",
+        ),
+        ({"tolerance": (-1.0,)}, "Expected tolerance to be above 0, but got -1.0"),
+        ({"tolerance": (math.nan,)}, "Expected tolerance to be finite"),
         ({"l2_alpha": (math.inf,)}, "Expected l2_alpha to be finite"),
         ({"protection": ("wlp",)}, "Did you mean 'wpl'"),
         ({"protection": ()}, "at least one value of protection"),

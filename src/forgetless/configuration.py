@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any, Self
 
 from forgetless.errors import InputError, expect_one_of
-from forgetless.protection import ARMS, MATCHED
+from forgetless.protection import ARMS, MATCHED, ToleranceWPL
 
 
 class Configuration:
@@ -62,5 +62,7 @@ class Configuration:
 
     @staticmethod
     def _expect_strength(name: str, value: float) -> None:
+        if name == ToleranceWPL.strength and value <= 0:
+            raise InputError(f"Expected {name} to be above 0, but got {value}. Where nothing may be lost, freeze.")
         if not (math.isfinite(value) and value >= 0):
             raise InputError(f"Expected {name} to be finite and at least 0, but got {value}.")

@@ -35,7 +35,7 @@ from forgetless.protection import (
     make_protection,
 )
 from forgetless.supernets.mlp import ACTIVATIONS, MLP, MOST_SHARED, Wiring, chain_of_models, shared_parameters
-from forgetless.tasks import ImageClassification
+from forgetless.tasks import ImageClassification, SplitName
 from forgetless.training import MeanStep, cpu_arithmetic, expect_device, train
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
@@ -61,10 +61,12 @@ class TwoModelConfig(Configuration):
         wiring: How B reuses A's hidden layers: `prefix` or `crossed`.
         shared: How many of A's hidden layers are shared; several give several panels.
         convergence: A is stopped when its validation accuracy passes this share of what it reaches, in (0, 1].
-        protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl`, `coupling`, `ewc`, `mas`, `si`, `nsas`, `ogl`
-            and `matched-lr` (the control arm: no protection, the shared weights' learning rate lowered until their
-            mean step is that under `wpl`).
+        protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl`, `wpl-tolerance`, `coupling`, `ewc`, `mas`, `si`,
+            `nsas`, `ogl` and `matched-lr` (the control arm: no protection, the shared weights' learning rate lowered
+            until their mean step is that under `wpl`).
         alpha: Strengths α of `wpl` and `ewc`.
+        tolerance: What A, and each later model, may lose under `wpl-tolerance`, in nats per image, above 0; each value
+            is an arm, whose α is found.
         coupling_alpha: Strengths of `coupling`; 1 is the posterior's, which lets A forget what its own layers could be
             refitted for.
         coupling_prior: λ of `coupling`, above 0: the prior's precision per example, as a weight decay.
@@ -77,7 +79,8 @@ class TwoModelConfig(Configuration):
         nsas_alpha: Weights of the archive's mean loss under `nsas`; 1 is the paper's.
         nsas_models: How many earlier models the archive of `nsas` holds, the newest; 8 is the paper's number.
         ogl_directions: How many directions `ogl` keeps for all earlier models together.
-        damping: Added to the importance under `wpl`, as a share of its mean; 0 is the paper's penalty.
+        damping: Added to the importance under `wpl` and `wpl-tolerance`, as a share of its mean; 0 is the paper's
+            penalty.
         seeds: How many seeds, 0, 1, …: initial weights and batches.
         models: How many models in all, at least 2; the third and later ones share with A and with B.
         iterations: Training steps of B, and of each later model.
@@ -107,6 +110,7 @@ class TwoModelConfig(Configuration):
     coupling_prior: float = 1e-3
     coupling_examples: int = 50
     coupling_rows: int = 50
+    tolerance: tuple[float, ...] = (0.01,)
     l2_alpha: tuple[float, ...] = (1.0,)
     mas_alpha: tuple[float, ...] = (1.0,)
     si_alpha: tuple[float, ...] = (1.0,)
@@ -180,7 +184,10 @@ class Arm:
     @property
     def label(self) -> str:
         """For a progress line, such as `wpl α=1e+05`."""
-        return self.protection if self.alpha is None else f"{self.protection} α={self.alpha:g}"
+        if self.alpha is None:
+            return self.protection
+        symbol = WPL.symbol if self.protection == MATCHED else PROTECTIONS[self.protection].symbol
+        return f"{self.protection} {symbol}={self.alpha:g}"
 
 
 @dataclass(frozen=True)
@@ -404,6 +411,7 @@ class _Trainer:
         self.steps_of_a = self._train_a(arm)
         self.start = copy.deepcopy([model.state_dict() for model in self.models])
         self.before = self._accuracies(self.models[0])
+        self.losses_before = self._losses(self.models[0])
 
     def _train_a(self, arm: Arm) -> int:
         """Train A as far as asked; returns the steps taken."""
@@ -506,6 +514,7 @@ class _Trainer:
             if j + 1 < len(models):
                 protection.consolidate(model, self._evidence(j))
         last = [self._accuracies(model) for model in models]
+        losses = self._losses(models[0])
         return {
             **dataclasses.asdict(arm),
             "wiring": str(config.wiring),
@@ -516,6 +525,10 @@ class _Trainer:
             "forgetting": self.before["test"] - last[0]["test"],
             "validation_forgetting": self.before["validation"] - last[0]["validation"],
             "validation_b": first[1]["validation"],
+            "loss_a_before": _or_none(self.losses_before["test"]),
+            "loss_a_after": _or_none(losses["test"]),
+            "validation_loss_a_before": _or_none(self.losses_before["validation"]),
+            "validation_loss_a_after": _or_none(losses["validation"]),
             "steps_of_a": self.steps_of_a,
             "mean_step": steps.mean,
             "shared_learning_rate": shared_rate,
@@ -561,6 +574,7 @@ class _Trainer:
             prior=config.coupling_prior,
             num_examples=config.coupling_examples,
             num_rows=config.coupling_rows,
+            num_measured=config.models - 1,
         )
 
     def _optimizer(self, model: MLP, shared_rate: float) -> Optimizer:
@@ -591,10 +605,25 @@ class _Trainer:
     def _accuracies(self, model: nn.Module) -> dict[str, float]:
         return {"validation": 1 - self.task.error(model, "validation"), "test": 1 - self.task.error(model, "test")}
 
+    def _losses(self, model: nn.Module) -> dict[str, float]:
+        """Mean cross entropy of all images, in nats."""
+        found: dict[str, float] = {}
+        splits: tuple[SplitName, ...] = ("validation", "test")
+        with torch.no_grad():
+            for split in splits:
+                parts = [(float(self.task.loss(model(x), y)), len(y)) for x, y in self.task.batches(split)]
+                found[split] = sum(loss * size for loss, size in parts) / sum(size for _, size in parts)
+        return found
+
     def _show(self, label: str, step: int, num_steps: int, models: Mapping[str, nn.Module]) -> None:
         if step % (10 * self.config.evaluate_every) == 0 or step == num_steps:
             accuracies = {name: 1 - self.task.error(model, "validation") for name, model in models.items()}
             self.report(label, step, num_steps, accuracies)
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def _letter(j: int) -> str:

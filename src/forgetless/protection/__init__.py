@@ -8,6 +8,7 @@ Each method is a file with the formula and its source in the docstring:
 | `freeze` | shared weights stay where the first model left them |
 | `l2` | draws every shared weight back equally, whatever the earlier models need |
 | `wpl` | the weight plasticity loss: draws each back as strongly as the earlier models need it |
+| `wpl-tolerance` | the same with the least α under which the earlier models lose no more than a tolerance |
 | `coupling` | as `wpl` with the full curvature in place of its diagonal, the earlier models' own weights refitted |
 | `ewc` | elastic weight consolidation: all weights of each earlier model, each drawn back to where that model had it |
 | `mas` | memory aware synapses: as strongly as the earlier models' outputs depend on it |
@@ -31,6 +32,7 @@ from forgetless.protection.mas import MAS
 from forgetless.protection.nsas import NSAS
 from forgetless.protection.ogl import OGL
 from forgetless.protection.si import SI
+from forgetless.protection.tolerance import ToleranceWPL
 from forgetless.protection.wpl import WPL
 
 PROTECTIONS: dict[str, type[Protection]] = {
@@ -38,6 +40,7 @@ PROTECTIONS: dict[str, type[Protection]] = {
     "freeze": Freeze,
     "l2": L2,
     "wpl": WPL,
+    "wpl-tolerance": ToleranceWPL,
     "coupling": Coupling,
     "ewc": EWC,
     "mas": MAS,
@@ -62,7 +65,7 @@ def make_protection(name: str, shared_parameters: Iterable[Tensor], alpha: float
     Args:
         name: A key of PROTECTIONS.
         shared_parameters: The weights that several models use.
-        alpha: Strength, for those that have one.
+        alpha: Strength, for those that have one; the tolerance of `wpl-tolerance`.
         **options: Keywords of some protections, such as `damping`; a protection that lacks one does without it.
 
     Returns:
@@ -98,5 +101,6 @@ __all__ = [
     "Loss",
     "NoProtection",
     "Protection",
+    "ToleranceWPL",
     "make_protection",
 ]

@@ -48,12 +48,16 @@ class Protection(ABC):
 
     Attributes:
         strength: The option that an experiment's configuration has for the strength; None if the method has none.
+        symbol: What the strength is called in tables and figures.
+        decays: Whether a smaller strength protects less, so that it may decay over epochs.
         options: The keywords of the constructor that `make_protection` passes on.
         uses_fisher: Whether `consolidate` asks for the Fisher information.
         watches: Whether a model can be consolidated only if it was trained inside `during`, the first one too.
     """
 
     strength: ClassVar[str | None] = None
+    symbol: ClassVar[str] = "α"
+    decays: ClassVar[bool] = True
     options: ClassVar[tuple[str, ...]] = ()
     uses_fisher: ClassVar[bool] = False
     watches: ClassVar[bool] = False

@@ -44,6 +44,7 @@ class OGL(Protection):
     """
 
     strength: ClassVar[str | None] = "ogl_directions"
+    symbol: ClassVar[str] = "directions"
 
     def __init__(self, shared_parameters: Iterable[Tensor], alpha: float = 50) -> None:
         super().__init__(shared_parameters, alpha)

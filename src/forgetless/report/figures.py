@@ -55,6 +55,8 @@ from forgetless.report.words import (
     points,
     share,
     span,
+    strength_axis,
+    symbol_of,
 )
 
 
@@ -142,7 +144,7 @@ def forgetting_bars(result: TwoModelResult) -> Figure:
 
 
 def trade_off(result: TwoModelResult, protection: str = "wpl") -> Figure:
-    """A's and B's test accuracy at the end against the strength α: stability against plasticity.
+    """A's and B's test accuracy at the end against the strength (α, tolerance): stability against plasticity.
 
     Means over seeds with 95 % intervals and single seeds; the unprotected and the frozen arm as horizontal lines.
     With a single α there is one point, and the picture says that more are needed.
@@ -191,13 +193,14 @@ def trade_off(result: TwoModelResult, protection: str = "wpl") -> Figure:
             ax.axvline(chosen, color=BAND, linewidth=7, zorder=0.5)
         percent_axis(ax, limits)
     name = NAMES.get(protection, protection)
-    label_outer_axes(axes, f"strength α of {name}", "test accuracy at the end, %")
+    symbol = symbol_of(protection)
+    label_outer_axes(axes, f"{strength_axis(protection)} of {name}", "test accuracy at the end, %")
     style: list[Artist] = [
         Line2D([], [], color=QUIET, linewidth=1.8, marker="o", markersize=5, label="A"),
         Line2D([], [], color=QUIET, linewidth=1.8, linestyle="--", marker="o", mfc="white", markersize=5, label="B"),
     ]
     if len(strengths) > 1:
-        style.append(Line2D([], [], color=BAND, linewidth=7, label="α chosen on validation data"))
+        style.append(Line2D([], [], color=BAND, linewidth=7, label=f"{symbol} chosen on validation data"))
     ran = {run["protection"] for run in result.runs}
     drawn = ["none", *([MATCHED] if protection == "wpl" else []), "freeze", protection]
     lines = [Patch(color=colour(n, result), label=Group(n, None, []).label) for n in drawn if n in ran]
@@ -206,8 +209,8 @@ def trade_off(result: TwoModelResult, protection: str = "wpl") -> Figure:
         mean_interval(g.values("accuracy_a_after")).mean for p in shown if (g := _at(result, p, protection, chosen))
     ]
     learned = [mean_interval(g.values("accuracy_b")).mean for p in shown if (g := _at(result, p, protection, chosen))]
-    told = f"At α = {number(chosen or 0)}, A ends at {span(kept)} % and B at {span(learned)} %"
-    title_figure(figure, told if len(strengths) > 1 else f"{told}; a trade-off takes several values of α")
+    told = f"At {symbol} = {number(chosen or 0)}, A ends at {span(kept)} % and B at {span(learned)} %"
+    title_figure(figure, told if len(strengths) > 1 else f"{told}; a trade-off takes several values of {symbol}")
     return figure
 
 

@@ -24,6 +24,7 @@ from forgetless.report.words import (
     share_interval,
     share_number,
     span,
+    symbol_of,
 )
 
 _IN_SENTENCES: Mapping[str, str] = {
@@ -73,7 +74,7 @@ def headline_sentences(result: TwoModelResult) -> list[str]:
     strengths = {run["alpha"] for run in result.runs if run["protection"] == main} - {None}
     if main is not None and len(strengths) > 1:
         alpha = number(chosen_alpha(result, main) or 0.0)
-        others.append(f"This is told of α = {alpha}, chosen among {len(strengths)} on validation data.")
+        others.append(f"This is told of {symbol_of(main)} = {alpha}, chosen among {len(strengths)} on validation data.")
     if done < wanted:
         first = f"So far, with {done} of {wanted} runs finished: {first}"
     return [first, *others]

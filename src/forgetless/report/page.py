@@ -34,6 +34,9 @@ from forgetless.report.words import (
     panels,
     points,
     progress,
+    strength_axis,
+    strength_heading,
+    symbol_of,
 )
 from forgetless.runs import COMPARE, EXPERIMENT, SEARCH, TWO_MODEL, RunFolder, write_atomically
 from forgetless.search import SearchConfig
@@ -51,6 +54,10 @@ _CONFIGS: Mapping[str, type[TwoModelConfig | SearchConfig]] = {
     SEARCH: SearchConfig,
     COMPARE: ComparisonConfig,
 }
+
+
+# What is drawn against its strength, where several were run.
+_WITH_TRADE_OFF = ("wpl", "wpl-tolerance", "l2")
 
 
 def write_report(folders: Sequence[RunFolder], path: str | Path) -> Path:
@@ -178,6 +185,7 @@ def _section(result: TwoModelResult) -> dict[str, Any]:
         "figures": _figures(result),
         "trade_off_command": _trade_off_command(result),
         "summary": [(panel_name(p, shown), _summary_rows(result, p, summary)) for p in shown],
+        "strength": strength_heading(config.protection),
         "models": [(panel_name(p, shown), _model_rows(result, p)) for p in shown] if config.models > 2 else [],
         "seeds": [_seed_row(run) for run in result.runs],
         "num_seeds": len({run["seed"] for run in result.runs}),
@@ -207,10 +215,11 @@ def _figures(result: TwoModelResult) -> list[dict[str, str]]:
     config = result.config
     seeds = len({run["seed"] for run in result.runs})
     over = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
-    strengths = {name: sorted({r["alpha"] for r in result.runs if r["protection"] == name}) for name in ("wpl", "l2")}
+    strengths = {name: sorted({r["alpha"] for r in result.runs if r["protection"] == name}) for name in _WITH_TRADE_OFF}
     several = [name for name, alphas in strengths.items() if len(alphas) > 1]
     rule = "".join(
-        f" Of {len(strengths[name])} strengths of {NAMES[name]} this is α = {number(chosen_alpha(result, name) or 0)}, "
+        f" Of {len(strengths[name])} strengths of {NAMES[name]} this is {symbol_of(name)} = "
+        f"{number(chosen_alpha(result, name) or 0)}, "
         "under which A and B together have the highest mean validation accuracy; test data had no part in the choice."
         for name in several
     )
@@ -229,7 +238,7 @@ def _figures(result: TwoModelResult) -> list[dict[str, str]]:
         text = f"What each model lost by the end, {over}{spread}{dots}. Nothing is trained after the last model."
         drawn.append((chain_forgetting(result), text))
     for name in several:
-        text = "Stability against plasticity: test accuracy of A (solid) and B (dashed) by the strength α, "
+        text = f"Stability against plasticity: test accuracy of A (solid) and B (dashed) by the {strength_axis(name)}, "
         text += f"{over}{spread}. Horizontal lines: arms without a strength"
         text += "; the control arm is matched to each α." if name == "wpl" else "."
         drawn.append((trade_off(result, name), text))

@@ -19,7 +19,7 @@ from forgetless.report.search_result import (
     decimal,
     epochs_text,
 )
-from forgetless.report.words import NAMES, duration, number
+from forgetless.report.words import NAMES, duration, number, strength_heading
 from forgetless.runs import SEARCH
 from forgetless.search import make_space
 
@@ -133,6 +133,7 @@ def _forgetting(result: SearchResult) -> dict[str, Any]:
     summary, unit = result.summary(), result.unit
     several = max(entry["num_seeds"] for entry in summary) > 1
     interval = " ± is half the width of the 95 % interval over seeds." * several
+    heading = strength_heading(entry["protection"] for entry in summary)
     cells = [
         [
             "" if (value := strength(result, entry["protection"])) is None else number(value),
@@ -144,7 +145,7 @@ def _forgetting(result: SearchResult) -> dict[str, Any]:
     return {
         "title": "Forgetting",
         "note": f"In {unit.name}, mean over {epochs_text(result.forgetting_epochs)}.{interval}",
-        "columns": ["α", *_measured(result).values(), "diverged"],
+        "columns": [heading, *_measured(result).values(), "diverged"],
         "rows": _rows(result, [entry["protection"] for entry in summary], cells),
     }
 

@@ -1,6 +1,7 @@
 """The summary as a table for the terminal, at most 80 columns wide."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -9,13 +10,25 @@ from rich.table import Table
 from rich.text import Text
 
 from forgetless.experiments.two_model import TwoModelResult
-from forgetless.report.words import Panel, chosen_alpha, number, panel_name, panels, points, progress
+from forgetless.report.words import (
+    Panel,
+    chosen_alpha,
+    number,
+    panel_name,
+    panels,
+    points,
+    progress,
+    strength_heading,
+    symbol_of,
+)
 
 NOTHING_TO_REDUCE = "none to reduce"
 
-_COLUMNS = ("protection", "α", "A before", "A after", "forgetting", "reduction", "B", "B's cost")
+_COLUMNS = ("protection", "", "A before", "A after", "forgetting", "reduction", "B", "B's cost")
 _REDUCTION = _COLUMNS.index("reduction")
 _WIDTH = 80
+# Of their strengths the chosen one is in bold.
+_WITH_CHOICE = ("wpl", "wpl-tolerance")
 
 
 def summary_table(result: TwoModelResult) -> Table:
@@ -35,7 +48,9 @@ def summary_table(result: TwoModelResult) -> Table:
     summary = result.summary()
     rows = {panel: _rows(result, panel, summary) for panel in shown}
     # The same widths in every panel, so that the columns stand in line.
-    lines = [_COLUMNS, *(cells for found in rows.values() for cells, _ in found)]
+    strength = strength_heading(entry["protection"] for entry in summary)
+    columns = tuple(name or strength for name in _COLUMNS)
+    lines = [columns, *(cells for found in rows.values() for cells, _ in found)]
     widths = [max(len(cells[i]) for cells in lines) for i in range(len(_COLUMNS))]
     if (excess := sum(widths) + len(widths) - 1 - _WIDTH) > 0:
         widths[_REDUCTION] = max(widths[_REDUCTION] - excess, len("reduction"))
@@ -43,7 +58,7 @@ def summary_table(result: TwoModelResult) -> Table:
     for i, panel in enumerate(shown):
         whole.add_row(Text(("\n" if i else "") + panel_name(panel, shown), style="bold"))
         table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-        for j, (name, width) in enumerate(zip(_COLUMNS, widths, strict=True)):
+        for j, (name, width) in enumerate(zip(columns, widths, strict=True)):
             justify: Literal["left", "right"] = "right" if j else "left"
             table.add_column(name, justify=justify, width=width, no_wrap=j != _REDUCTION)
         for cells, bold in rows[panel]:
@@ -57,7 +72,8 @@ def _rows(result: TwoModelResult, panel: Panel, summary: list[dict[str, Any]]) -
     """The cells of a panel's table, line by line, and whether the line is in bold."""
     here = [entry for entry in summary if panel.holds(entry)]
     unprotected = any(entry["protection"] == "none" for entry in here)
-    several = sum(entry["protection"] == "wpl" for entry in here) > 1
+    counts = Counter(entry["protection"] for entry in here)
+    chosen = {name: chosen_alpha(result, name) for name in _WITH_CHOICE if counts[name] > 1}
     rows = []
     for entry in sorted(here, key=lambda entry: result.config.protection.index(entry["protection"])):
         alpha = entry["alpha"]
@@ -69,7 +85,7 @@ def _rows(result: TwoModelResult, panel: Panel, summary: list[dict[str, Any]]) -
             _plus_minus(entry["accuracy_b"]),
             _plus_minus(entry["cost_b"]),
         )
-        rows.append((cells, several and entry["protection"] == "wpl" and alpha == chosen_alpha(result, "wpl")))
+        rows.append((cells, alpha is not None and alpha == chosen.get(entry["protection"])))
     return rows
 
 
@@ -121,7 +137,9 @@ def _notes(result: TwoModelResult, summary: list[dict[str, Any]]) -> Text:
         notes.append(f"{NOTHING_TO_REDUCE}: the unprotected A lost nothing, no forgetting to reduce.")
     if summary and "none" not in result.config.protection:
         notes.append("No reduction without an unprotected arm: add none to --protection.")
-    strengths = {e["alpha"] for e in summary if e["protection"] == "wpl"}
-    if len(strengths) > 1:
-        notes.append("Bold: the α with the best mean validation accuracy of A and B.")
+    notes += [
+        f"Bold: the {symbol_of(name)} with the best mean validation accuracy of A and B."
+        for name in _WITH_CHOICE
+        if len({e["alpha"] for e in summary if e["protection"] == name}) > 1
+    ]
     return Text("\n".join(notes), style="dim")

@@ -9,7 +9,7 @@ from typing import Any
 
 from forgetless.comparison import ComparisonConfig
 from forgetless.experiments.two_model import TwoModelConfig, TwoModelResult, arms
-from forgetless.protection import MATCHED
+from forgetless.protection import MATCHED, PROTECTIONS, WPL
 from forgetless.runs import COMPARE, SEARCH, TWO_MODEL
 from forgetless.search import SearchConfig
 
@@ -21,6 +21,7 @@ NAMES: Mapping[str, str] = {
     "freeze": "freeze",
     "l2": "L2 anchor",
     "wpl": "weight plasticity",
+    "wpl-tolerance": "limited weight plasticity",
     "coupling": "coupled curvature",
     "ewc": "elastic weights (EWC)",
     "mas": "memory aware (MAS)",
@@ -57,14 +58,42 @@ class Group:
         name = NAMES.get(self.protection, self.protection)
         if self.protection == MATCHED:
             return f"{name} (control)"
-        if self.protection == "ogl" and self.alpha is not None:
-            return f"{name}, {number(self.alpha)}\N{NO-BREAK SPACE}directions"
+        if self.alpha is None:
+            return name
+        symbol = symbol_of(self.protection)
         # The strength stays in one piece where a line is broken.
-        return name if self.alpha is None else f"{name}, α\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{number(self.alpha)}"
+        if symbol == "directions":
+            return f"{name}, {number(self.alpha)}\N{NO-BREAK SPACE}directions"
+        return f"{name}, {symbol}\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{number(self.alpha)}"
 
     def values(self, key: str) -> list[float]:
         """One quantity, one value per seed."""
         return [float(run[key]) for run in self.runs]
+
+
+def symbol_of(protection: str) -> str:
+    """What a protection's strength is called: α, tolerance, directions."""
+    return PROTECTIONS[protection].symbol if protection in PROTECTIONS else WPL.symbol
+
+
+def strength_axis(protection: str) -> str:
+    """What an axis of its strengths is of, such as `strength α`."""
+    symbol = symbol_of(protection)
+    return {"α": "strength α", "tolerance": "tolerance (nats)"}.get(symbol, symbol)
+
+
+def strength_heading(protections: Iterable[str]) -> str:
+    """Heads a column of strengths: what they are called, or `strength` where that differs.
+
+    Args:
+        protections: In the column; those without a strength do not count.
+
+    >>> strength_heading(["none", "wpl"]), strength_heading(["wpl", "wpl-tolerance"])
+    ('α', 'strength')
+    """
+    kinds = [PROTECTIONS[name] for name in protections if name in PROTECTIONS]
+    symbols = {kind.symbol for kind in kinds if kind.strength is not None}
+    return "strength" if len(symbols) > 1 else next(iter(symbols), WPL.symbol)
 
 
 def panels(result: TwoModelResult) -> list[Panel]:
@@ -102,10 +131,10 @@ def panel_name(panel: Panel, among: Sequence[Panel]) -> str:
 def chosen_alpha(result: TwoModelResult, protection: str) -> float | None:
     """The strength to show where several were run, chosen on validation data only.
 
-    It is the α under which A and B together end with the highest mean validation accuracy, over the seeds and panels
-    that every α has; the lowest such α. One α is chosen for all panels. With validation forgetting f and B's
-    validation accuracy b, it minimises mean(f − b): A's accuracy before is the same for every α. The control arm is
-    matched to `wpl` and goes with its α.
+    It is the α, or the tolerance, under which A and B together end with the highest mean validation accuracy, over the
+    seeds and panels that every α has; the lowest such α. One α is chosen for all panels. With validation forgetting f
+    and B's validation accuracy b, it minimises mean(f − b): A's accuracy before is the same for every α. The control
+    arm is matched to `wpl` and goes with its α.
 
     Args:
         result: The runs.

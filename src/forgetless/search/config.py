@@ -11,7 +11,7 @@ from forgetless.data.text import TEXT_DATA
 from forgetless.errors import InputError, expect_one_of
 from forgetless.importance import FisherKind
 from forgetless.plasticity import AccumulationRule
-from forgetless.protection import MATCHED, STRENGTHS
+from forgetless.protection import MATCHED, PROTECTIONS, STRENGTHS
 from forgetless.protection.coupling import CouplingRule
 from forgetless.strategies import STRATEGIES
 from forgetless.training import expect_device
@@ -68,11 +68,13 @@ class SearchConfig(Configuration):
         strategy: What proposes architectures: `enas`, `uniform`, `evolution`, `nao`, on `nas201` `gdas`; or `random`,
             no search at all: nothing is trained in a supernet, so that the only protection is `none`, and
             `final_samples` architectures are handed over as they are drawn.
-        protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl`, `coupling`, `ewc`, `mas`, `si`, `nsas`, `ogl`
-            and `matched-lr` (no protection; the learning rate follows, from epoch to epoch, that at which the mean
-            step was that under `wpl`).
+        protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl`, `wpl-tolerance`, `coupling`, `ewc`, `mas`, `si`,
+            `nsas`, `ogl` and `matched-lr` (no protection; the learning rate follows, from epoch to epoch, that at which
+            the mean step was that under `wpl`).
         alpha: Strength of `wpl` and `ewc`; 3e3 for text, 30 for images by default.
-        alpha_decay: Factor of the strengths from one epoch with protection to the next.
+        tolerance: What each of the two newest models may lose under `wpl-tolerance`, in nats per word or image, above
+            0; its α is found.
+        alpha_decay: Factor of the strengths, but not of the tolerance, from one epoch with protection to the next.
         coupling_alpha: Strength of `coupling`; 1e2 for text, 1e3 for images by default.
         coupling_prior: λ of `coupling`, above 0: the prior's precision per example, as a weight decay.
         coupling_examples: Held-out examples per model that `coupling` takes its curvature from, of those in
@@ -135,6 +137,7 @@ class SearchConfig(Configuration):
     strategy: str = "enas"
     protection: tuple[str, ...] = ("wpl",)
     alpha: float = None  # type: ignore[assignment]
+    tolerance: float = 0.01
     alpha_decay: float = 1.0
     coupling_alpha: float = None  # type: ignore[assignment]
     coupling_prior: float = 1e-3
@@ -234,7 +237,8 @@ class SearchConfig(Configuration):
         for name in ("decay", "alpha_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"Expected {name} in [0, 1], but got {getattr(self, name)}.")
-        if self.importance == "training" and "wpl" in self.protection and self.batches_per_model < 2:
+        uses_fisher = any(PROTECTIONS[name].uses_fisher for name in self.protection if name in PROTECTIONS)
+        if self.importance == "training" and uses_fisher and self.batches_per_model < 2:
             raise InputError("Expected batches_per_model to be at least 2 for importance from training, but got 1.")
         if "coupling" in self.protection:
             expect_one_of("rule of coupling", self.rule, get_args(CouplingRule))

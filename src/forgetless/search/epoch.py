@@ -91,6 +91,7 @@ class Search:
             num_examples=config.coupling_examples,
             num_rows=config.coupling_rows,
             restore=lambda decisions: self.task.loss_of(self.supernet, space.decode(decisions)),
+            recall=lambda decisions: self._recalled(space.decode(decisions)),
         )
 
     def _protected(self, named: Mapping[str, nn.Parameter]) -> list[nn.Parameter]:
@@ -116,7 +117,7 @@ class Search:
         if config.reset_every and self.epoch % config.reset_every == 0:
             self.protection.reset()
         self._protects |= self.epoch == config.protect_from
-        if self.protection.strength is not None:
+        if self.protection.strength is not None and self.protection.decays:
             self.protection.alpha = self._alpha * config.alpha_decay**self._protected_epochs
         wanted = wanted_steps.get(self.epoch)
         meter = ForgettingMeter(self._diverged_above())
@@ -249,14 +250,21 @@ class Search:
         )
 
     def _consolidate(self, architecture: Any, gradients: "Gradients") -> None:
-        evidence = Evidence(
-            fisher=lambda: self._fisher(architecture, gradients),
+        evidence = self._evidence(architecture, lambda: self._fisher(architecture, gradients))
+        self.protection.consolidate(_Bound(self.supernet, architecture), evidence)
+
+    def _recalled(self, architecture: Any) -> tuple[nn.Module, Evidence]:
+        """An architecture trained earlier, and what may still be asked about it: not its Fisher information."""
+        return _Bound(self.supernet, architecture), self._evidence(architecture, dict)
+
+    def _evidence(self, architecture: Any, fisher: Callable[[], Mapping[str, Tensor]]) -> Evidence:
+        return Evidence(
+            fisher=fisher,
             batches=lambda: self._importance_batches(architecture),
             loss=_cross_entropy,
             loss_of=lambda: self.task.loss_of(self.supernet, architecture),
             decisions=tuple(self.strategy.space.encode(architecture)),
         )
-        self.protection.consolidate(_Bound(self.supernet, architecture), evidence)
 
     def _fisher(self, architecture: Any, gradients: "Gradients") -> Mapping[str, Tensor]:
         config = self.config
@@ -305,8 +313,9 @@ class Search:
 
     @contextmanager
     def _undone(self) -> Iterator[None]:
-        """At its end weights, buffers, optimizer, random state and mode are as they were; gradients are gone."""
+        """At its end weights, buffers, optimizer, protection, random state and mode are as before; no gradients."""
         weights, state = copy.deepcopy((self.supernet.state_dict(), self.optimizer.state_dict()))
+        protection = copy.deepcopy(self.protection.state_dict())
         was_training = self.supernet.training
         devices = {weight.device for weight in self.supernet.parameters() if weight.is_cuda}
         with torch.random.fork_rng(devices=devices):
@@ -316,6 +325,7 @@ class Search:
                 self.optimizer.zero_grad(set_to_none=True)
                 self.supernet.load_state_dict(weights)
                 self.optimizer.load_state_dict(state)
+                self.protection.load_state_dict(protection)
                 # By way of training mode, in which an image supernet drops whose batch statistics it has.
                 self.supernet.train().train(was_training)
 

@@ -64,14 +64,15 @@ def memory_bytes(config: SearchConfig, task: Task[Any]) -> int:
     # have: gradients, their mean and squares, the pull. That is less than one copy, but for the smallest spaces. Then
     # anchor and importance, or directions.
     copies = 5 + state
-    copies += 2 * any(issubclass(PROTECTIONS[name], WPL) for name in config.protection if name in PROTECTIONS)
-    copies += config.ogl_directions * ("ogl" in config.protection)
+    held = 2 * any(issubclass(PROTECTIONS[name], WPL) for name in config.protection if name in PROTECTIONS)
+    held += config.ogl_directions * ("ogl" in config.protection)
     if "coupling" in config.protection:
         num_outputs = task.data.num_classes if isinstance(task, ImageClassification) else math.inf
         new = config.coupling_examples * (int(num_outputs) if num_outputs <= MOST_OUTPUTS else 1)
         # The anchor; rows kept, the columns of those that move, and new ones, once more where all are put together.
-        copies += 1 + 2 * (config.coupling_rows + new)
-    copies += (1 + state) * bool(config.interference_every)  # what is restored afterwards
+        held += 1 + 2 * (config.coupling_rows + new)
+    copies += held
+    copies += (1 + state + held) * bool(config.interference_every)  # what is restored afterwards
     space = make_space(config)
     if isinstance(task, LanguageModelling):
         assert isinstance(space, RecurrentSpace)
