@@ -324,7 +324,7 @@ def test_in_a_search_it_goes_on_bit_for_bit_and_interference_leaves_it_alone():
         epoch(search)
         assert search.protection.measured
         assert search.protection.plasticity.budget < 1e-4  # something was lost and calibrated for
-        state = copy.deepcopy(search.state_dict())
+        state, lost = copy.deepcopy(search.state_dict()), search.protection.increase()
         sample = [search.strategy.space.sample(G) for _ in range(2)]
         search.interference(sample, 1)
         for key in ("alpha", "tolerance", "budget"):
@@ -335,6 +335,7 @@ def test_in_a_search_it_goes_on_bit_for_bit_and_interference_leaves_it_alone():
         again = Search(config, task, arm)
         again.load_state_dict(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))
         assert again.protection.measured == [tuple(decisions) for decisions, _ in state["protection"]["measured"]]
+        assert again.protection.increase() == lost
         assert epoch(again) == expected
 
 
