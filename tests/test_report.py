@@ -32,7 +32,7 @@ from forgetless.report.canvas import COLOURS
 from forgetless.runs import RunFolder
 from shown import Page, expect_readable, expect_whole, line, printed
 
-LOST = {"none": 0.20, "matched-lr": 0.10, "freeze": 0.0, "l2": 0.02, "wpl": 0.01, "wpl-tolerance": 0.01}
+LOST = {"none": 0.20, "matched-lr": 0.10, "freeze": 0.0, "l2": 0.02, "wpl": 0.01}
 
 
 def made_up(lost=LOST, *, keep=lambda arm: True, spread=0.01, **options):
@@ -227,7 +227,12 @@ def test_figures_touch_no_global_state_and_need_runs(draw):
     [
         {"convergence": (1.0, 0.55, 0.43, 0.38), "shared": (1, 3), "models": 3},
         {"protection": ("none", "matched-lr", "freeze", "l2", "wpl"), "alpha": (0.0, 1.0, 1e3, 1e12)},
-        {"protection": ("none", "wpl", "wpl-tolerance"), "tolerance": (0.003, 0.1), "convergence": (1.0, 0.38)},
+        {
+            "lost": {**LOST, "wpl-tolerance": 0.02},
+            "protection": ("none", "wpl", "wpl-tolerance"),
+            "tolerance": (0.003, 0.1),
+            "convergence": (1.0, 0.38),
+        },
     ],
 )
 def test_no_text_covers_another_or_leaves_the_figure(options):
