@@ -1,0 +1,116 @@
+"""Choose the strength of every protection in a search, on seeds that no comparison uses.
+
+$ python results/strengths.py nas201-digits
+
+For every protection and strength: searches of two seeds, 100 and 101, judged by the mean of err₂, the models' error at
+the end of their epoch, over the last half of the epochs and on the half of the validation data that measures
+forgetting. err₂ is err₁ + forgetting: it is small only where models learn and keep what they learnt. The smallest wins;
+no stand-alone quality and no test data are looked at. Writes results/strengths/NAME.json; what is there already is not
+made again.
+"""
+
+import json
+import statistics
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from forgetless.report import command_line
+from forgetless.runs import environment, write_atomically
+from forgetless.search import SearchConfig, run
+
+FOLDER = Path(__file__).parent / "strengths"
+
+SEARCHES: dict[str, dict[str, Any]] = {
+    "nas201-digits": {
+        "space": "nas201",
+        "operations": ("none", "skip_connect", "nor_conv_3x3"),
+        "units": 2,
+        "learning_rate": 0.05,
+        "batches_per_model": 8,
+        "strategy_steps": 2,
+    },
+    "recurrent-3": {
+        "space": "recurrent",
+        "nodes": 3,
+        "units": 32,
+        "vocabulary": 1000,
+        "optimizer": "adam",
+        "learning_rate": 0.003,
+        "max_gradient_norm": 1.0,
+        "batches_per_model": 10,
+        "strategy_steps": 2,
+    },
+}
+"""The options of the searches that the shipped benchmarks judge."""
+
+STRENGTHS: dict[str, dict[str, tuple[float, ...]]] = {
+    "nas201-digits": {
+        "none": (0,), "freeze": (0,), "wpl": (1, 10, 100), "ewc": (1, 10, 100), "l2": (0.1, 1, 10),
+        "mas": (0.1, 1, 10), "si": (0.1, 1, 10), "nsas": (0.3, 1), "ogl": (5, 20), "coupling": (1, 10, 100),
+        "wpl-tolerance": (0.01, 0.1, 1),
+    },
+    "recurrent-3": {
+        "none": (0,), "freeze": (0,), "wpl": (300, 1e3, 3e3, 1e4), "ewc": (100, 1e3, 1e4), "l2": (0.01, 0.1, 1),
+        "mas": (0.01, 0.1, 1), "si": (0.1, 1, 10), "nsas": (0.3, 1), "ogl": (5, 20), "coupling": (100, 1e3, 1e4),
+        "wpl-tolerance": (0.01, 0.1, 1),
+    },
+}  # fmt: skip
+
+OPTIONS = {
+    "wpl": "alpha",
+    "ewc": "alpha",
+    "l2": "l2_alpha",
+    "mas": "mas_alpha",
+    "si": "si_alpha",
+    "nsas": "nsas_alpha",
+    "ogl": "ogl_directions",
+    "coupling": "coupling_alpha",
+    "wpl-tolerance": "tolerance",
+}
+
+
+def config_of(name: str, protection: str, strength: float) -> SearchConfig:
+    option = OPTIONS.get(protection)
+    chosen: dict[str, Any] = {} if option is None else {option: int(strength) if protection == "ogl" else strength}
+    return SearchConfig(**SEARCHES[name], **chosen, protection=(protection,), seeds=2, first_seed=100, final_samples=0)
+
+
+def measure(config: SearchConfig) -> dict[str, Any]:
+    records = [r for r in run(config) if r["epoch"] >= config.epochs // 2]
+    means = {
+        key: statistics.fmean(found) if (found := [r[key] for r in records if r[key] is not None]) else None
+        for key in ("error_first", "error_second", "forgetting_mean", "strategy_mean_reward")
+    }
+    return {**means, "num_diverged": sum(r["num_diverged"] for r in records)}
+
+
+def main() -> None:
+    name = sys.argv[1]
+    path = FOLDER / f"{name}.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"environment": environment()}
+    rows = found.setdefault("rows", [])
+    known = {(row["protection"], row["strength"]) for row in rows}
+    wanted = [
+        (p, float(s)) for p, strengths in STRENGTHS[name].items() for s in strengths if (p, float(s)) not in known
+    ]
+    FOLDER.mkdir(exist_ok=True)
+    with ProcessPoolExecutor(2) as pool:
+        futures = {pair: pool.submit(measure, config_of(name, *pair)) for pair in wanted}
+        for pair, future in futures.items():
+            command = command_line(config_of(name, *pair))
+            rows.append({"protection": pair[0], "strength": pair[1], **future.result(), "command": command})
+            print({key: value for key, value in rows[-1].items() if key != "command"}, flush=True)
+            write_atomically(path, json.dumps(found, indent=1) + "\n")
+    best: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["error_second"] < best.get(row["protection"], {"error_second": float("inf")})["error_second"]:
+            best[row["protection"]] = row
+    found["chosen"] = {protection: row["strength"] for protection, row in best.items()}
+    write_atomically(path, json.dumps(found, indent=1) + "\n")
+    print(found["chosen"])
+
+
+if __name__ == "__main__":
+    main()
