@@ -30,6 +30,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
         "learning_rate": 0.05,
         "batches_per_model": 8,
         "strategy_steps": 2,
+        "coupling_examples": 5,
     },
     "recurrent-3": {
         "space": "recurrent",

@@ -9,6 +9,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import comparisons
+
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.report import SearchResult, command_line, load_result
 from forgetless.report.search_result import REWARD, epochs_text
@@ -40,6 +42,20 @@ TITLES = {
     "mnist-damping-1e-2": "Damping, A stopped at 43 %: 10⁻²",
 }
 
+
+RIVALS = {
+    "mnist-rivals-crossed": "All protections, crossed wiring",
+    "mnist-rivals-prefix": "All protections, prefix wiring, two shared layers",
+}
+
+COMPARISONS = {
+    "nas201-digits": "All protections in searches on the benchmark nas201-digits",
+    "nas201-digits-strategies": "All strategies on the benchmark nas201-digits",
+    "recurrent-3": "Searches on the benchmark recurrent-3",
+    "recurrent-3-rivals": "All protections in searches on the benchmark recurrent-3",
+    "recurrent-3-strategies": "All strategies on the benchmark recurrent-3",
+    "nas201-cifar10": "Searches on CIFAR-10 (JPEG copy) against NAS-Bench-201",
+}
 
 SEARCHES = {
     "ptb": "A search for recurrent cells on the Penn Treebank",
@@ -73,7 +89,16 @@ def validation(result: TwoModelResult, summary: dict[str, Any], key: str) -> str
 
 
 def table(result: TwoModelResult) -> str:
-    columns = ["shared", "A stopped at", "protection", "α", "A before", "A after", "forgetting, points", "reduction, %"]
+    columns = [
+        "shared",
+        "A stopped at",
+        "protection",
+        "strength",
+        "A before",
+        "A after",
+        "forgetting, points",
+        "reduction, %",
+    ]
     columns += ["B", "B against unprotected, points", "validation: forgetting, points", "validation: B"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for s in sorted(result.summary(), key=lambda s: (s["shared"], -s["convergence"])):
@@ -210,10 +235,18 @@ def section(folder: RunFolder, title: str) -> str:
             "",
             f"`{command_line(result.config)}` ({result.config.seeds} seeds, one thread; {where})",
             "",
-            search_table(result) if isinstance(result, SearchResult) else table(result),
+            body(result, folder.path.name),
             "",
             *measured,
         ]
+    )
+
+
+def body(result: SearchResult | TwoModelResult, name: str) -> str:
+    if isinstance(result, SearchResult):
+        return search_table(result)
+    return (
+        "\n\n".join([comparisons.rivals(result), "Every strength:", table(result)]) if name in RIVALS else table(result)
     )
 
 
@@ -240,5 +273,14 @@ if __name__ == "__main__":
         parts.append(section(RunFolder(HERE / "search" / name), title))
         if name == "ptb":
             parts.append(choices(HERE / "search" / "ptb-choices", HERE / "search" / name))
+    for name, title in RIVALS.items():
+        if (HERE / "two-model" / name).is_dir():
+            parts.append(section(RunFolder(HERE / "two-model" / name), title))
+    parts += [comparisons.strengths(path) for path in sorted((HERE / "strengths").glob("*.json"))]
+    for name, title in COMPARISONS.items():
+        if (HERE / "compare" / name).is_dir():
+            parts.append(comparisons.comparison(RunFolder(HERE / "compare" / name), title))
+    if (HERE / "fan-out.json").exists():
+        parts.append(comparisons.fan_out(HERE / "fan-out.json"))
     parts += [speed(path) for path in sorted((HERE / "speed").glob("*.json"))]
     write_atomically(HERE / "README.md", "\n".join(parts))

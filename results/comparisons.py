@@ -1,0 +1,124 @@
+"""The parts of results/README.md that compare rivals; results/tables.py puts them in their place."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from forgetless.comparison import ComparisonConfig
+from forgetless.experiments.two_model import TwoModelResult
+from forgetless.forgetting import Interval, mean_interval
+from forgetless.report import command_line
+from forgetless.report.comparison import comparison_notes, comparison_tables
+from forgetless.report.comparison_result import load_comparison
+from forgetless.runs import EXPERIMENT, RunFolder
+
+Run = Mapping[str, Any]
+
+RIVALS_NOTE = (
+    "Of each protection the strength, of those in the command, with the largest mean validation accuracy of A after "
+    "and B; the numbers are of the test images. *A's loss* is its change in nats while B trains. *Together* is "
+    "(A after + B)/2 against no protection, on the same seeds. Five seeds cannot make any of these differences "
+    "significant after Holm's correction for so many."
+)
+
+
+def kept_and_learnt(run: Run) -> float:
+    """By which a strength is chosen: what A and B reach together on the validation images, up to a constant."""
+    return float(run["validation_b"] - run["validation_forgetting"])
+
+
+def rivals(result: TwoModelResult) -> str:
+    """Per protection the strength that is best on the validation images, and what it does on the test images."""
+    lines = [RIVALS_NOTE]
+    for convergence in result.config.convergence:
+        stopped = "trained to convergence" if convergence == 1 else f"stopped at {convergence:.0%}"
+        columns = ("protection", "strength", "A before", "A after", "forgetting, points", "A's loss", "B", "together")
+        lines += ["", f"A {stopped}:", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        plain = _of(result, convergence, "none")
+        rows = []
+        for protection in result.config.protection:
+            groups: dict[float | None, list[Run]] = {}
+            for run in _of(result, convergence, protection):
+                groups.setdefault(run["alpha"], []).append(run)
+            alpha, runs = max(groups.items(), key=lambda group: statistics.fmean(map(kept_and_learnt, group[1])))
+            rows.append(
+                (protection, alpha, runs, [_together(r) - _together(p) for r, p in zip(runs, plain, strict=True)])
+            )
+        for protection, alpha, runs, gains in sorted(rows, key=lambda row: -statistics.fmean(row[3])):
+            before, after, b = (_mean(runs, key) for key in ("accuracy_a_before", "accuracy_a_after", "accuracy_b"))
+            loss = mean_interval([run["loss_a_after"] - run["loss_a_before"] for run in runs])
+            cells = [protection, "" if alpha is None else f"{alpha:g}", f"{100 * before:.2f}", f"{100 * after:.2f}"]
+            cells += [with_ends(mean_interval([run["forgetting"] for run in runs]), 100, 2), with_ends(loss, 1, 3)]
+            cells += [f"{100 * b:.2f}", "–" if protection == "none" else with_ends(mean_interval(gains), 100, 2)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _of(result: TwoModelResult, convergence: float, protection: str) -> list[Run]:
+    return [r for r in result.runs if r["convergence"] == convergence and r["protection"] == protection]
+
+
+def _together(run: Run) -> float:
+    return float(run["accuracy_a_after"] + run["accuracy_b"]) / 2
+
+
+def _mean(runs: Sequence[Run], key: str) -> float:
+    return statistics.fmean(run[key] for run in runs)
+
+
+def with_ends(interval: Interval, scale: float, digits: int) -> str:
+    mean, low, high = (None if end is None else scale * end for end in (interval.mean, interval.low, interval.high))
+    # Adding 0 to the rounded number turns −0.00 into 0.00.
+    shown = [f"{round(end, digits) + 0:.{digits}f}" for end in (mean, low, high) if end is not None]
+    return shown[0] if len(shown) < 3 else f"{shown[0]} ({shown[1]} … {shown[2]})"
+
+
+def strengths(path: Path) -> str:
+    """What every protection's strengths did on the seeds that no comparison uses."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    columns = ("protection", "strength", "err₁", "err₂", "forgetting", "reward", "diverged", "chosen")
+    note = (
+        f"`python results/strengths.py {path.stem}`: seeds 100 and 101, mean over the last half of the epochs, "
+        "validation data; the smallest err₂ is chosen."
+    )
+    lines = [
+        f"### Strengths for {path.stem}",
+        *("", note, ""),
+        *(f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"),
+    ]
+    for row in found["rows"]:
+        keys = ("error_first", "error_second", "forgetting_mean", "strategy_mean_reward")
+        numbers = ["–" if row[key] is None else f"{row[key]:.4f}" for key in keys]
+        chosen = "✓" if found["chosen"][row["protection"]] == row["strength"] else ""
+        strength = f"{row['strength']:g}" if row["strength"] else ""
+        lines.append(f"| {row['protection']} | {strength} | {' | '.join(numbers)} | {row['num_diverged']} | {chosen} |")
+    return "\n".join([*lines, ""])
+
+
+def comparison(folder: RunFolder, title: str) -> str:
+    """The tables of `forgetless compare`."""
+    config = ComparisonConfig.from_dict({k: v for k, v in folder.config.items() if k != EXPERIMENT})
+    result = load_comparison(folder, config)
+    environment = ", ".join(f"{key} {folder.environment[key]}" for key in ("python", "torch", "git_revision"))
+    lines = [f"## {title}", "", f"`{command_line(config)}` ({folder.environment['processor']}, {environment})", ""]
+    for table in comparison_tables(result):
+        lines += [f"{table['title']}:", "", f"| | {' | '.join(table['columns'])} |"]
+        lines.append("|---" * (len(table["columns"]) + 1) + "|")
+        for row in table["rows"]:
+            cells = [f"{cell.text}{cell.signs}" for cell in row["cells"]]
+            lines.append(f"| {row['rank']} {row['row']} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join([*lines, " ".join(note.strip() for note in comparison_notes(result)), ""])
+
+
+def fan_out(path: Path) -> str:
+    """The same trainings in one process and in several."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    where = ", ".join(f"{key} {found['environment'][key]}" for key in ("cpu", "python", "torch"))
+    lines = [f"## Fanning out {found['trainings']} trainings from scratch", "", f"`{found['command']}` ({where})", ""]
+    lines += ["| | same numbers | s |", "|---|---|---|"]
+    for name, way in found["ways"].items():
+        lines.append(f"| {name} | {way['same']} of {found['trainings']} | {way['seconds']:.1f} |")
+    return "\n".join([*lines, ""])
