@@ -106,11 +106,12 @@ class ComparisonConfig(SearchConfig):
         self._expect_arms(self.protection)
         if self.final_batches is None:
             object.__setattr__(self, "final_batches", int(self.truth is not None))
-        # What no option was given for depends on the space; a search refuses what does not fit it or the strategy.
+        # What no option was given for depends on the space; a search refuses what does not fit it or the strategy, and
+        # has tuples for the lists of a TOML file.
         for field in dataclasses.fields(SearchConfig):
             if field.name != "strategy":
                 for search in (self.search(strategy) for strategy in self.strategy):
-                    if getattr(self, field.name) is None:
+                    if getattr(self, field.name) is None or isinstance(getattr(self, field.name), list):
                         object.__setattr__(self, field.name, getattr(search, field.name))
         self.evaluation.__post_init__()
         if not self.final_samples:

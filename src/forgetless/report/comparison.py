@@ -203,11 +203,11 @@ def comparison_notes(result: ComparisonResult) -> list[str]:
     if len(epochs) == 1:
         notes.append(f"Forgetting: mean over {epochs.pop()}. Negative is progress.")
     elif epochs:
+        own = [(name, search) for name, search in result.searches.items() if name != RANDOM and search.epochs()]
         notes.append("Forgetting: mean over")
         notes += [
-            f"  {epochs_text(search.forgetting_epochs)} of {name}"
-            for name, search in result.searches.items()
-            if name != RANDOM and search.epochs()
+            f"  {epochs_text(search.forgetting_epochs)} of {name}{'.' if name == own[-1][0] else ','}"
+            for name, search in own
         ]
         notes.append("Negative is progress.")
     if config.truth is not None:
