@@ -245,6 +245,23 @@ def test_weights_that_did_not_move_keep_their_part() -> None:
     assert torch.isfinite(model.a).all()
 
 
+@pytest.mark.parametrize("elsewhere", [1.0, math.nan, math.inf])
+@pytest.mark.parametrize("rate", [1e-9, 1e-6, 0.02])
+def test_where_others_take_all_or_are_no_numbers_what_moves_goes_half_of_its_way(elsewhere: float, rate: float) -> None:
+    """Also where half a step is less than the rounding of the tolerance."""
+    model, held, _ = problem()
+    with torch.no_grad():
+        model.b.fill_(elsewhere)
+    held.attach(optimizer := SGD([model.a], lr=rate))
+    model.a.grad = -torch.ones_like(model.a)
+    optimizer.step()
+    taken = expected_increase([model.a], [held.anchor(model.a)], [held.importance(model.a)])
+    assert taken <= (0.2 + 0.3) * rate**2 / 2 / 4
+    assert taken >= 0.5 * (0.2 + 0.3) * rate**2 / 2 / 4
+    assert model.a[2].item() == pytest.approx(rate)  # F = 0: it is free
+    assert math.isfinite(held.alpha)
+
+
 @every_optimizer
 def test_a_tolerance_out_of_reach_is_plain_training_bit_for_bit(make: Callable[..., Optimizer]) -> None:
     model, held, loss = problem(1e6)
@@ -338,6 +355,17 @@ def test_a_used_budget_grows_again_and_an_unused_one_does_not() -> None:
     assert held.budget == pytest.approx(1e-6 * 0.02)
 
 
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_a_budget_stays_a_number_where_weights_are_none(weight: float) -> None:
+    """So that training can go on once the weights are restored, and the state be loaded."""
+    held = used_up()
+    with torch.no_grad():
+        held.model.b.fill_(weight)
+    held.calibrate(math.nan)
+    assert held.budget == pytest.approx(0.02 / 4)
+    assert copy.deepcopy(held).budget == held.budget
+
+
 def squared_distance_to_one(model: Weights) -> Tensor:
     return (model.a - 1).square().sum() / 2
 
@@ -386,6 +414,15 @@ def test_settings_exclude_each_other() -> None:
     held.tolerance = 0.3
     assert (held.tolerance, held.budget) == (0.3, pytest.approx(0.3))
     assert "tolerance=0.3" in repr(held)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.02, 0.7), (0.3, 0.1), (1e-3, 0.05), (0.03, 0.01)])
+def test_another_tolerance_is_not_passed_by_the_budget_through_rounding(first: float, second: float) -> None:
+    held = WeightPlasticity([], tolerance=first)
+    held.tolerance = second
+    assert held.budget == pytest.approx(second)
+    assert held.budget <= second
+    assert copy.deepcopy(held).budget == held.budget
 
 
 @every_optimizer
@@ -458,3 +495,26 @@ def test_the_expected_increase_is_that_of_a_fisher() -> None:
         model.weight += torch.tensor([0.1, -0.2, 0.3, 0.05]).double()
     # The squared residuals of unit variance that the empirical Fisher holds are 1 up to sampling.
     assert held.expected_increase() == pytest.approx((loss(model(batch), targets) - before).item(), rel=0.1)
+
+
+def test_of_a_mean_over_several_targets_the_expected_increase_is_one_of_them() -> None:
+    """An example of T targets whose loss is their mean: the form is 1/T of what the mean loss grows by."""
+    num_targets, generator = 8, torch.Generator().manual_seed(0)
+    drawn = torch.randint(3, (2000, num_targets), generator=generator)
+    inputs = 2 * torch.eye(3).double()[drawn]
+    model = nn.Linear(3, 1, bias=False).double()
+    with torch.no_grad():
+        noise = torch.randn(2000, num_targets, 1, dtype=torch.float64, generator=generator)
+        targets = model(inputs) + noise
+        model.weight.copy_(torch.linalg.lstsq(inputs.flatten(0, 1), targets.flatten(0, 1)).solution.T)
+
+    def loss(outputs: Tensor, wanted: Tensor) -> Tensor:
+        return (outputs - wanted).square().mean() / 2
+
+    held = WeightPlasticity(model.parameters(), tolerance=1.0)
+    held.consolidate(model, diagonal_fisher(model, [(inputs, targets)], loss))
+    before = loss(model(inputs), targets)
+    with torch.no_grad():
+        model.weight += torch.tensor([0.1, -0.2, 0.3]).double()
+    grown = (loss(model(inputs), targets) - before).item()
+    assert num_targets * held.expected_increase() == pytest.approx(grown, rel=0.1)

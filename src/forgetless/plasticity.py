@@ -189,8 +189,10 @@ class WeightPlasticity:
             taken where neither it nor a tolerance is given.
         tolerance: In place of α: ½ Σ_i F_i (θ_i − θ̂_i)², over all held weights, stays at most this (to 1 in 10⁶). It is
             the increase of the earlier models' mean loss, in its unit, that the Fisher predicts from one `consolidate`
-            to the next; α becomes the multiplier of this constraint, see `forgetless.tolerance`. The prediction is off
-            by a factor of 3 to 100 where weights move together: `calibrate` makes it what is measured.
+            to the next (of several models their sum under the rules `sum` and `joint`); α becomes the multiplier of
+            this constraint, see `forgetless.tolerance`. The prediction is off by a factor of 3 to 100 where weights
+            move together, and 1/T of the increase where an example has T targets (a chunk of text) and its loss is
+            their mean: `calibrate` makes it what is measured.
         rule: How importance accumulates over models; see the table.
         decay: For `ema` and `merge`, how much of the old importance stays, in [0, 1].
         damping: Added to every importance of a model, as a share of their mean: F_i + damping · mean(F), at least 0.
@@ -283,7 +285,7 @@ class WeightPlasticity:
             )
         assert self._budget is not None
         value = _checked_tolerance(value)
-        self._budget *= value / self._tolerance  # what calibrate found out stays
+        self._budget = min(self._budget * (value / self._tolerance), value)  # what calibrate found out stays
         self._tolerance = value
 
     @property
@@ -433,7 +435,8 @@ class WeightPlasticity:
         if not increase <= self._tolerance:  # also where it is not a number
             share = self._tolerance / increase if math.isfinite(increase) else 0.0
             least = _SMALLEST_BUDGET * self._tolerance
-            self._budget = max(max(share, _LEAST_CHANGE) * min(present, self._budget), least)
+            used = min(present, self._budget) if math.isfinite(present) else self._budget
+            self._budget = max(max(share, _LEAST_CHANGE) * used, least)
             if optimizer is not None:
                 self._step_within(optimizer)
         elif present >= USED_SHARE * self._budget:
@@ -544,10 +547,11 @@ class WeightPlasticity:
             return
         columns = self._columns(moved)
         others = self._increase_of(sorted(set(range(len(self._parameters))) - set(moved)))
-        if others >= self._budget:
-            # It cannot be given back here: these go half of their way.
-            others = self._budget - max(expected_increase(*columns) / 4, TINY)
-        self._alpha = tolerance_step(*columns, metrics, tolerance=self._budget, others=others, alpha=self._alpha)
+        room = self._budget
+        if not others < room:  # also where others are not numbers
+            # It cannot be given back here: these go half of their way. That may be too little to subtract from others.
+            room, others = max(expected_increase(*columns) / 4, TINY), 0.0
+        self._alpha = tolerance_step(*columns, metrics, tolerance=room, others=others, alpha=self._alpha)
 
     def _held(self, indices: Iterable[int]) -> list[int]:
         """Those of the shared weights that have an anchor, after a check that it fits."""
