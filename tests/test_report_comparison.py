@@ -155,6 +155,35 @@ def test_forgetting_counts_from_the_first_protected_epoch_for_all_rows():
     assert entry["seeds"]["forgetting_mean"]["3"] == pytest.approx(forgetting_of(HELD, 3))
 
 
+def test_strategies_are_tested_against_each_other_over_the_same_epochs():
+    """Both forget the same but in the last epoch, which is not averaged over where unprotected models get better."""
+    records, lost = {}, {"uniform": [9.0, 0.5, -0.01], "enas": [9.0, 0.5, 0.01]}
+    for strategy, values in lost.items():
+        rows = [row for row in CONFIG.rows if row.strategy == strategy]
+        records[strategy] = [
+            epoch(row, seed, number, value + NOISE[seed])
+            for row in rows
+            for seed in range(SEEDS)
+            for number, value in enumerate(values)
+        ]
+
+    def result(reference):
+        config = dataclasses.replace(CONFIG, reference=reference)
+        searches = {name: SearchResult(config.search(name), found) for name, found in records.items()}
+        return ComparisonResult(config, searches, [], {}, {})
+
+    own, shared = result(None), result("uniform")
+    assert [entry["forgetting_epochs"] for entry in own.summary()["rows"]] == [[1, 2], [1, 2], [1, 3], [1, 3]]
+    assert [entry["forgetting_epochs"] for entry in shared.summary()["rows"]] == [[1, 2]] * 4
+    for row in (ENAS, ENAS_HELD):
+        test = shared.test(row, Measure.FORGETTING)
+        assert test["reference"] == list(FREE)
+        assert test["difference"]["mean"] == pytest.approx(0, abs=1e-12)
+        assert test["mark"] is None
+    assert "Forgetting: mean over epoch 2. Negative is progress." in comparison_notes(shared)
+    assert "  epochs 2 to 3 of enas." in comparison_notes(own)
+
+
 @pytest.fixture
 def with_random(monkeypatch):
     """What searches nothing, beside two that do."""

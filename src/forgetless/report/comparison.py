@@ -199,16 +199,13 @@ def comparison_notes(result: ComparisonResult) -> list[str]:
         notes.append(f"±: half the 95 % interval over {config.seeds} seeds, for one number, not corrected.")
     else:
         notes.append("One seed gives no interval.")
-    epochs = {epochs_text(s.forgetting_epochs) for name, s in result.searches.items() if name != RANDOM and s.epochs()}
-    if len(epochs) == 1:
-        notes.append(f"Forgetting: mean over {epochs.pop()}. Negative is progress.")
+    begun = [name for name, search in result.searches.items() if name != RANDOM and search.epochs()]
+    epochs = {name: epochs_text(result.forgetting_epochs(name)) for name in begun}
+    if len(set(epochs.values())) == 1:
+        notes.append(f"Forgetting: mean over {epochs[begun[0]]}. Negative is progress.")
     elif epochs:
-        own = [(name, search) for name, search in result.searches.items() if name != RANDOM and search.epochs()]
         notes.append("Forgetting: mean over")
-        notes += [
-            f"  {epochs_text(search.forgetting_epochs)} of {name}{'.' if name == own[-1][0] else ','}"
-            for name, search in own
-        ]
+        notes += [f"  {text} of {name}{'.' if name == begun[-1] else ','}" for name, text in epochs.items()]
         notes.append("Negative is progress.")
     if config.truth is not None:
         notes.append("Regret: to the best of the space. Surpasses: chance that a random one is worse.")

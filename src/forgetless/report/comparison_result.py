@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from forgetless.comparison import ComparisonConfig, Measure, Row, is_finished, read_evaluation, units
+from forgetless.comparison.config import RANDOM
 from forgetless.errors import InputError
 from forgetless.evaluation.searches import value_of_tau
 from forgetless.evaluation.significance import compare_pairs
@@ -60,19 +61,29 @@ class ComparisonResult:
             return bool(self.about.get("lower_is_better", True))
         return measure not in _LARGER_IS_BETTER
 
-    def values(self, row: Row, measure: Measure) -> dict[int, float]:
-        """Seed → what was measured of a row.
+    def forgetting_epochs(self, strategy: str) -> range:
+        """The epochs over which the forgetting of a strategy's rows is averaged, from 0.
 
-        Forgetting is averaged over the epochs in which the unprotected searches of the strategy forget, the same for
-        all of its protections: `SearchResult.forgetting_epochs`.
+        Those in which its unprotected searches forget, the same for all of its protections; where one strategy is the
+        reference of all rows, those in which its searches do, lest different epochs be compared. See
+        `SearchResult.forgetting_epochs`.
+
+        Args:
+            strategy: Which.
+        """
+        reference = self.config.reference
+        is_shared = reference in self.config.strategy and reference != RANDOM and strategy != RANDOM
+        return self.searches[reference if is_shared and reference is not None else strategy].forgetting_epochs
+
+    def values(self, row: Row, measure: Measure) -> dict[int, float]:
+        """Seed → what was measured of a row; of forgetting the mean over `forgetting_epochs`.
 
         Args:
             row: Of which.
             measure: What.
         """
         if measure in _FORGETTING:
-            result = self.searches[row.strategy]
-            return result.by_seed(row.protection, measure, result.forgetting_epochs)
+            return self.searches[row.strategy].by_seed(row.protection, measure, self.forgetting_epochs(row.strategy))
         found = {}
         for record in self.evaluations:
             if (record["strategy"], record["protection"]) == row:
@@ -162,7 +173,7 @@ class ComparisonResult:
         """
         rows = []
         for rank, row in enumerate(self.ranked, start=1):
-            epochs = self.searches[row.strategy].forgetting_epochs
+            epochs = self.forgetting_epochs(row.strategy)
             entry: Record = {"rank": rank, **row._asdict(), "forgetting_epochs": [epochs.start, epochs.stop]}
             values = {measure: self.values(row, measure) for measure in self.config.measures}
             entry |= {str(measure): self.interval(row, measure) for measure in self.config.measures}
