@@ -355,11 +355,14 @@ class Search:
     def _reward_loss(self, architecture: Any, edge_weights: Tensor) -> Tensor:
         """What a strategy that uses gradients differentiates: the mean loss on one batch of the reward split.
 
-        Batch after batch of the split, over and over, each as large as a training batch. In training mode, as when the
-        shared weights train: a supernet with batch normalisation takes the batch's own statistics.
+        Batch after batch of the split, over and over, each as large as a training batch: what is left over at the
+        split's end is not taken. In training mode, as when the shared weights train: a supernet with batch
+        normalisation takes the batch's own statistics, and of a few images these are noise.
         """
         assert isinstance(self.task, ImageClassification)
-        batches = list(self.task.batches("reward", self.config.batch_size))
+        size = self.config.batch_size
+        batches = list(self.task.batches("reward", size))
+        batches = [batch for batch in batches if len(batch[1]) == size] or batches  # the split may be smaller
         per_epoch = self.config.strategy_steps * self.config.samples_per_step
         images, labels = batches[(self.epoch * per_epoch + self._num_losses) % len(batches)]
         self._num_losses += 1
