@@ -155,6 +155,24 @@ def test_forgetting_counts_from_the_first_protected_epoch_for_all_rows():
     assert entry["seeds"]["forgetting_mean"]["3"] == pytest.approx(forgetting_of(HELD, 3))
 
 
+def test_a_row_that_lacks_seeds_though_its_searches_ended_is_named():
+    """All that one handed over diverged: its mean is over the others, and looks better for it."""
+    result = result_of()
+    assert not any("gave no number" in note for note in comparison_notes(result))
+    evaluations = [
+        {**r, "found_mean": None} if (r["seed"], r["protection"], r["strategy"]) == (7, "none", "uniform") else r
+        for r in result.evaluations
+    ]
+    lacking = dataclasses.replace(result, evaluations=evaluations)
+    notes = comparison_notes(lacking)
+    assert [note for note in notes if " seeds" in note and note.startswith("  ")] == [
+        f"  quality of uniform, none: {SEEDS - 1} of {SEEDS} seeds."
+    ]
+    # What is not finished is told of by itself.
+    unfinished = dataclasses.replace(lacking, missing={"uniform/seed-7": ""})
+    assert not any("gave no number" in note for note in comparison_notes(unfinished))
+
+
 def test_strategies_are_tested_against_each_other_over_the_same_epochs():
     """Both forget the same but in the last epoch, which is not averaged over where unprotected models get better."""
     records, lost = {}, {"uniform": [9.0, 0.5, -0.01], "enas": [9.0, 0.5, 0.01]}

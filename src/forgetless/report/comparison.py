@@ -192,6 +192,9 @@ def comparison_notes(result: ComparisonResult) -> list[str]:
         more = f" and {len(names) - _MANY} more" if len(names) > _MANY else ""
         notes.append(f"Missing: {', '.join(names[:_MANY])}{more} (of {result.num_units}).")
         notes.append("Go on with `forgetless resume`.")
+    if lacking := _lacking(result):
+        notes.append("Left out are seeds that gave no number, as where all diverged:")
+        notes += [f"  {text}," for text in lacking[:-1]] + [f"  {lacking[-1]}."]
     if any(result.interval(row, Measure.FOUND_MEAN) for row in result.ranked):
         notes.append(f"Ranked by the mean of the {config.top} best of each search. {BEST}: best of its column.")
     notes += _legend(result)
@@ -215,6 +218,21 @@ def comparison_notes(result: ComparisonResult) -> list[str]:
         notes.append("τ: Kendall's, of rewards on shared weights with the truth; top: best 20 %.")
     notes.append("Time: of one search, beside others; differences in it are not tested.")
     return notes
+
+
+def _lacking(result: ComparisonResult) -> list[str]:
+    """Rows whose quality or forgetting is a mean over fewer seeds than were finished, and over how many."""
+    found = []
+    for row in result.ranked:
+        unfinished = sum(name.startswith(f"{row.strategy}/") for name in result.missing)
+        wanted = result.config.seeds - unfinished
+        is_judged = any(record["strategy"] == row.strategy for record in result.evaluations)
+        measures = [Measure.FOUND_MEAN] * is_judged + [Measure.FORGETTING] * (row.strategy != RANDOM)
+        for measure in measures:
+            if (number := len(result.values(row, measure))) < wanted:
+                name = "quality" if measure.is_quality else "forgetting"
+                found.append(f"{name} of {row}: {number} of {wanted} seeds")
+    return found
 
 
 def _legend(result: ComparisonResult) -> list[str]:
