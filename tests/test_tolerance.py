@@ -340,6 +340,27 @@ def test_given_an_optimizer_the_weights_are_drawn_back_at_once() -> None:
     assert held.budget == pytest.approx(before / 2)  # doubled as the tolerance is, after two halvings
 
 
+@every_optimizer
+def test_weights_are_drawn_back_also_after_gradients_were_dropped(make: Callable[..., Optimizer]) -> None:
+    """As in loops that end with `zero_grad`; what did not move in the last step stays."""
+    model, held, loss = problem()
+    held.attach(optimizer := make(model.parameters()))
+    descend([optimizer], loss, 300)
+    optimizer.zero_grad()
+    (loss() + 0 * model.b.sum()).backward(inputs=[model.a])
+    optimizer.step()
+    optimizer.zero_grad()
+    still, before = model.b.detach().clone(), held.expected_increase()
+    held.calibrate(0.04, optimizer)
+    assert held.expected_increase() < before
+    assert torch.equal(model.b, still)
+    before, budget = held.expected_increase(), held.budget
+    for other in (SGD(model.parameters(), lr=0.1), held.detach(optimizer) or optimizer):
+        with pytest.raises(ValueError, match="Expected an attached optimizer to calibrate with"):
+            held.calibrate(0.04, other)
+    assert (held.expected_increase(), held.budget) == (before, budget)
+
+
 def test_a_used_budget_grows_again_and_an_unused_one_does_not() -> None:
     held = used_up()
     held.calibrate(0.08)

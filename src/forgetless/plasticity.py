@@ -253,6 +253,8 @@ class WeightPlasticity:
         self._anchors: list[Tensor | None] = [None] * len(self._parameters)
         self._importances: list[Tensor | None] = [None] * len(self._parameters)
         self._attached: list[tuple[weakref.ref[Optimizer], RemovableHandle]] = []
+        # Which weights an attached optimizer moved last, under a tolerance; gradients may be gone by then.
+        self._moved: weakref.WeakKeyDictionary[Optimizer, frozenset[int]] = weakref.WeakKeyDictionary()
         # Per optimizer and group: (what s/(1 + s) depends on, s/(1 + s)).
         self._pulls: dict[tuple[int, int], tuple[Any, list[Tensor]]] = {}
 
@@ -419,25 +421,28 @@ class WeightPlasticity:
         budget becomes the form's present value (if that is less) times tolerance/increase, at least 1/4; where it is
         below and the budget is used up, the budget grows by tolerance/increase, at most 2, up to the tolerance itself.
         Call it every 10 steps or so, and after the first few, with the loss on some hundred held-out examples. Several
-        earlier models may be told of by the largest of their increases.
+        earlier models may be told of by the largest of their increases. Of several processes each is to be told the
+        same number.
 
         Args:
             increase: In the unit of the tolerance; negative where the models got better.
-            optimizer: Where it was too much, the weights that this optimizer moved are drawn back now, into the new
-                budget, and not only after its next step. Measure again then: it may still be too much.
+            optimizer: An attached one. Where it was too much, the weights that its last step moved are drawn back now,
+                into the new budget, and not only after its next step. Measure again then: it may still be too much.
 
         Raises:
-            ValueError: If there is no tolerance.
+            ValueError: If there is no tolerance, or the optimizer is not attached.
         """
         if self._tolerance is None or self._budget is None:
             raise ValueError("Expected a tolerance to calibrate, but got none. Give one in place of alpha.")
+        if optimizer is not None and all(reference() is not optimizer for reference, _ in self._attached):
+            raise ValueError("Expected an attached optimizer to calibrate with, but got one that is not. Attach it.")
         present = self.expected_increase()
         if not increase <= self._tolerance:  # also where it is not a number
             share = self._tolerance / increase if math.isfinite(increase) else 0.0
             least = _SMALLEST_BUDGET * self._tolerance
             used = min(present, self._budget) if math.isfinite(present) else self._budget
             self._budget = max(max(share, _LEAST_CHANGE) * used, least)
-            if optimizer is not None:
+            if optimizer is not None and optimizer in self._moved:
                 self._step_within(optimizer)
         elif present >= USED_SHARE * self._budget:
             share = self._tolerance / increase if increase > 0 else math.inf
@@ -496,6 +501,8 @@ class WeightPlasticity:
         for reference, handle in self._attached:
             if optimizer is None or reference() is optimizer:
                 handle.remove()
+                if (left := reference()) is not None:
+                    self._moved.pop(left, None)
             else:
                 kept.append((reference, handle))
         self._attached = kept
@@ -504,6 +511,8 @@ class WeightPlasticity:
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         if self._tolerance is not None:
+            weights = (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
+            self._moved[optimizer] = frozenset(self._index[id(p)] for p in weights if id(p) in self._index)
             self._step_within(optimizer)
             return
         if self.alpha == 0:
@@ -530,14 +539,14 @@ class WeightPlasticity:
     def _step_within(self, optimizer: Optimizer) -> None:
         """Draw back what the optimizer moved, by one multiplier, until all held weights together are in the budget."""
         assert self._budget is not None
+        last = self._moved[optimizer]
         moved: list[int] = []
         metrics: list[float | Tensor] = []
         for group in optimizer.param_groups:
             learning_rate = float(group["lr"])
             if learning_rate == 0:
                 continue
-            mine = (self._index[id(p)] for p in group["params"] if id(p) in self._index and p.grad is not None)
-            found = self._held(mine)
+            found = self._held(i for p in group["params"] if (i := self._index.get(id(p))) in last and i is not None)
             if not found:
                 continue
             metric = scaled_metric(optimizer, group, [self._parameters[i] for i in found], _inverse(learning_rate))
