@@ -232,6 +232,15 @@ def test_l2_importance_is_one_however_many_models():
     assert all(torch.equal(protection.plasticity.importance(p), torch.ones_like(p)) for p in shared)
 
 
+@pytest.mark.parametrize("name", PROTECTIONS)
+def test_the_strength_that_is_not_given_is_the_protection_s_own(name):
+    """Not one for all: as a tolerance, the 10⁵ of weight plasticity would protect nothing."""
+    kind = PROTECTIONS[name]
+    assert make_protection(name, []).alpha == kind([]).alpha
+    if kind.strength is not None:
+        assert make_protection(name, [], 2.0).alpha == 2.0
+
+
 def test_unknown_name_gets_the_nearest():
     with pytest.raises(InputError, match="Did you mean 'freeze'"):
         make_protection("freese", [])

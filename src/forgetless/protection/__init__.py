@@ -59,13 +59,15 @@ ARMS = (*PROTECTIONS, MATCHED)
 """What experiments compare."""
 
 
-def make_protection(name: str, shared_parameters: Iterable[Tensor], alpha: float = 1e5, **options: Any) -> Protection:
+def make_protection(
+    name: str, shared_parameters: Iterable[Tensor], alpha: float | None = None, **options: Any
+) -> Protection:
     """A protection by its name.
 
     Args:
         name: A key of PROTECTIONS.
         shared_parameters: The weights that several models use.
-        alpha: Strength, for those that have one; the tolerance of `wpl-tolerance`.
+        alpha: Strength, for those that have one; the tolerance of `wpl-tolerance`. Each has its own default.
         **options: Keywords of some protections, such as `damping`; a protection that lacks one does without it.
 
     Returns:
@@ -79,7 +81,8 @@ def make_protection(name: str, shared_parameters: Iterable[Tensor], alpha: float
     for option in options:
         expect_one_of("option", option, known)
     kind = PROTECTIONS[name]
-    return kind(shared_parameters, alpha, **{key: value for key, value in options.items() if key in kind.options})
+    strength = () if alpha is None else (alpha,)
+    return kind(shared_parameters, *strength, **{key: value for key, value in options.items() if key in kind.options})
 
 
 __all__ = [
