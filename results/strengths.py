@@ -105,8 +105,11 @@ def main() -> None:
             print({key: value for key, value in rows[-1].items() if key != "command"}, flush=True)
             write_atomically(path, json.dumps(found, indent=1) + "\n")
     best: dict[str, dict[str, Any]] = {}
+    worst = {"error_second": float("inf")}
     for row in rows:
-        if row["error_second"] < best.get(row["protection"], {"error_second": float("inf")})["error_second"]:
+        error = row["error_second"]
+        # None: every model diverged.
+        if error is not None and error < best.get(row["protection"], worst)["error_second"]:
             best[row["protection"]] = row
     found["chosen"] = {protection: row["strength"] for protection, row in best.items()}
     write_atomically(path, json.dumps(found, indent=1) + "\n")

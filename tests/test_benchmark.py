@@ -1,6 +1,7 @@
 """Benchmarks: tables that are made from trainings, resumable, and readable as a truth."""
 
 import json
+import math
 import statistics
 
 import pytest
@@ -62,6 +63,17 @@ def test_a_diverged_training_counts_as_guessing(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "run_trainings", lambda trainings, store, **_: (results, []))
     line = make_benchmark(tiny, TrainingStore(tmp_path), limit=1).splitlines()[-1]
     assert line.endswith(",0.70000,0.28284,0.70000,0.28284,5,1.00,1")
+
+
+def test_a_cross_entropy_above_that_of_guessing_has_diverged(monkeypatch, tmp_path):
+    config = SearchConfig(nodes=1, units=2, vocabulary=100, batch_size=4, num_steps=5)
+    monkeypatch.setitem(BENCHMARKS, "text", Benchmark(1, config, 2, num_seeds=2))
+    results = [{"validation_error": v, "test_error": 2.0, "parameters": 5, "seconds": 1.0} for v in (3.0, 1e9)]
+    monkeypatch.setattr(benchmark, "run_trainings", lambda trainings, store, **_: (results, []))
+    line = make_benchmark("text", TrainingStore(tmp_path), limit=1).splitlines()[-1]
+    mean = (3.0 + math.log(100)) / 2
+    assert line.split(",")[1] == f"{mean:.5f}"
+    assert line.endswith(",2.00000,0.00000,5,1.00,1")
 
 
 def test_failures_are_told_and_what_is_done_is_kept(tiny, tmp_path, monkeypatch):

@@ -83,7 +83,8 @@ def make_benchmark(
 ) -> str:
     """Train every architecture of a benchmark's space, but those that the store has, and write the table.
 
-    A training that diverged counts with the error of guessing: log of the vocabulary, or 1 − 1 / classes.
+    A training that diverged counts with the error of guessing: log of the vocabulary, or 1 − 1 / classes. It did if its
+    error is not finite or, as a cross entropy has no bound, above that of guessing: one such number would be the mean.
 
     Args:
         name: Of BENCHMARKS.
@@ -123,11 +124,13 @@ def make_benchmark(
             f"seed {first.job.seed} ({first.reason}). Run the command again; what is done is kept."
         )
     guess = _error_of_guessing(task)
+    # A share of images is bounded, and may be above that of guessing by chance.
+    most = guess if isinstance(task, LanguageModelling) else math.inf
     lines = [f"# {key}: {value}" for key, value in _about(name, benchmark, digest, task).items()]
     lines.append(",".join(COLUMNS))
     for number, architecture in enumerate(architectures):
         mine = results[number * benchmark.num_seeds : (number + 1) * benchmark.num_seeds]
-        lines.append(f"{architecture},{_row([result for result in mine if result is not None], guess)}")
+        lines.append(f"{architecture},{_row([result for result in mine if result is not None], guess, most)}")
     return "\n".join(lines) + "\n"
 
 
@@ -144,14 +147,17 @@ def _about(name: str, benchmark: Benchmark, digest: str, task: Task[Any]) -> dic
     }
 
 
-def _row(results: Sequence[Mapping[str, Any]], guess: float) -> str:
+def _row(results: Sequence[Mapping[str, Any]], guess: float, most: float) -> str:
+    def diverged(error: float | None) -> bool:
+        return error is None or error > most
+
     cells: list[str] = []
     for key in ("validation_error", "test_error"):
-        errors = [guess if result[key] is None else result[key] for result in results]
+        errors = [guess if diverged(result[key]) else result[key] for result in results]
         cells += [f"{statistics.fmean(errors):.5f}", f"{statistics.stdev(errors):.5f}"]
-    diverged = sum(result["validation_error"] is None for result in results)
+    num_diverged = sum(diverged(result["validation_error"]) for result in results)
     seconds = statistics.fmean(result["seconds"] for result in results)
-    return ",".join([*cells, str(results[0]["parameters"]), f"{seconds:.2f}", str(diverged)])
+    return ",".join([*cells, str(results[0]["parameters"]), f"{seconds:.2f}", str(num_diverged)])
 
 
 def _error_of_guessing(task: Task[Any]) -> float:
