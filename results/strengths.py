@@ -48,8 +48,8 @@ SEARCHES: dict[str, dict[str, Any]] = {
 
 STRENGTHS: dict[str, dict[str, tuple[float, ...]]] = {
     "nas201-digits": {
-        "none": (0,), "freeze": (0,), "wpl": (1, 10, 100), "ewc": (1, 10, 100), "l2": (0.1, 1, 10),
-        "mas": (0.1, 1, 10), "si": (0.1, 1, 10), "nsas": (0.3, 1), "ogl": (5, 20), "coupling": (1, 10, 100),
+        "none": (0,), "freeze": (0,), "wpl": (1, 10, 100), "ewc": (0.01, 0.1, 1, 10, 100), "l2": (0.1, 1, 10),
+        "mas": (0.01, 0.1, 1, 10), "si": (0.1, 1, 10), "nsas": (0.3, 1), "ogl": (5, 20), "coupling": (1, 10, 100),
         "wpl-tolerance": (0.01, 0.1, 1),
     },
     "recurrent-3": {
