@@ -281,6 +281,7 @@ def test_a_strategy_may_be_the_reference_of_all():
         ({"protection": ("wpl", "wool")}, "Expected protection to be one of"),
         ({"protection": ("none", "matched-lr")}, "Expected wpl among the protections"),
         ({"space": "recurrent", "operations": None}, "is for another space"),
+        ({"operations": None}, "It has 729 of the 15,625 of Nas201Space()"),
         ({"truth": "nowhere.csv"}, "nowhere.csv"),
         ({"truth": None, "column": "test_error"}, "Expected --truth FILE for a column of it"),
         ({"final_samples": 0}, "Expected final_samples above 0"),
@@ -297,6 +298,13 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, capsys, monke
     assert message in error
     assert len(error.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_asked_of_a_search_is_not_done_with_a_comparison(compared, capsys):
+    for command in ("evaluate", "interference"):
+        assert main([command, str(compared)]) == 2
+        error = capsys.readouterr().err
+        assert f"but got the comparison {compared}. Name {compared / 'uniform' / 'seed-0'} or another." in error
 
 
 def test_what_nothing_looks_at_is_not_trained_for_long():

@@ -6,6 +6,7 @@ import pytest
 
 from forgetless.architecture import Nas201Space
 from forgetless.cli import main
+from forgetless.report.evaluation import evaluation_notes
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1")
 SEARCH = (
@@ -114,6 +115,18 @@ def test_the_table_is_whole_at_80_columns(searched, truth, tmp_path, capsys, mon
     assert max(map(len, text.splitlines())) <= 80 or "evaluation.json" in max(text.splitlines(), key=len)
 
 
+def test_the_notes_tell_how_many_each_search_handed_over():
+    def note(*sizes):
+        searches = [{"found": [["a", 0.5]] * size} for size in sizes]
+        return evaluation_notes(
+            {"about": {"description": "D.", "top": 5}, "searches": searches, "summary": [], "failures": []}
+        )[0]
+
+    assert note(5, 5) == "D. Each search hands over its 5 best; as many are drawn uniformly."
+    assert "its 3 best" in note(3)
+    assert "its 3 to 5 best" in note(5, 3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -130,6 +143,16 @@ def test_bad_input_is_one_sentence(searched, tmp_path, capsys, arguments, messag
     shown = capsys.readouterr().err.strip()
     assert message in shown
     assert len(shown.splitlines()) == 1
+
+
+def test_a_truth_that_lacks_what_was_found_is_refused(searched, truth, tmp_path, capsys):
+    path = tmp_path / "some.csv"
+    path.write_text("\n".join(truth.read_text().splitlines()[:3]))
+    assert main(["evaluate", str(searched), "--truth", str(path), "--column", "accuracy"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "Expected an architecture that some.csv has, but got" in error
+    assert "It has 2 of the 729 of" in error
+    assert len(error.splitlines()) == 1
 
 
 def test_a_truth_of_another_space_is_refused_with_its_line(searched, tmp_path, capsys):

@@ -202,6 +202,18 @@ def test_a_truth_file_of_another_space(tmp_path: Path, space, first: str, other:
         read_truth(path, space)
 
 
+def test_a_truth_file_of_more_operations_than_the_space_has(tmp_path: Path) -> None:
+    """Its first lines are of both spaces."""
+    path = written(tmp_path, "architecture,test_error\ntanh(0) relu(1),0.5\ntanh(0) sigmoid(1),0.4\n")
+    with pytest.raises(InputError, match=r"is for another space: line 3 has 'tanh\(0\) sigmoid\(1\)', of "):
+        read_truth(path, RecurrentSpace(2, ("tanh", "relu")))
+
+
+def test_how_many_trainings_diverged_is_no_quality() -> None:
+    with pytest.raises(InputError, match=r"one of validation_error, test_error, but got 'num_diverged'"):
+        read_truth("recurrent-3", RecurrentSpace(3), "num_diverged")
+
+
 def test_only_the_first_architecture_makes_it_another_space(tmp_path: Path) -> None:
     path = written(tmp_path, "architecture,test_error\ntanh(0) relu(1),0.5\ntanh(0),0.5\n")
     with pytest.raises(InputError, match=r"truth\.csv, line 3: Expected node 2 of 2"):

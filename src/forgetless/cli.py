@@ -199,9 +199,7 @@ def interference_command(
         InputError: If the run is no search, or has no state of those asked for.
     """
     folder = RunFolder(run)
-    result = load_result(folder)
-    if not isinstance(result, SearchResult):
-        raise InputError(f"Expected the run of a search, but {run} is of another kind. Name another folder.")
+    result = _search_result(folder)
     states = _trained_states(folder, result.config, seed, protection)
     with _progress_bar() as show:
         arms = search.measure_arms(
@@ -291,10 +289,20 @@ def benchmark_command(
 
 
 def _evaluated(folder: RunFolder) -> EvaluatedRun:
+    result = _search_result(folder)
+    return EvaluatedRun(folder.path.name, result.config, result.records, folder.load_trained)
+
+
+def _search_result(folder: RunFolder) -> SearchResult:
     result = load_result(folder)
+    if isinstance(result, ComparisonResult):
+        below = comparison.units(folder, result.config)[0].path
+        raise InputError(
+            f"Expected the run of a search, but got the comparison {folder.path}. Name {below} or another."
+        )
     if not isinstance(result, SearchResult):
         raise InputError(f"Expected the run of a search, but {folder.path} is of another kind. Name another folder.")
-    return EvaluatedRun(folder.path.name, result.config, result.records, folder.load_trained)
+    return result
 
 
 @app.command

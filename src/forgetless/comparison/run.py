@@ -23,6 +23,7 @@ from typing import Any
 from forgetless.comparison.config import ComparisonConfig
 from forgetless.errors import InputError
 from forgetless.evaluation.run import EvaluatedRun, EvaluationConfig, run_evaluation
+from forgetless.evaluation.searches import random_architectures
 from forgetless.evaluation.trainings import TrainingStore, default_store
 from forgetless.evaluation.truth import read_truth
 from forgetless.evaluation.workers import fan_out
@@ -97,7 +98,10 @@ def check(config: ComparisonConfig) -> None:
     for search in searches:
         check_memory(search, task)
     if config.truth is not None:
-        read_truth(config.truth, make_space(searches[0]), config.column)
+        truth = read_truth(config.truth, make_space(searches[0]), config.column)
+        for seed in config.all_seeds:
+            # What searches will find is not known yet, but what it is compared with is.
+            truth.positions(random_architectures(searches[0], seed, min(config.top, config.final_samples)))
 
 
 def run_comparison(

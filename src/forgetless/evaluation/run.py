@@ -99,7 +99,7 @@ def run_evaluation(
         JSON-serialisable: `about`, `searches` (one record each), `summary`, `failures`; docs/metrics.md explains them.
 
     Raises:
-        InputError: If no search is finished, the spaces differ, or the truth does not fit.
+        InputError: If no search is finished, the spaces differ, or the truth does not fit or lacks what it is to judge.
     """
     if not runs:
         raise InputError("Expected at least one run to evaluate, but got none.")
@@ -111,6 +111,9 @@ def run_evaluation(
     lower = truth.lower_is_better if truth is not None else True
     failures: list[Failure[Training]] = []
     if truth is not None:
+        for _, search in searches:
+            found = search.ranking[: config.top]
+            truth.positions([*found, *random_architectures(search.config, search.arm.seed, len(found))])  # or refuses
         trained = [dict(zip(truth.architectures, truth.values.tolist(), strict=True))] * len(searches)
     else:
         assert store is not None

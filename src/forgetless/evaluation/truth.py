@@ -33,7 +33,7 @@ DEFAULT_COLUMNS = ("cifar10_test", "test_error")
 """What is the truth where no column is named: the test column of each known kind of file."""
 
 # Numbers about an architecture that say nothing of how good it is.
-_OTHER_COLUMNS = ("index", GROUP_COLUMN, "parameters", "seconds")
+_OTHER_COLUMNS = ("index", GROUP_COLUMN, "parameters", "seconds", "num_diverged")
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +185,7 @@ class Truth(Generic[A]):
         if position is None:
             raise InputError(
                 f"Expected an architecture that {self.source} has, but got '{architecture}'. It has {len(self):,} of "
-                f"the {self.space.size:,} of {self.space}."
+                f"the {self.space.size:,} of {self.space}. Search the space that the file covers, or name another file."
             )
         return position
 
@@ -320,8 +320,7 @@ def _parse_architectures(table: _Table, space: Space[A]) -> tuple[A, ...]:
         try:
             architecture = known[text] if text in known else space.parse(text)
         except InputError as error:
-            if not seen:
-                _expect_same_space(table.path, line, text, space)
+            _expect_same_space(table.path, line, text, space, is_first=not seen)
             raise InputError(f"{table.path}, line {line}: {error}") from error
         if architecture in seen:
             raise InputError(
@@ -332,8 +331,11 @@ def _parse_architectures(table: _Table, space: Space[A]) -> tuple[A, ...]:
     return tuple(seen)
 
 
-def _expect_same_space(path: Path, line: int, text: str, space: Space[A]) -> None:
-    """Refuse the text if it is an architecture of another space."""
+def _expect_same_space(path: Path, line: int, text: str, space: Space[A], *, is_first: bool) -> None:
+    """Refuse the text if it is an architecture of another space.
+
+    After the first, only of the same space with more operations: other texts are mistakes in a line.
+    """
     # As many nodes or blocks as the text has brackets or pluses for.
     others: Sequence[Space[Any]] = (
         Nas201Space(),
@@ -341,6 +343,9 @@ def _expect_same_space(path: Path, line: int, text: str, space: Space[A]) -> Non
         CellSpace(max(1, text.count("+") // 2)),
     )
     for other in others:
+        is_alike = type(other) is type(space) and len(other.num_choices) == len(space.num_choices)
+        if not (is_first or is_alike):
+            continue
         with suppress(InputError):
             other.parse(text)
             shown = text.strip() if len(text) <= 160 else text.strip()[:160] + "…"

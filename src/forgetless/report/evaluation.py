@@ -20,7 +20,7 @@ def evaluation_table(found: Mapping[str, Any]) -> Table:
     """What searches hand over against random architectures, over seeds; at most 80 columns wide.
 
     Args:
-        found: What `forgetless evaluate` stored: `about`, `summary`.
+        found: What `forgetless evaluate` stored: `about`, `searches`, `summary`.
 
     Returns:
         The table, for `rich.console.Console.print`.
@@ -77,7 +77,10 @@ def evaluation_notes(found: Mapping[str, Any]) -> list[str]:
         found: What `forgetless evaluate` stored.
     """
     about, summary = found["about"], found["summary"]
-    notes = [f"{about['description']} Each search hands over its {about['top']} best; as many are drawn uniformly."]
+    # A search that kept fewer architectures than were asked for hands over all of them.
+    fewest, most = (function(len(search["found"]) for search in found["searches"]) for function in (min, max))
+    best = f"{fewest} to {most}" if fewest < most else str(most)
+    notes = [f"{about['description']} Each search hands over its {best} best; as many are drawn uniformly."]
     tests = {entry["test"] for entry in summary} - {None}
     if "seeds" in tests:
         notes.append("±: half the 95 % interval over seeds. p: sign-flip test over seeds, one-sided.")
