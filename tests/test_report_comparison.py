@@ -265,6 +265,18 @@ def test_the_sentences_say_no_more_than_the_tests():
     assert headline_sentences(empty) == ["Nothing has been judged yet: 15 of 16 searches are finished."]
 
 
+def test_rows_that_are_equally_good_are_not_passed_over():
+    assert not any("equally good" in sentence for sentence in headline_sentences(result_of()))
+    equal = result_of(quality={**QUALITY, ENAS: QUALITY[HELD]})
+    assert "1 other row hands over equally good ones." in headline_sentences(equal)
+
+
+def test_a_search_of_few_samples_hands_over_all_of_them():
+    assert "mean of the 5 best of each search" in text_of(result_of())
+    few = result_of(dataclasses.replace(CONFIG, final_samples=3))
+    assert "mean of the 3 best of each search" in text_of(few)
+
+
 def test_the_picture_has_a_point_per_row_with_its_intervals(with_random):
     figure = forgetting_against_quality(with_random)
     (ax,) = figure.axes

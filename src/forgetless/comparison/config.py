@@ -58,7 +58,8 @@ class ComparisonConfig(SearchConfig):
     """What `forgetless compare` is asked to do: the options of a search, and these.
 
     Attributes:
-        strategy: What proposes architectures, one or more: names of STRATEGIES.
+        strategy: What proposes architectures, one or more of uniform, enas, evolution, nao, random, and on nas201
+            gdas.
         protection: Arms of each, as for a search; `random`, which trains no shared weights, has none of them.
         seeds: How many seeds.
         final_batches: As for a search; 1 by default where there is a truth, since nothing here looks at its result.

@@ -196,7 +196,8 @@ def comparison_notes(result: ComparisonResult) -> list[str]:
         notes.append("Left out are seeds that gave no number, as where all diverged:")
         notes += [f"  {text}," for text in lacking[:-1]] + [f"  {lacking[-1]}."]
     if any(result.interval(row, Measure.FOUND_MEAN) for row in result.ranked):
-        notes.append(f"Ranked by the mean of the {config.top} best of each search. {BEST}: best of its column.")
+        best = min(config.top, config.final_samples)  # of fewer samples a search hands over all
+        notes.append(f"Ranked by the mean of the {best} best of each search. {BEST}: best of its column.")
     notes += _legend(result)
     if config.seeds > 1:
         notes.append(f"±: half the 95 % interval over {config.seeds} seeds, for one number, not corrected.")
@@ -372,6 +373,8 @@ def headline_sentences(result: ComparisonResult) -> list[str]:
         verdict = {"better": "is", "worse": "is", None: "is not"}[test["mark"]]
         p = probability(test["adjusted_p"])
         told.append(f"Its difference from {reference} {verdict} significant (p {p if '<' in p else f'= {p}'}).")
+    if equals := len(result.best(Measure.FOUND_MEAN) - {first}):
+        told.append(f"{equals} other row{'s hand' if equals > 1 else ' hands'} over equally good ones.")
     for measure, words in (
         (Measure.FOUND_MEAN, {"better": "Significantly better architectures", "worse": "Significantly worse ones"}),
         (Measure.FORGETTING, {"better": "Significantly less forgetting", "worse": "Significantly more forgetting"}),
