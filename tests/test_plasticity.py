@@ -907,6 +907,8 @@ def test_bad_settings_are_refused() -> None:
             WeightPlasticity([], damping=damping)
     with pytest.raises(TypeError, match=r"Expected shared parameters to be tensors .* but got Linear"):
         WeightPlasticity([nn.Linear(1, 1)])
+    with pytest.raises(TypeError, match=r"but got Linear\. Pass module\.parameters\(\)"):
+        WeightPlasticity(nn.Linear(1, 1))
     with pytest.raises(TypeError, match="but got str"):
         WeightPlasticity(mlp().state_dict())
 

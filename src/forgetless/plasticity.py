@@ -671,7 +671,8 @@ class WeightPlasticity:
 
 def _unique_tensors(shared_parameters: Iterable[Any]) -> list[Tensor]:
     unique: dict[int, Tensor] = {}
-    for item in shared_parameters:
+    # A module alone, which cannot be iterated over, is told of like one among others.
+    for item in [shared_parameters] if isinstance(shared_parameters, nn.Module) else shared_parameters:
         parameter = item[1] if isinstance(item, tuple) and len(item) == 2 else item
         if not isinstance(parameter, Tensor):
             raise TypeError(
