@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from forgetless.comparison import ComparisonConfig
+from forgetless.comparison import ComparisonConfig, Measure
+from forgetless.evaluation.significance import paired_permutation_test
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import Interval, mean_interval
 from forgetless.report import command_line
 from forgetless.report.comparison import comparison_notes, comparison_tables
-from forgetless.report.comparison_result import load_comparison
+from forgetless.report.comparison_result import ComparisonResult, load_comparison
+from forgetless.report.search_result import REWARD
 from forgetless.runs import EXPERIMENT, RunFolder
 
 Run = Mapping[str, Any]
@@ -110,7 +112,51 @@ def comparison(folder: RunFolder, title: str) -> str:
             cells = [f"{cell.text}{cell.signs}" for cell in row["cells"]]
             lines.append(f"| {row['rank']} {row['row']} | {' | '.join(cells)} |")
         lines.append("")
-    return "\n".join([*lines, " ".join(note.strip() for note in comparison_notes(result)), ""])
+    lines += [
+        " ".join(note.strip() for note in comparison_notes(result)),
+        "",
+        *against_random(result),
+        "",
+        *on_shared_weights(result),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def against_random(result: ComparisonResult) -> list[str]:
+    """What each search hands over against as many architectures drawn uniformly, tested over seeds."""
+    sign = -1.0 if result.lower_is_better(Measure.FOUND_MEAN) else 1.0
+    lines = [
+        "Better than as many architectures drawn uniformly for the same seed, one-sided sign flips over seeds:",
+        "",
+    ]
+    lines += ["", "| | by | p |", "|---|---|---|"]
+    for row in result.ranked:
+        mine = [r for r in result.evaluations if (r["strategy"], r["protection"]) == row]
+        gains = [sign * (r["found_mean"] - r["random_mean"]) for r in mine if r["found_mean"] and r["random_mean"]]
+        if gains and row.strategy != "random":
+            p = paired_permutation_test(gains).p
+            lines.append(f"| {row} | {with_ends(mean_interval(gains), 1, 3)} | {p:.3f} |")
+    return lines
+
+
+def on_shared_weights(result: ComparisonResult) -> list[str]:
+    """What each protection does to the shared weights themselves, seed by seed against no protection."""
+    lines = ["On the shared weights, validation data, against no protection; two-sided sign flips over seeds:", ""]
+    lines += ["| | reward, last quarter | p | err₂, last half | p |", "|---|---|---|---|---|"]
+    for row in result.ranked:
+        search = result.searches[row.strategy]
+        half = range(search.config.epochs // 2, search.config.epochs)
+        cells = []
+        for key, epochs in ((REWARD, search.last_quarter), ("error_second", half)):
+            mine, free = (search.by_seed(name, key, epochs) for name in (row.protection, "none"))
+            differences = [mine[seed] - free[seed] for seed in sorted(set(mine) & set(free))]
+            if row.protection != "none" and differences:
+                p = paired_permutation_test(differences, alternative="two-sided").p
+                cells += [with_ends(mean_interval(differences), 1, 4), f"{p:.4f}"]
+        if cells:
+            lines.append(f"| {row} | {' | '.join(cells)} |")
+    return lines
 
 
 def fan_out(path: Path) -> str:
