@@ -159,6 +159,26 @@ def on_shared_weights(result: ComparisonResult) -> list[str]:
     return lines
 
 
+def ranking(path: Path) -> str:
+    """What shared weights and trainings alone rank by."""
+    searches = json.loads(path.read_text(encoding="utf-8"))["searches"]
+    names = list(searches[0]["rewards_with_number_of"])
+    columns = ("seed", "τ over all", "τ over stable", *(f"reward, number of {name}" for name in names))
+    folders = " ".join(f"RUN/enas/seed-{found['seed']}" for found in searches)
+    note = (
+        f"What the shared weights under `wpl` rank by: `python results/ranking.py {folders}`. Stable are the "
+        f"{searches[0]['num_stable']} cells whose three trainings alone have a standard deviation below 0.1 nats. The "
+        "last columns are τ of how many nodes have an activation; with the benchmark it is "
+        + ", ".join(f"{value:.2f} for {name}" for name, value in searches[0]["benchmark_with_number_of"].items())
+        + "."
+    )
+    lines = [note, "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for found in searches:
+        numbers = [found["tau"], found["tau_stable"], *(found["rewards_with_number_of"][name] for name in names)]
+        lines.append(f"| {found['seed']} | {' | '.join(f'{number:.2f}' for number in numbers)} |")
+    return "\n".join([*lines, ""])
+
+
 def fan_out(path: Path) -> str:
     """The same trainings in one process and in several."""
     found = json.loads(path.read_text(encoding="utf-8"))

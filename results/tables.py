@@ -280,6 +280,8 @@ if __name__ == "__main__":
     for name, title in COMPARISONS.items():
         if (HERE / "compare" / name).is_dir():
             parts.append(comparisons.comparison(RunFolder(HERE / "compare" / name), title))
+        if name == "recurrent-3":
+            parts.append(comparisons.ranking(HERE / "ranking.json"))
     if (HERE / "fan-out.json").exists():
         parts.append(comparisons.fan_out(HERE / "fan-out.json"))
     parts += [speed(path) for path in sorted((HERE / "speed").glob("*.json"))]
