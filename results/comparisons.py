@@ -126,10 +126,7 @@ def comparison(folder: RunFolder, title: str) -> str:
 def against_random(result: ComparisonResult) -> list[str]:
     """What each search hands over against as many architectures drawn uniformly, tested over seeds."""
     sign = -1.0 if result.lower_is_better(Measure.FOUND_MEAN) else 1.0
-    lines = [
-        "Better than as many architectures drawn uniformly for the same seed, one-sided sign flips over seeds:",
-        "",
-    ]
+    lines = ["Better than as many architectures drawn uniformly for the same seed; one-sided sign flips over seeds:"]
     lines += ["", "| | by | p |", "|---|---|---|"]
     for row in result.ranked:
         mine = [r for r in result.evaluations if (r["strategy"], r["protection"]) == row]

@@ -15,6 +15,7 @@ from forgetless.errors import InputError
 from forgetless.experiments import two_model
 from forgetless.experiments.two_model import TwoModelConfig, TwoModelResult, arms
 from forgetless.forgetting import mean_interval
+from forgetless.protection import ARMS
 from forgetless.report import (
     accuracy_curves,
     chain_forgetting,
@@ -28,7 +29,7 @@ from forgetless.report import (
     trade_off,
     write_report,
 )
-from forgetless.report.canvas import COLOURS
+from forgetless.report.canvas import COLOURS, colour
 from forgetless.runs import RunFolder
 from shown import Page, expect_readable, expect_whole, line, printed
 
@@ -104,6 +105,11 @@ def mean_of(result, protection, key, alpha=None, **where):
 
 
 # Figures
+
+
+def test_every_protection_has_a_colour_of_its_own():
+    result = TwoModelResult(TwoModelConfig(protection=ARMS), [])
+    assert len({colour(name, result) for name in ARMS}) == len(ARMS)
 
 
 def test_curves_are_the_means_of_the_records():

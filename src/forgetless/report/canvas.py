@@ -31,7 +31,7 @@ COLOURS: Mapping[str, str] = {
 }
 """Protection → colour, from Okabe and Ito's palette for all kinds of colour vision."""
 
-_MORE_COLOURS = ("#E69F00", "#56B4E9", "#7B3294", "#000000", "#8C510A")
+_MORE_COLOURS = ("#E69F00", "#56B4E9", "#7B3294", "#000000", "#8C510A", "#E7298A", "#A6D854")
 INK, QUIET, GRID, BAND = "#1A1A1A", "#5A5A5A", "#E4E4E4", "#DCE8F2"
 _WIDTH = 9.0  # inches: 900 pixels at 100 dpi
 _MOST_COLUMNS = 3
