@@ -284,7 +284,6 @@ if __name__ == "__main__":
             parts.append(comparisons.comparison(RunFolder(HERE / "compare" / name), title))
         if name == "recurrent-3":
             parts.append(comparisons.ranking(HERE / "ranking.json"))
-    if (HERE / "fan-out.json").exists():
-        parts.append(comparisons.fan_out(HERE / "fan-out.json"))
+    parts += [comparisons.evaluation(HERE / "evaluate.json"), comparisons.fan_out(HERE / "fan-out.json")]
     parts += [speed(path) for path in sorted((HERE / "speed").glob("*.json"))]
     write_atomically(HERE / "README.md", "\n".join(parts))
