@@ -180,11 +180,11 @@ def evaluation(path: Path) -> str:
     """How long judging by a shipped benchmark takes."""
     found = json.loads(path.read_text(encoding="utf-8"))
     where = ", ".join(f"{key} {found['environment'][key]}" for key in ("cpu", "python", "torch"))
-    return (
-        f"## Judging searches by a shipped benchmark\n\n`{found['command']}` ({where}): {found['searches']} searches of "
-        f"one seed, with the rank of all {found['architectures']} architectures on the shared weights of each, take "
-        f"{found['seconds']:.1f} s.\n"
+    said = (
+        f"`{found['command']}` ({where}): {found['searches']} searches of one seed, with the rank of all "
+        f"{found['architectures']} architectures on the shared weights of each, take {found['seconds']:.1f} s."
     )
+    return f"## Judging searches by a shipped benchmark\n\n{said}\n"
 
 
 def fan_out(path: Path) -> str:
