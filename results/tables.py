@@ -11,7 +11,7 @@ from typing import Any
 
 import comparisons
 
-from forgetless.experiments.two_model import TwoModelResult
+from forgetless.experiments.two_model import TwoModelResult, arms
 from forgetless.report import SearchResult, command_line, load_result
 from forgetless.report.search_result import REWARD, epochs_text
 from forgetless.runs import INTERFERENCE, METRICS, RunFolder, write_atomically
@@ -244,6 +244,11 @@ def section(folder: RunFolder, title: str) -> str:
     )
 
 
+def is_complete(folder: RunFolder) -> bool:
+    result = load_result(folder)
+    return isinstance(result, TwoModelResult) and len(result.runs) == len(arms(result.config))
+
+
 def body(result: SearchResult | TwoModelResult, name: str) -> str:
     if isinstance(result, SearchResult):
         return search_table(result)
@@ -276,7 +281,8 @@ if __name__ == "__main__":
         if name == "ptb":
             parts.append(choices(HERE / "search" / "ptb-choices", HERE / "search" / name))
     for name, title in RIVALS.items():
-        if (HERE / "two-model" / name).is_dir():
+        # One that is not complete can be gone on with: forgetless resume.
+        if (HERE / "two-model" / name).is_dir() and is_complete(RunFolder(HERE / "two-model" / name)):
             parts.append(section(RunFolder(HERE / "two-model" / name), title))
     parts += [comparisons.strengths(path) for path in sorted((HERE / "strengths").glob("*.json"))]
     for name, title in COMPARISONS.items():
