@@ -12,6 +12,7 @@ from typing import Any
 import comparisons
 
 from forgetless.experiments.two_model import TwoModelResult, arms
+from forgetless.forgetting import Interval
 from forgetless.report import SearchResult, command_line, load_result
 from forgetless.report.search_result import REWARD, epochs_text
 from forgetless.runs import INTERFERENCE, METRICS, RunFolder, write_atomically
@@ -68,13 +69,7 @@ SEARCHES = {
 
 
 def percent(interval: dict[str, float | None] | None, digits: int = 2) -> str:
-    if interval is None:
-        return "–"
-    # Adding 0 to the rounded number turns −0.00 into 0.00.
-    mean, low, high = (
-        None if end is None else f"{round(100 * end, digits) + 0:.{digits}f}" for end in interval.values()
-    )
-    return f"{mean}" if low is None or high is None else f"{mean} ({low} … {high})"
+    return scaled(interval, 100, digits)
 
 
 def negated(interval: dict[str, float] | None) -> dict[str, float] | None:
@@ -217,8 +212,8 @@ def interference_table(path: Path, result: SearchResult) -> str:
     return "\n".join(lines)
 
 
-def scaled(interval: dict[str, float] | None, scale: float, digits: int) -> str:
-    return percent(interval and {end: v if v is None else v * scale / 100 for end, v in interval.items()}, digits)
+def scaled(interval: dict[str, Any] | None, scale: float, digits: int) -> str:
+    return "–" if interval is None else comparisons.with_ends(Interval(**interval), scale, digits)
 
 
 def section(folder: RunFolder, title: str) -> str:

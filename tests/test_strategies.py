@@ -24,6 +24,7 @@ from forgetless.strategies import (
     make_strategy,
 )
 from forgetless.strategies.enas import surrogate
+from rewards import share_equal
 
 TINY = RecurrentSpace(3, ("tanh", "relu"))  # decisions of 1, 2, 2, 2, 3, 2 options: 48 cells
 SMALL = EnasOptions(num_units=16, learning_rate=0.01)
@@ -65,17 +66,6 @@ def parameters(strategy):
 
 def same(left, right):
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
-
-
-def share_equal(space, target):
-    """A reward: the share of decisions that are the target's, of those that have several options."""
-    free = [position for position, options in enumerate(space.num_choices) if options > 1]
-
-    def reward(architecture):
-        decisions = space.encode(architecture)
-        return sum(decisions[position] == target[position] for position in free) / len(free)
-
-    return reward
 
 
 # ---- the controller's distribution -------------------------------------------------------------------------------

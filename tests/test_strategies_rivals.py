@@ -24,6 +24,7 @@ from forgetless.strategies import (
 )
 from forgetless.strategies.gdas import winning_noise
 from forgetless.supernets.nas201 import Nas201Supernet
+from rewards import share_equal
 
 TINY = RecurrentSpace(3, ("tanh", "relu"))  # 48 cells
 SPACE = RecurrentSpace(5)
@@ -34,17 +35,6 @@ FEW = EvolutionOptions(population_size=20, tournament_size=5)
 
 def target_of(space, seed):
     return space.encode(UniformStrategy(space, seed=100 + seed).propose(1)[0])
-
-
-def share_equal(space, target):
-    """A reward: the share of decisions that are the target's, of those that have several options."""
-    free = [position for position, options in enumerate(space.num_choices) if options > 1]
-
-    def reward(architecture):
-        decisions = space.encode(architecture)
-        return sum(decisions[position] == target[position] for position in free) / len(free)
-
-    return reward
 
 
 def searched(strategy, reward, steps, n=10):
