@@ -63,7 +63,7 @@ STRENGTHS: dict[str, dict[str, tuple[float, ...]]] = {
 
 OPTIONS = {
     "wpl": "alpha",
-    "ewc": "alpha",
+    "ewc": "ewc_alpha",
     "l2": "l2_alpha",
     "mas": "mas_alpha",
     "si": "si_alpha",

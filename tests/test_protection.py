@@ -61,6 +61,12 @@ def distance(left, right):
     return float(sum((p - q).square().sum() for p, q in zip(left, right, strict=True)) ** 0.5)
 
 
+def test_each_has_a_strength_of_its_own():
+    # One option for two scales would leave one of them at a strength that suits only the other.
+    strengths = [kind.strength for kind in PROTECTIONS.values() if kind.strength is not None]
+    assert len(set(strengths)) == len(strengths)
+
+
 @pytest.mark.parametrize("optimizer", [lambda p: SGD(p, lr=0.1, momentum=0.9), lambda p: Adam(p, lr=0.01)])
 def test_each_holds_shared_weights_as_it_says(optimizer):
     moved = {name: distance(*trained(name, optimizer=optimizer)[1:]) for name in PROTECTIONS}

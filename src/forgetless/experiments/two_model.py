@@ -64,7 +64,7 @@ class TwoModelConfig(Configuration):
         protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl`, `wpl-tolerance`, `coupling`, `ewc`, `mas`, `si`,
             `nsas`, `ogl` and `matched-lr` (the control arm: no protection, the shared weights' learning rate lowered
             until their mean step is that under `wpl`).
-        alpha: Strengths α of `wpl` and `ewc`.
+        alpha: Strengths α of `wpl`.
         tolerance: What A, and each later model, may lose under `wpl-tolerance`, in nats per image, above 0; each value
             is an arm, whose α is found.
         coupling_alpha: Strengths of `coupling`; 1 is the posterior's, which lets A forget what its own layers could be
@@ -73,6 +73,7 @@ class TwoModelConfig(Configuration):
         coupling_examples: Held-out examples per model that `coupling` takes its curvature from.
         coupling_rows: How many rows `coupling` keeps of it for all earlier models together, each as long as the shared
             weights.
+        ewc_alpha: Strengths of `ewc`.
         l2_alpha: Strengths of `l2`, whose importance is 1 and whose α therefore has another scale.
         mas_alpha: Strengths of `mas`, whose importance grows with the square of the logits.
         si_alpha: Strengths of `si`.
@@ -111,6 +112,7 @@ class TwoModelConfig(Configuration):
     coupling_examples: int = 50
     coupling_rows: int = 50
     tolerance: tuple[float, ...] = (0.01,)
+    ewc_alpha: tuple[float, ...] = (1e5,)
     l2_alpha: tuple[float, ...] = (1.0,)
     mas_alpha: tuple[float, ...] = (1.0,)
     si_alpha: tuple[float, ...] = (1.0,)

@@ -25,6 +25,7 @@ class EWC(WPL):
         alpha: Strength α (λ in the paper).
     """
 
+    strength: ClassVar[str | None] = "ewc_alpha"
     options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, shared_parameters: Iterable[Tensor], alpha: float = 1e5) -> None:

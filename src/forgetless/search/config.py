@@ -27,6 +27,7 @@ _BY_SPACE: dict[str, dict[str, Any]] = {
         "data": "kjv",
         "alpha": 3e3,
         "coupling_alpha": 1e2,
+        "ewc_alpha": 1e2,
         "momentum": 0.0,
         "max_gradient_norm": 0.25,
         "units": 32,
@@ -35,6 +36,7 @@ _BY_SPACE: dict[str, dict[str, Any]] = {
         "data": "digits",
         "alpha": 30.0,
         "coupling_alpha": 1e3,
+        "ewc_alpha": 0.1,
         "momentum": 0.9,
         "max_gradient_norm": 5.0,
         "units": 8,
@@ -43,6 +45,7 @@ _BY_SPACE: dict[str, dict[str, Any]] = {
         "data": "digits",
         "alpha": 30.0,
         "coupling_alpha": 1e3,
+        "ewc_alpha": 0.1,
         "momentum": 0.9,
         "max_gradient_norm": 5.0,
         "units": 4,
@@ -71,7 +74,7 @@ class SearchConfig(Configuration):
         protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl`, `wpl-tolerance`, `coupling`, `ewc`, `mas`, `si`,
             `nsas`, `ogl` and `matched-lr` (no protection; the learning rate follows, from epoch to epoch, that at which
             the mean step was that under `wpl`).
-        alpha: Strength of `wpl` and `ewc`; 3e3 for text, 30 for images by default.
+        alpha: Strength of `wpl`; 3e3 for text, 30 for images by default.
         tolerance: What each of the two newest models may lose under `wpl-tolerance`, in nats per word or image, above
             0; its α is found.
         alpha_decay: Factor of the strengths, but not of the tolerance, from one epoch with protection to the next.
@@ -80,6 +83,7 @@ class SearchConfig(Configuration):
         coupling_examples: Held-out examples per model that `coupling` takes its curvature from, of those in
             `importance_batches`; a chunk of text is one.
         coupling_rows: How many rows `coupling` keeps of it, each as large as the shared weights.
+        ewc_alpha: Strength of `ewc`, which sums over the earlier models; 1e2 for text, 0.1 for images by default.
         l2_alpha: Strength of `l2`, whose importance is 1 for every weight.
         mas_alpha: Strength of `mas`, whose importance grows with the square of the logits.
         si_alpha: Strength of `si`.
@@ -143,6 +147,7 @@ class SearchConfig(Configuration):
     coupling_prior: float = 1e-3
     coupling_examples: int = 20
     coupling_rows: int = 50
+    ewc_alpha: float = None  # type: ignore[assignment]
     l2_alpha: float = 1.0
     mas_alpha: float = 1.0
     si_alpha: float = 1.0
