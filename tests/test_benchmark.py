@@ -1,5 +1,6 @@
 """Benchmarks: tables that are made from trainings, resumable, and readable as a truth."""
 
+import dataclasses
 import json
 import math
 import statistics
@@ -9,7 +10,7 @@ import pytest
 from forgetless.cli import main
 from forgetless.errors import InputError
 from forgetless.evaluation import benchmark
-from forgetless.evaluation.benchmark import BENCHMARKS, Benchmark, make_benchmark
+from forgetless.evaluation.benchmark import BENCHMARKS, Benchmark, make_benchmark, task_difference
 from forgetless.evaluation.trainings import TrainingStore
 from forgetless.evaluation.truth import benchmark_names, read_truth
 from forgetless.search import SearchConfig, make_space
@@ -47,6 +48,16 @@ def test_a_table_is_the_means_of_its_trainings_and_a_truth(tiny, tmp_path):
             assert float(cells[place + 1]) == pytest.approx(statistics.stdev(errors), abs=1e-5)
         assert int(cells[4]) == results[0]["parameters"]
         assert cells[6] == "0"
+
+
+def test_a_search_of_another_task_than_the_benchmark_says_so(tiny):
+    assert task_difference(tiny, TINY.config) == ""
+    other = dataclasses.replace(TINY.config, data="mnist", units=4, learning_rate=0.5)
+    expected = "The search had data mnist, units 4; tiny has digits, 2: ranked on one task, judged by another."
+    assert task_difference(tiny, other) == expected
+    assert task_difference("a-file.csv", other) == ""
+    # It ranks nothing, and is only looked up.
+    assert task_difference(tiny, dataclasses.replace(other, strategy="random", protection=None)) == ""
 
 
 def test_what_is_trained_is_not_trained_again(tiny, tmp_path, monkeypatch):

@@ -6,7 +6,9 @@ import pytest
 
 from forgetless.architecture import Nas201Space
 from forgetless.cli import main
+from forgetless.evaluation.benchmark import BENCHMARKS, Benchmark
 from forgetless.report.evaluation import evaluation_notes
+from forgetless.search import SearchConfig
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1")
 SEARCH = (
@@ -53,6 +55,13 @@ def test_against_a_truth(searched, truth, tmp_path, capsys):
         assert search["tau"]["num_architectures"] == 30
     assert [entry["num_seeds"] for entry in found["summary"]] == [2, 2]
     assert json.loads((tmp_path / "evaluation.json").read_text()) == found
+
+
+def test_a_search_of_another_task_than_the_benchmark_is_told(searched, truth, tmp_path, capsys, monkeypatch):
+    options = ("--truth", truth, "--column", "accuracy", "--estimates", "0", "--output", tmp_path)
+    assert "judged by another" not in evaluated(capsys, searched, *options)["about"]["description"]
+    monkeypatch.setitem(BENCHMARKS, str(truth), Benchmark(1, SearchConfig(space="nas201", units=64), 2))
+    assert "units 2;" in evaluated(capsys, searched, *options)["about"]["description"]
 
 
 def test_no_search_is_evaluated_and_shown_like_any_other(truth, tmp_path, capsys):

@@ -155,6 +155,13 @@ def test_forgetting_counts_from_the_first_protected_epoch_for_all_rows():
     assert entry["seeds"]["forgetting_mean"]["3"] == pytest.approx(forgetting_of(HELD, 3))
 
 
+def test_another_task_than_the_benchmark_s_is_noted_once():
+    assert not any("ranked on one task" in note for note in comparison_notes(result_of()))
+    other = dataclasses.replace(CONFIG, truth="nas201-digits")
+    found = [n for n in comparison_notes(result_of(other)) if "ranked on one task" in n]
+    assert found == ["The search had units 4; nas201-digits has 2: ranked on one task, judged by another."]
+
+
 def test_a_row_that_lacks_seeds_though_its_searches_ended_is_named():
     """All that one handed over diverged: its mean is over the others, and looks better for it."""
     result = result_of()

@@ -365,7 +365,7 @@ def test_gdas_descends_on_the_reward_split_and_leaves_no_gradients(monkeypatch):
 
 
 def test_no_search_hands_over_what_it_draws_and_measures_nothing(monkeypatch):
-    config = dataclasses.replace(TINY, strategy="random", seeds=2, final_samples=6, final_batches=1)
+    config = dataclasses.replace(TINY, strategy="random", protection=None, seeds=2, final_samples=6, final_batches=1)
     assert config.protection == ("none",)
 
     def refuse(*arguments):
@@ -440,6 +440,7 @@ def test_control_arm_comes_after_wpl():
         ({"alpha_decay": 1.1}, r"Expected alpha_decay in \[0, 1\], but got 1.1"),
         ({"epochs": 0}, "Expected epochs to be at least 1"),
         ({"strategy": "random", "final_samples": 0}, "final_samples of at least 1 for the strategy random, but got 0"),
+        ({"strategy": "random", "protection": ("wpl",)}, "no protection but none for the strategy random.*got wpl"),
         ({"strategy": "gdas", "space": "cell"}, "Expected the space nas201 for the strategy gdas, but got cell"),
         ({"final_samples": -1}, "Expected final_samples to be at least 0"),
         ({"learning_rate": 0.0}, "Expected learning_rate to be finite and above 0"),

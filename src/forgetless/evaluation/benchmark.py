@@ -72,6 +72,37 @@ BENCHMARKS: dict[str, Benchmark] = {
 """The benchmarks that come with forgetless, by name."""
 
 
+_TASK_OPTIONS = ("data", "vocabulary", "units", "cells_per_stage")
+
+
+def task_difference(name: str, search: SearchConfig) -> str:
+    """How the task that a search learnt differs from a benchmark's, by which its architectures are judged.
+
+    Args:
+        name: Of a benchmark, or any other truth, of which nothing is known.
+        search: The search.
+
+    Returns:
+        A sentence; empty if there is no difference.
+
+    >>> from forgetless.search import SearchConfig
+    >>> task_difference("recurrent-3", SearchConfig(nodes=3))
+    'The search had vocabulary unlimited; recurrent-3 has 1000: ranked on one task, judged by another.'
+    """
+    if name not in BENCHMARKS or not search.trains_shared_weights:
+        return ""
+    had, has = (
+        {option: getattr(config, option) or "unlimited" for option in _TASK_OPTIONS}
+        for config in (search, BENCHMARKS[name].config)
+    )
+    different = [option for option in _TASK_OPTIONS if had[option] != has[option]]
+    if not different:
+        return ""
+    ours = ", ".join(f"{option.replace('_', ' ')} {had[option]}" for option in different)
+    theirs = ", ".join(str(has[option]) for option in different)
+    return f"The search had {ours}; {name} has {theirs}: ranked on one task, judged by another."
+
+
 def make_benchmark(
     name: str,
     store: TrainingStore,

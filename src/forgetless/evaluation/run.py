@@ -11,6 +11,7 @@ import torch
 
 from forgetless.configuration import Configuration
 from forgetless.errors import InputError
+from forgetless.evaluation.benchmark import task_difference
 from forgetless.evaluation.searches import (
     Estimates,
     FinishedSearch,
@@ -123,17 +124,22 @@ def run_evaluation(
         estimates = None if truth is None else _estimates(config, run, search, truth, on_progress)
         records.append(evaluate(search, known, top=config.top, lower_is_better=lower, truth=truth, estimates=estimates))
     return {
-        "about": {**dataclasses.asdict(config), **_about(config, runs[0].config, truth), "lower_is_better": lower},
+        "about": {
+            **dataclasses.asdict(config),
+            **_about(config, [run.config for run in runs], truth),
+            "lower_is_better": lower,
+        },
         "searches": records,
         "summary": summarise(records, lower_is_better=lower),
         "failures": [[f.job.architecture, f.job.seed, f.reason] for f in failures],
     }
 
 
-def _about(config: EvaluationConfig, search: SearchConfig, truth: Truth[Any] | None) -> dict[str, str]:
+def _about(config: EvaluationConfig, searches: Sequence[SearchConfig], truth: Truth[Any] | None) -> dict[str, str]:
     if truth is not None:
-        return {"measure": truth.column, "description": truth.description}
-    measure = "test cross entropy, nats per token" if search.space == "recurrent" else "test error"
+        differences = dict.fromkeys(task_difference(str(config.truth), search) for search in searches)
+        return {"measure": truth.column, "description": " ".join([truth.description, *filter(None, differences)])}
+    measure = "test cross entropy, nats per token" if searches[0].space == "recurrent" else "test error"
     seeds = f"{config.training_seeds} seed{'s' * (config.training_seeds > 1)}"
     return {"measure": measure, "description": f"Trained from scratch, mean over {seeds}; smaller is better."}
 

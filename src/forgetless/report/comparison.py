@@ -14,6 +14,7 @@ from rich.text import Text
 from forgetless.comparison import Measure, Row
 from forgetless.comparison.config import RANDOM
 from forgetless.errors import InputError
+from forgetless.evaluation.benchmark import task_difference
 from forgetless.forgetting import Interval
 from forgetless.report.canvas import (
     FONT,
@@ -213,6 +214,8 @@ def comparison_notes(result: ComparisonResult) -> list[str]:
         notes.append("Negative is progress.")
     if config.truth is not None:
         notes.append("Regret: to the best of the space. Surpasses: chance that a random one is worse.")
+        differences = dict.fromkeys(task_difference(config.truth, config.search(name)) for name in config.strategy)
+        notes += filter(None, differences)
     else:
         notes.append("Surpasses: chance that an architecture drawn uniformly is worse.")
     if Measure.TAU in config.measures:

@@ -139,7 +139,7 @@ class SearchConfig(Configuration):
     data: str = None  # type: ignore[assignment]
     data_dir: str | None = None
     strategy: str = "enas"
-    protection: tuple[str, ...] = ("wpl",)
+    protection: tuple[str, ...] = None  # type: ignore[assignment]
     alpha: float = None  # type: ignore[assignment]
     tolerance: float = 0.01
     alpha_decay: float = 1.0
@@ -203,12 +203,18 @@ class SearchConfig(Configuration):
         expect_one_of("strategy", self.strategy, STRATEGIES)
         if self.strategy == "gdas" and self.space != "nas201":
             raise InputError(f"Expected the space nas201 for the strategy gdas, but got {self.space}.")
+        free = ("none",)
+        if self.protection is None:
+            object.__setattr__(self, "protection", ("wpl",) if self.trains_shared_weights else free)
         object.__setattr__(self, "protection", tuple(dict.fromkeys(self.protection)))
         if not self.protection:
             raise InputError("Expected at least one protection, but got none.")
         self._expect_arms(self.protection)
-        if not self.trains_shared_weights:
-            object.__setattr__(self, "protection", ("none",))  # there is nothing to protect
+        if not self.trains_shared_weights and self.protection != free:
+            raise InputError(
+                f"Expected no protection but none for the strategy {self.strategy}, which trains no shared weights, "
+                f"but got {', '.join(self.protection)}."
+            )
         for name, kind in (
             ("rule", AccumulationRule),
             ("protect", Protected),
