@@ -11,8 +11,8 @@ demo: $(STAMP)  ## two models, then a search, on embedded digits; one report of 
 	$(BIN)/forgetless search --space nas201 --protection none wpl --seeds 3 --epochs 8 --strategy-steps 2 --final-samples 20 --final-batches 200 --output runs/demo-search --overwrite
 	$(BIN)/forgetless report runs/demo runs/demo-search
 
-test: $(STAMP)  ## every test and docstring example
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## every test and docstring example, a process per core
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)  ## style, types
 	$(BIN)/ruff check
