@@ -54,8 +54,8 @@ class Measure(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonConfig(SearchConfig):
-    """What `forgetless compare` is asked to do: the options of a search, and these.
+class ComparisonConfig(EvaluationConfig, SearchConfig):  # so that the search's options come first
+    """What `forgetless compare` is asked to do: the options of a search, those of an evaluation, and these.
 
     Attributes:
         strategy: What proposes architectures, one or more of uniform, enas, evolution, nao, random, and on nas201
@@ -67,17 +67,7 @@ class ComparisonConfig(SearchConfig):
             turn, against `random` if that is there), or a strategy (its unprotected arm, for all rows). By default
             `none`, or the first protection where that is not asked for.
         allow_few_seeds: Go on with fewer seeds than any difference could be significant with.
-        top: Architectures that each search hands over, the best of its own ranking.
-        truth: A file with the quality of every architecture, or the name of a benchmark that comes with forgetless.
-            Without it, architectures are trained from scratch.
-        column: Of the truth file; its test column by default.
-        estimates: Architectures, drawn uniformly, whose rank by shared weights is compared with the truth; all of a
-            space that has no more.
-        training_seeds: Trainings from scratch of each architecture.
-        batches: Of each training; as many as the search's own derivation took if 0.
-        trainings: Folder of these trainings; FORGETLESS_TRAININGS or runs/trainings by default.
-        workers: Processes; one per core by default. The numbers do not depend on it.
-        cluster: The address of a Ray cluster for the trainings from scratch, or `local` to start one here.
+        trainings: Folder of trainings from scratch; FORGETLESS_TRAININGS or runs/trainings by default.
     """
 
     strategy: tuple[str, ...] = ("uniform", "enas")  # type: ignore[assignment]
@@ -86,15 +76,7 @@ class ComparisonConfig(SearchConfig):
     final_batches: int = None  # type: ignore[assignment]
     reference: str | None = None
     allow_few_seeds: bool = False
-    top: int = 5
-    truth: str | None = None
-    column: str | None = None
-    estimates: int = 1000
-    training_seeds: int = 3
-    batches: int = 0
     trainings: str | None = None
-    workers: int | None = None
-    cluster: str | None = None
 
     def __post_init__(self) -> None:
         for option in ("strategy", "protection"):
@@ -114,7 +96,7 @@ class ComparisonConfig(SearchConfig):
                 for search in (self.search(strategy) for strategy in self.strategy):
                     if getattr(self, field.name) is None or isinstance(getattr(self, field.name), list):
                         object.__setattr__(self, field.name, getattr(search, field.name))
-        self.evaluation.__post_init__()
+        EvaluationConfig.__post_init__(self)
         if not self.final_samples:
             raise InputError("Expected final_samples above 0, from which a search hands something over, but got 0.")
         if self.reference is not None:
