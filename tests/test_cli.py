@@ -262,7 +262,7 @@ def test_a_search_of_text_prints_a_table_and_makes_its_own_folder(here, capfd):
         ("--data cifar", "Did you mean 'cifar10'"),
         ("--data cifar10 --data-dir nowhere", "nowhere"),
         ("--nodes 0", "Expected nodes to be at least 1, but got 0"),
-        ("--units 1000000", "units=1000000 need about "),
+        ("--units 1000000", "units=1000000, batch_size=16 need about "),
         ("--unitz 3", "--units"),
         ("--epochs many", "epochs"),
         ("--alpha nan", "Expected alpha to be finite and at least 0, but got nan"),
@@ -315,9 +315,9 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(finished, capfd, size):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("units = 2", "units = 3", "units (2, now 3)"),
-        ("epochs = 2", "epochs = 1", "epochs (2, now 1)"),
-        ('"wpl"', '"none"', "protection (('wpl',), now ('none',))"),
+        ("units = 2", "units = 3", "units 3 (there 2)"),
+        ("epochs = 2", "epochs = 1", "epochs 1 (there 2)"),
+        ('"wpl"', '"none"', "protection none (there wpl)"),
         ("epochs = 2", "epoch = 2", "Did you mean 'epochs'"),
     ],
 )

@@ -1,6 +1,7 @@
 """`forgetless evaluate` from finished searches to tables, with a truth and with trainings."""
 
 import json
+import shutil
 
 import pytest
 
@@ -62,6 +63,17 @@ def test_a_search_of_another_task_than_the_benchmark_is_told(searched, truth, tm
     assert "judged by another" not in evaluated(capsys, searched, *options)["about"]["description"]
     monkeypatch.setitem(BENCHMARKS, str(truth), Benchmark(1, SearchConfig(space="nas201", units=64), 2))
     assert "units 2;" in evaluated(capsys, searched, *options)["about"]["description"]
+
+
+def test_runs_of_one_name_are_told_apart(searched, truth, tmp_path, capsys):
+    again = tmp_path / searched.name
+    shutil.copytree(searched, again)
+    options = ("--truth", truth, "--column", "accuracy", "--estimates", "0", "--output", tmp_path)
+    found = evaluated(capsys, searched, again, *options)
+    assert {search["run"] for search in found["searches"]} == {str(searched), str(again)}
+    assert [entry["num_seeds"] for entry in found["summary"]] == [2] * 4
+    assert main(["evaluate", str(again), str(again), "--truth", str(truth)]) == 2
+    assert "Expected different run folders" in capsys.readouterr().err
 
 
 def test_no_search_is_evaluated_and_shown_like_any_other(truth, tmp_path, capsys):

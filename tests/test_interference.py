@@ -342,6 +342,16 @@ def test_command_measures_every_arm_as_the_search_did(folder, capfd):
     assert (folder / "interference.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_first_seed_of_a_search_is_measured_whatever_it_is(tmp_path, capfd):
+    config = dataclasses.replace(IMAGES, first_seed=3, seeds=2, epochs=1)
+    folder = RunFolder.create(tmp_path / "run", {"experiment": "search", **config.to_toml()})
+    assert main(["resume", str(folder.path)]) == 0
+    capfd.readouterr()
+    assert main(["interference", str(folder.path), "--models", "2", "--batches", "1", "--json"]) == 0
+    arms = json.loads(capfd.readouterr().out)["arms"]
+    assert [(arm["seed"], arm["protection"]) for arm in arms] == [(3, "none"), (3, "wpl")]
+
+
 def test_table_and_report(folder, capfd):
     output = folder.parent / "elsewhere"
     assert main(["interference", str(folder), "--models", "2", "--batches", "1", "--output", str(output)]) == 0
@@ -394,7 +404,7 @@ def test_bad_input_is_one_sentence(folder, capfd):
 
 def test_states_of_another_configuration_are_refused(whole):
     state = RunFolder(whole).load_trained(0, "wpl")
-    with pytest.raises(InputError, match=r"another .*units \(2, now 3\)"):
+    with pytest.raises(InputError, match=r"got units 3 \(there 2\)"):
         measure_arms(dataclasses.replace(load_result(RunFolder(whole)).config, units=3), [state])
 
 
@@ -402,7 +412,7 @@ def test_a_state_from_before_there_were_options_is_read():
     stored = dataclasses.asdict(SearchConfig())
     del stored["interference_every"], stored["interference_models"]
     _check_configuration(SearchConfig(), stored)
-    with pytest.raises(InputError, match=r"another interference_every \(0, now 2\)"):
+    with pytest.raises(InputError, match=r"got interference_every 2 \(there 0\)"):
         _check_configuration(SearchConfig(interference_every=2), stored)
 
 

@@ -24,6 +24,7 @@ from forgetless.search import (
     search_arms,
     shared_weight_rewards,
 )
+from forgetless.search.arms import _check_configuration
 from forgetless.search.setup import memory_bytes
 from forgetless.strategies import EvolutionOptions, NaoOptions, RandomStrategy
 from forgetless.training import cpu_arithmetic
@@ -472,8 +473,14 @@ def test_a_checkpoint_of_another_configuration_names_the_options(stored, tmp_pat
     (tmp_path / "checkpoint.pt").write_bytes(snapshots[1][CHECKPOINT])
     checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     other = dataclasses.replace(TINY, units=4, alpha=1.0)
-    with pytest.raises(InputError, match=r"another alpha \(100000.0, now 1.0\), units \(2, now 4\)"):
+    with pytest.raises(InputError, match=r"got alpha 1.0 \(there 100000.0\), units 4 \(there 2\)"):
         run(other, checkpoint=checkpoint)
+
+
+def test_a_checkpoint_older_than_an_option_has_the_default_of_its_space():
+    images = SearchConfig(space="nas201")
+    assert images.ewc_alpha != SearchConfig().ewc_alpha
+    _check_configuration(images, {k: v for k, v in dataclasses.asdict(images).items() if k != "ewc_alpha"})
 
 
 def test_the_exact_fisher_is_the_importance_of_wpl_if_asked_for():
@@ -506,5 +513,5 @@ def test_coupling_needs_memory_for_its_rows():
 
 
 def test_more_units_than_memory_allows_says_how_much_it_needs():
-    with pytest.raises(InputError, match=r"nodes=4 and units=2000000 need about \d+\.\d GiB"):
+    with pytest.raises(InputError, match=r"units=2000000, batch_size=\d+, nodes=4 need about \d+\.\d GiB"):
         run(SearchConfig(units=2_000_000))

@@ -1,6 +1,7 @@
 """The command line: arguments to calls, and nothing else.
 
-Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 2 bad input (one sentence
+Results go to standard output, progress and errors to standard error. Exit codes: 0 done (what failed
+twice is named on standard error), 2 bad input (one sentence
 says what), 130 interrupted (one line says how to go on).
 """
 
@@ -190,7 +191,7 @@ def interference_command(
         run: The run folder of a search.
         models: Architectures to draw, the same for every protection.
         batches: How many each is trained for; the search's batches_per_model by default.
-        seed: Of the searches; 0 by default, or, where none is finished, that of the newest checkpoint.
+        seed: Of the searches; their first by default, or, where none is finished, that of the newest checkpoint.
         protection: Of the searches; all that are finished by default.
         output: Folder for interference.json and interference.png; the run folder by default.
         as_json: Print the result as JSON on standard output, and nothing else there.
@@ -239,7 +240,7 @@ def evaluate_command(
         InputError: If there is no folder, one is no search, or the truth does not fit.
     """
     config = config or EvaluationConfig()
-    runs = [_evaluated(RunFolder(path)) for path in run]
+    runs = [dataclasses.replace(_evaluated(RunFolder(path)), name=name) for path, name in _names(run).items()]
     store = None if config.truth is not None else TrainingStore(trainings or default_store())
     with _progress_bar() as show, _warnings_in_one_line():
         found = run_evaluation(config, runs, store, on_progress=_show_search(show))
@@ -291,6 +292,14 @@ def benchmark_command(
 def _evaluated(folder: RunFolder) -> EvaluatedRun:
     result = _search_result(folder)
     return EvaluatedRun(folder.path.name, result.config, result.records, folder.load_trained)
+
+
+def _names(paths: Sequence[Path]) -> dict[Path, str]:
+    """What folders are called: as each is named where that tells them apart, else by the paths as given."""
+    if len(set(paths)) < len(paths):
+        raise InputError(f"Expected different run folders, but got {', '.join(map(str, paths))}. Name each once.")
+    names = [path.resolve().name for path in paths]
+    return dict(zip(paths, names if len(set(names)) == len(names) else map(str, paths), strict=True))
 
 
 def _search_result(folder: RunFolder) -> SearchResult:
@@ -473,7 +482,7 @@ def _trained_states(
     for name in protection:
         expect_one_of("protection", name, config.protection)
     asked = [arm for arm in search.search_arms(config) if not protection or arm.protection in protection]
-    finished = [arm for arm in asked if arm.seed == (seed or 0)]
+    finished = [arm for arm in asked if arm.seed == (config.first_seed if seed is None else seed)]
     finished.sort(key=lambda arm: config.protection.index(arm.protection))
     with _warnings_in_one_line():
         found = [folder.load_trained(arm.seed, arm.protection) for arm in finished]

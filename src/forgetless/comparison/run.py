@@ -121,7 +121,7 @@ def run_comparison(
         Name → reason of each search, or training from scratch, that failed twice. The others are done.
 
     Raises:
-        InputError: If no search at all could be finished, or the data is missing.
+        InputError: If trainings from scratch cannot be begun, as where a cluster does not answer.
     """
     wanted = units(folder, config)
     with _followed(wanted, on_progress):

@@ -270,7 +270,7 @@ def _ray_pool(workers: int, cluster: str, runner: Runner) -> Iterator[_Pool]:
     try:
         import ray
     except ImportError as error:
-        raise InputError("Expected Ray for --cluster, but it is not installed. Install 'forgetless[ray]'.") from error
+        raise InputError("Expected Ray for --cluster, but it is not installed. Install the extra `ray`.") from error
     if cluster == LOCAL:
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     else:

@@ -71,12 +71,16 @@ def run(
 
 def _check_configuration(config: SearchConfig, stored: Mapping[str, Any]) -> None:
     present = dataclasses.asdict(config)
-    stored = {**dataclasses.asdict(SearchConfig()), **stored}  # options that came later have their defaults
+    stored = dataclasses.asdict(SearchConfig.from_dict(stored))  # options that came later have their defaults
     # Where the data lies may change between two machines; what it is may not.
-    differing = [name for name in present if name != "data_dir" and present[name] != stored.get(name)]
+    differing = [name for name in present if name != "data_dir" and present[name] != stored[name]]
     if differing:
-        told = ", ".join(f"{name} ({stored.get(name)!r}, now {present[name]!r})" for name in differing)
-        raise InputError(f"Expected the configuration of the checkpoint, but got another {told}. Restore it.")
+        told = ", ".join(f"{name} {_words(present[name])} (there {_words(stored[name])})" for name in differing)
+        raise InputError(f"Expected the configuration of the checkpoint, but got {told}. Put the old values back.")
+
+
+def _words(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def reconcile(

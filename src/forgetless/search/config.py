@@ -72,8 +72,8 @@ class SearchConfig(Configuration):
             no search at all: nothing is trained in a supernet, so that the only protection is `none`, and
             `final_samples` architectures are handed over as they are drawn.
         protection: Arms to compare, of `none`, `freeze`, `l2`, `wpl`, `wpl-tolerance`, `coupling`, `ewc`, `mas`, `si`,
-            `nsas`, `ogl` and `matched-lr` (no protection; the learning rate follows, from epoch to epoch, that at which
-            the mean step was that under `wpl`).
+            `nsas`, `ogl` and `matched-lr` (no protection; before each model the learning rate is set such that the
+            mean step becomes that under `wpl` in the same epoch).
         alpha: Strength of `wpl`; 3e3 for text, 30 for images by default.
         tolerance: What each of the two newest models may lose under `wpl-tolerance`, in nats per word or image, above
             0; its α is found.
@@ -99,7 +99,8 @@ class SearchConfig(Configuration):
         protect: `all` shared weights, or those of the `cell` only, without embedding, decoder, stem and classifier.
         importance: Where the Fisher comes from: per-example gradients on `held-out` examples, or an estimate from the
             mean gradients of the `training` batches themselves, which costs next to nothing.
-        importance_batches: Batches of the importance split per model, if held-out.
+        importance_batches: Batches of the importance split per model that a held-out Fisher, `mas`, `ogl`, `coupling`
+            and `wpl-tolerance` are measured on; of images a batch is 1,000 there.
         fisher: Kind of the Fisher, if held-out.
         single: Train one architecture only, the first proposed: what then is forgotten is no other model's doing.
         independent: Draw chunks of text independently instead of reading on.
@@ -273,7 +274,11 @@ class SearchConfig(Configuration):
                 raise InputError(f"Expected one or more different operations, but got {self.operations}.")
         named = (self.space == "recurrent") == (self.data in TEXT_DATA)
         if self.data in (*TEXT_DATA, *IMAGE_DATA) and not named:
-            raise InputError(f"Expected data that fits the space {self.space}, but got {self.data!r}.")
+            fitting = TEXT_DATA if self.space == "recurrent" else IMAGE_DATA
+            raise InputError(
+                f"Expected data that fits the space {self.space}, but got {self.data!r}. Take one of "
+                f"{', '.join(sorted(fitting))}, or a path."
+            )
 
     @property
     def trains_shared_weights(self) -> bool:

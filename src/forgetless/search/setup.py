@@ -105,9 +105,13 @@ def check_memory(config: SearchConfig, task: Task[Any]) -> None:
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     needed = memory_bytes(config, task)
     if needed > available:
+        sizes = ["units", "batch_size", *(["nodes"] if config.space != "nas201" else [])]
+        for protection, size in (("ogl", "ogl_directions"), ("coupling", "coupling_rows")):
+            sizes += [size] * (protection in config.protection)
+        told = ", ".join(f"{name}={getattr(config, name)}" for name in sizes)
         raise InputError(
-            f"Expected a search that fits {available / 2**30:.1f} GiB of memory, but nodes={config.nodes} and "
-            f"units={config.units} need about {needed / 2**30:.1f} GiB. Choose fewer."
+            f"Expected a search that fits {available / 2**30:.1f} GiB of memory, but {told} need about "
+            f"{needed / 2**30:.1f} GiB. Choose fewer."
         )
 
 
