@@ -139,7 +139,11 @@ def against_random(result: ComparisonResult) -> list[str]:
 
 def on_shared_weights(result: ComparisonResult) -> list[str]:
     """What each protection does to the shared weights themselves, seed by seed against no protection."""
-    lines = ["On the shared weights, validation data, against no protection; two-sided sign flips over seeds:", ""]
+    told = (
+        "On the shared weights, validation data, against no protection; two-sided sign flips over seeds. err₂ counts "
+        "models that diverged, if their error is finite:"
+    )
+    lines = [told, ""]
     lines += ["| | reward, last quarter | p | err₂, last half | p |", "|---|---|---|---|---|"]
     for row in result.ranked:
         search = result.searches[row.strategy]

@@ -38,6 +38,7 @@ BEST, BETTER, WORSE = "*", "✓", "✗"
 _STYLES = {"better": "green", "worse": "red", None: ""}
 _SIGNS = {"better": BETTER, "worse": WORSE, None: ""}
 _MARKERS = "osD^vP*X"
+_ENOUGH = 3  # decimals
 _MANY = 4  # that are named one by one
 
 _TITLES: Mapping[Measure, str] = {
@@ -168,7 +169,10 @@ def _scaled(interval: Mapping[str, Any] | None, scale: float) -> dict[str, Any] 
 
 
 def _decimals(intervals: Sequence[Mapping[str, Any] | None]) -> int:
-    """As many that half a usual interval has two digits, but no more than give a usual mean three; at least one."""
+    """As many that half a usual interval has two digits, but no more than give a usual mean three; at least one.
+
+    Three are enough where half a usual interval is a thousandth or more: four columns of more do not fit a terminal.
+    """
     present = [interval for interval in intervals if interval is not None]
     halves = [interval["high"] - interval["mean"] for interval in present if interval["high"] is not None]
     means = [abs(interval["mean"]) for interval in present]
@@ -177,7 +181,8 @@ def _decimals(intervals: Sequence[Mapping[str, Any] | None]) -> int:
         for digits, values in ((2, halves), (3, means))
         if (some := [value for value in values if value > 0])
     ]
-    return max(1, min(wanted, default=2))
+    decimals = max(1, min(wanted, default=2))
+    return min(decimals, _ENOUGH) if halves and statistics.median(halves) >= 10**-_ENOUGH else decimals
 
 
 def comparison_notes(result: ComparisonResult) -> list[str]:
