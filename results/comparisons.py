@@ -145,6 +145,7 @@ def on_shared_weights(result: ComparisonResult) -> list[str]:
     )
     lines = [told, ""]
     lines += ["| | reward, last quarter | p | err₂, last half | p |", "|---|---|---|---|---|"]
+    rows = []
     for row in result.ranked:
         search = result.searches[row.strategy]
         half = range(search.config.epochs // 2, search.config.epochs)
@@ -156,8 +157,8 @@ def on_shared_weights(result: ComparisonResult) -> list[str]:
                 p = paired_permutation_test(differences, alternative="two-sided").p
                 cells += [with_ends(mean_interval(differences), 1, 4), f"{p:.4f}"]
         if cells:
-            lines.append(f"| {row} | {' | '.join(cells)} |")
-    return lines
+            rows.append(f"| {row} | {' | '.join(cells)} |")
+    return [*lines, *rows] if rows else []
 
 
 def ranking(path: Path) -> str:

@@ -51,11 +51,13 @@ RIVALS = {
 
 COMPARISONS = {
     "nas201-digits": "All protections in searches on the benchmark nas201-digits",
+    "nas201-digits-longer": "No protection for as long as `nsas` takes, nas201-digits",
     "nas201-digits-strategies": "All strategies on the benchmark nas201-digits",
     "recurrent-3": "Searches on the benchmark recurrent-3",
     "recurrent-3-tried/uniform-lr1e-2": "Tried on recurrent-3: uniform sampling, stronger protection",
     "recurrent-3-tried/uniform-lr3e-3": "Tried on recurrent-3: a smaller learning rate, protected throughout",
     "recurrent-3-rivals": "All protections in searches on the benchmark recurrent-3",
+    "recurrent-3-longer": "No protection for as long as `nsas` takes, recurrent-3",
     "recurrent-3-strategies": "All strategies on the benchmark recurrent-3",
     "nas201-cifar10": "Searches on CIFAR-10 (JPEG copy) against NAS-Bench-201",
 }
