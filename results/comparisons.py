@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from forgetless.comparison import ComparisonConfig, Measure
+from forgetless.comparison import ComparisonConfig, Measure, Row
+from forgetless.comparison.config import RANDOM
+from forgetless.evaluation.searches import summarise
 from forgetless.evaluation.significance import paired_permutation_test
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import Interval, mean_interval
@@ -125,15 +127,15 @@ def comparison(folder: RunFolder, title: str) -> str:
 
 def against_random(result: ComparisonResult) -> list[str]:
     """What each search hands over against as many architectures drawn uniformly, tested over seeds."""
-    sign = -1.0 if result.lower_is_better(Measure.FOUND_MEAN) else 1.0
+    # Each seed's search is a run of its own there; here they are the seeds of one.
+    records = [{**record, "run": ""} for record in result.evaluations]
+    lower = result.lower_is_better(Measure.FOUND_MEAN)
+    found = {Row(r["strategy"], r["protection"]): r for r in summarise(records, lower_is_better=lower)}
     lines = ["Better than as many architectures drawn uniformly for the same seed; one-sided sign flips over seeds:"]
     lines += ["", "| | by | p |", "|---|---|---|"]
     for row in result.ranked:
-        mine = [r for r in result.evaluations if (r["strategy"], r["protection"]) == row]
-        gains = [sign * (r["found_mean"] - r["random_mean"]) for r in mine if r["found_mean"] and r["random_mean"]]
-        if gains and row.strategy != "random":
-            p = paired_permutation_test(gains).p
-            lines.append(f"| {row} | {with_ends(mean_interval(gains), 1, 3)} | {p:.3f} |")
+        if row.strategy != RANDOM and found[row]["p"] is not None:
+            lines.append(f"| {row} | {with_ends(Interval(**found[row]['gain']), 1, 3)} | {found[row]['p']:.3f} |")
     return lines
 
 

@@ -16,6 +16,7 @@ truth, and of the number of edges with each operation with both. Writes results/
 import csv
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from forgetless.evaluation.ranking import kendall_tau
 from forgetless.evaluation.truth import BENCHMARKS, read_truth
 from forgetless.report import SearchResult, load_result
 from forgetless.runs import RunFolder, environment, write_atomically
-from forgetless.search import make_space, shared_weight_rewards
+from forgetless.search import SearchConfig, make_space, shared_weight_rewards
 
 STABLE = 0.1
 NUM_DRAWN = 100
@@ -38,46 +39,51 @@ def tau(x: Any, y: Any) -> float:
     return round(found.mean, 3)
 
 
-def measure(folder: RunFolder) -> dict[str, Any]:
-    with (BENCHMARKS / "recurrent-3.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+def trained(folder: RunFolder) -> tuple[SearchConfig, dict[str, Any]]:
+    """A search's configuration, and the state that it ended in under `wpl`."""
     result = load_result(folder)
     assert isinstance(result, SearchResult)
-    space, seed = make_space(result.config), result.config.first_seed
-    state = folder.load_trained(seed, "wpl")
+    state = folder.load_trained(result.config.first_seed, "wpl")
     assert state is not None, f"{folder.path} has no final state; resume makes it only in a new search"
-    cells = [space.parse(row["architecture"]) for row in rows]
-    (rewards,) = shared_weight_rewards(result.config, [state], cells)
-    quality = -np.array([float(row["test_error"]) for row in rows])
-    stable = np.array([float(row["test_error_std"]) for row in rows]) < STABLE
-    counts = {name: [row["architecture"].count(name) for row in rows] for name in space.activations}
+    return result.config, state
+
+
+def with_number_of(names: Iterable[str], cells: Sequence[Any], values: Any) -> dict[str, float]:
+    """Tau of how often each name is in a cell with the values."""
+    return {name: tau([str(cell).count(name) for cell in cells], values) for name in names}
+
+
+def measure(folder: RunFolder) -> dict[str, Any]:
+    config, state = trained(folder)
+    space = make_space(config)
+    truth = read_truth("recurrent-3", space)
+    with (BENCHMARKS / "recurrent-3.csv").open(encoding="utf-8") as file:
+        rows = csv.DictReader(line for line in file if not line.startswith("#"))
+        stable = np.array([float(row["test_error_std"]) for row in rows]) < STABLE
+    (rewards,) = shared_weight_rewards(config, [state], truth.architectures)
     return {
-        "seed": seed,
-        "tau": tau(rewards, quality),
+        "seed": config.first_seed,
+        "tau": tau(rewards, truth.qualities),
         "num_stable": int(stable.sum()),
-        "tau_stable": tau(np.array(rewards)[stable], quality[stable]),
-        "rewards_with_number_of": {name: tau(count, rewards) for name, count in counts.items()},
-        "benchmark_with_number_of": {name: tau(count, quality) for name, count in counts.items()},
+        "tau_stable": tau(np.array(rewards)[stable], truth.qualities[stable]),
+        "rewards_with_number_of": with_number_of(space.activations, truth.architectures, rewards),
+        "benchmark_with_number_of": with_number_of(space.activations, truth.architectures, truth.qualities),
     }
 
 
 def measure_against(truth_file: str, folder: RunFolder) -> dict[str, Any]:
-    result = load_result(folder)
-    assert isinstance(result, SearchResult)
-    space, seed = make_space(result.config), result.config.first_seed
-    state = folder.load_trained(seed, "wpl")
-    assert state is not None, f"{folder.path} has no final state; resume makes it only in a new search"
+    config, state = trained(folder)
+    space = make_space(config)
     truth = read_truth(truth_file, space)
     drawn = torch.randperm(len(truth), generator=torch.Generator().manual_seed(0))[:NUM_DRAWN].tolist()
     cells, quality = [truth.architectures[i] for i in drawn], truth.qualities[drawn]
-    (rewards,) = shared_weight_rewards(result.config, [state], cells)
-    counts = {name: [str(cell).count(name) for cell in cells] for name in space.operations}
+    (rewards,) = shared_weight_rewards(config, [state], cells)
     return {
-        "seed": seed,
+        "seed": config.first_seed,
         "tau": tau(rewards, quality),
         "best_reward": round(max(rewards), 3),
-        "rewards_with_number_of": {name: tau(count, rewards) for name, count in counts.items()},
-        "truth_with_number_of": {name: tau(count, quality) for name, count in counts.items()},
+        "rewards_with_number_of": with_number_of(space.operations, cells, rewards),
+        "truth_with_number_of": with_number_of(space.operations, cells, quality),
     }
 
 

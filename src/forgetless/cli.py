@@ -1,8 +1,7 @@
 """The command line: arguments to calls, and nothing else.
 
-Results go to standard output, progress and errors to standard error. Exit codes: 0 done (what failed
-twice is named on standard error), 2 bad input (one sentence
-says what), 130 interrupted (one line says how to go on).
+Results go to standard output, progress and errors to standard error. Exit codes: 0 done (what failed twice is named on
+standard error), 2 bad input (one sentence says what), 130 interrupted (one line says how to go on).
 """
 
 import contextlib
@@ -240,7 +239,7 @@ def evaluate_command(
         InputError: If there is no folder, one is no search, or the truth does not fit.
     """
     config = config or EvaluationConfig()
-    runs = [dataclasses.replace(_evaluated(RunFolder(path)), name=name) for path, name in _names(run).items()]
+    runs = [_evaluated(name, RunFolder(path)) for path, name in _names(run).items()]
     store = None if config.truth is not None else TrainingStore(trainings or default_store())
     with _progress_bar() as show, _warnings_in_one_line():
         found = run_evaluation(config, runs, store, on_progress=_show_search(show))
@@ -289,9 +288,9 @@ def benchmark_command(
     rich.print(f"Benchmark: {path}")
 
 
-def _evaluated(folder: RunFolder) -> EvaluatedRun:
+def _evaluated(name: str, folder: RunFolder) -> EvaluatedRun:
     result = _search_result(folder)
-    return EvaluatedRun(folder.path.name, result.config, result.records, folder.load_trained)
+    return EvaluatedRun(name, result.config, result.records, folder.load_trained)
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:
