@@ -96,7 +96,7 @@ def test_write_atomically_leaves_the_old_text_on_failure(tmp_path, monkeypatch):
     def full(_descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("forgetless.runs.os.fsync", full)
+    monkeypatch.setattr("forgetless.runs.files.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_atomically(path, "new")
     assert path.read_text() == "old"

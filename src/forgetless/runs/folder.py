@@ -14,14 +14,10 @@
 | `tensorboard/` | the same, where it is asked for |
 """
 
-import importlib.metadata
 import json
 import os
 import pickle
-import platform
 import shutil
-import subprocess
-import tempfile
 import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -32,6 +28,8 @@ import tomli_w
 import torch
 
 from forgetless.errors import InputError
+from forgetless.runs.environment import environment
+from forgetless.runs.files import write_atomically
 
 EXPERIMENT = "experiment"
 """The key of config.toml that says of what a run is: of one of those below."""
@@ -47,81 +45,6 @@ REPORT = "report.html"
 TENSORBOARD = "tensorboard"
 INTERFERENCE = "interference.json"
 EVALUATION = "evaluation.json"
-
-
-def environment(device: str = "cpu") -> dict[str, str | int | None]:
-    """What a result may depend on besides its configuration.
-
-    Args:
-        device: The device that does the work.
-
-    Returns:
-        Versions, git revision of the source (None outside a checkout), processor or accelerator.
-    """
-    packages = ("forgetless", "torch", "numpy", "scipy", "scikit-learn")
-    accelerator = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
-    return {
-        "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in packages},
-        "git_revision": _git_revision(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "device": accelerator or device,
-    }
-
-
-def _git_revision() -> str | None:
-    """The commit of the source, with `-dirty` where tracked files differ from it; None outside a checkout."""
-    folder = Path(__file__).parent
-    try:
-        # The package may lie in somebody else's repository, inside an environment: only its own source counts.
-        tracked = subprocess.run(
-            ["git", "ls-files", "--error-unmatch", Path(__file__).name], cwd=folder, capture_output=True, check=False
-        )
-        if tracked.returncode:
-            return None
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            check=False,
-            text=True,
-        )
-    except OSError:
-        return None
-    return described.stdout.strip() or None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} ({len(names)} logical)" if names else platform.processor()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by new text, so that at any moment it holds the old text or the new, whole.
-
-    Args:
-        path: The file.
-        text: Its new content.
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes private files; give the mode that the user's umask would.
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _load_state(path: Path, otherwise: str) -> dict[str, Any] | None:
