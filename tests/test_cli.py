@@ -131,7 +131,7 @@ def test_an_existing_run_is_refused_then_overwritten(here, capfd):
 def test_unwritable_folder(here, capfd):
     (here / "file").touch()
     assert main(["two-model", *SMALL, "--output", "file/run"]) == 2
-    assert "can be written" in capfd.readouterr().err
+    assert "Expected to be able to write in file/run, but got: Not a directory." in capfd.readouterr().err
 
 
 def test_resume_of_what_is_no_run(here, capfd):

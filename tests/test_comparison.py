@@ -114,7 +114,9 @@ def test_a_seed_by_itself_is_that_of_a_search_over_all_seeds(compared, tmp_path)
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_numbers_with_any_workers(compared, copied):
     """What a kill leaves: no configuration yet, a cut line, no evaluation."""
-    (copied / "enas" / "seed-0" / "config.toml").unlink()
+    for path in (copied / "enas" / "seed-0").iterdir():
+        path.unlink()
+    (copied / "enas" / "seed-0" / ".config.toml.1234.part").touch()
     cut = copied / "uniform" / "seed-0"
     lines = (cut / METRICS).read_text().splitlines(keepends=True)
     (cut / METRICS).write_text("".join(lines[:-1]) + lines[-1][:20])
@@ -239,7 +241,7 @@ def half_interval(values):
 
 def test_configurations_of_units_make_every_arm_once(tmp_path):
     config = ComparisonConfig.from_dict({**TINY, "first_seed": 3, "protection": ("matched-lr", "none", "wpl")})
-    made = units(RunFolder.create(tmp_path / "run", {}), config)
+    made = units(RunFolder.create(tmp_path / "run", {"experiment": "compare"}), config)
     assert [unit.key for unit in made] == ["uniform/seed-3", "enas/seed-3", "uniform/seed-4", "enas/seed-4"]
     for unit in made:
         assert [(arm.seed, arm.protection) for arm in search_arms(unit.config)] == [

@@ -9,6 +9,7 @@ from forgetless.architecture import Nas201Space
 from forgetless.cli import main
 from forgetless.evaluation.benchmark import BENCHMARKS, Benchmark
 from forgetless.report.evaluation import evaluation_notes
+from forgetless.runs import read_sealed
 from forgetless.search import SearchConfig
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1")
@@ -55,7 +56,7 @@ def test_against_a_truth(searched, truth, tmp_path, capsys):
         assert search["regret"] == pytest.approx(0.6 - search["found_best"])
         assert search["tau"]["num_architectures"] == 30
     assert [entry["num_seeds"] for entry in found["summary"]] == [2, 2]
-    assert json.loads((tmp_path / "evaluation.json").read_text()) == found
+    assert read_sealed(tmp_path / "evaluation.json") == found
 
 
 def test_a_search_of_another_task_than_the_benchmark_is_told(searched, truth, tmp_path, capsys, monkeypatch):

@@ -25,7 +25,7 @@ from forgetless.report import (
     load_result,
     report_html,
 )
-from forgetless.runs import CHECKPOINT, INTERFERENCE, RunFolder
+from forgetless.runs import CHECKPOINT, INTERFERENCE, RunFolder, read_sealed, write_sealed
 from forgetless.search import (
     Search,
     SearchArm,
@@ -331,7 +331,7 @@ def test_command_measures_every_arm_as_the_search_did(folder, capfd):
     assert main(["interference", str(folder), "--models", "3", "--json"]) == 0
     out = capfd.readouterr().out
     arms = json.loads(out)["arms"]
-    assert json.loads((folder / INTERFERENCE).read_text()) == {"arms": arms}
+    assert read_sealed(folder / INTERFERENCE, RunFolder(folder).header.digest) == {"arms": arms}
     assert [(arm["seed"], arm["protection"], arm["epochs"], arm["num_batches"]) for arm in arms] == [
         (0, "none", 2, 2),
         (0, "wpl", 2, 2),
@@ -363,9 +363,11 @@ def test_table_and_report(folder, capfd):
     assert "Who overwrites whom" not in report_html([RunFolder(folder)])
     shutil.copy(output / INTERFERENCE, folder)
     assert "Who overwrites whom" in report_html([RunFolder(folder)])
-    (folder / INTERFERENCE).write_text('{"arms": [{}]}')
-    assert main(["report", str(folder)]) == 2
-    assert "Expected measurements of interference" in capfd.readouterr().err
+    digest = RunFolder(folder).header.digest
+    for damaged, previous in (([{}], digest), (read_sealed(folder / INTERFERENCE, digest)["arms"], "another run")):
+        write_sealed(folder / INTERFERENCE, {"arms": damaged}, previous)
+        assert main(["report", str(folder)]) == 2
+        assert "interference.json" in capfd.readouterr().err
 
 
 def test_one_arm_of_the_newest_checkpoint(folder, capfd):

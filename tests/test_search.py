@@ -70,7 +70,7 @@ def without_time(records):
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     """A whole run, with a copy of the folder's files after each record."""
-    folder = RunFolder.create(tmp_path_factory.mktemp("search") / "run", {})
+    folder = RunFolder.create(tmp_path_factory.mktemp("search") / "run", {"experiment": "search"})
     snapshots = []
 
     def keep(record, state):

@@ -60,6 +60,7 @@ from forgetless.runs import (
     TWO_MODEL,
     RunFolder,
     write_atomically,
+    write_sealed,
 )
 from forgetless.search import SearchConfig
 from forgetless.tasks import ImageClassification, LanguageModelling
@@ -169,7 +170,9 @@ def resume(
         tensorboard: Write every epoch's numbers as scalars below the run folder, too; for a search.
         as_json: Print the result as JSON on standard output, and nothing else there.
     """
-    _go_on(RunFolder(run), as_json=as_json, tensorboard=tensorboard)
+    with _warnings_in_one_line():
+        folder = RunFolder.open_to_go_on(run)
+    _go_on(folder, as_json=as_json, tensorboard=tensorboard)
 
 
 @app.command(name="interference")
@@ -206,7 +209,7 @@ def interference_command(
             result.config, states, num_models=models, num_batches=batches, on_progress=_show_search(show)
         )
     with _writable(output or folder.path) as path:
-        picture = write_interference(result, arms, path)
+        picture = write_interference(result, arms, folder, path)
     if as_json:
         print(json.dumps({"arms": arms}, allow_nan=False))  # noqa: T201
     else:
@@ -245,7 +248,7 @@ def evaluate_command(
         found = run_evaluation(config, runs, store, on_progress=_show_search(show))
     with _writable(output or run[0]) as path:
         path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / EVALUATION, json.dumps(found, indent=1, allow_nan=False) + "\n")
+        write_sealed(path / EVALUATION, found)
     if as_json:
         print(json.dumps(found, allow_nan=False))  # noqa: T201
     else:
@@ -391,28 +394,32 @@ def _start(
     stamp = dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     path = output or Path("runs") / f"{experiment}-{Path(config.data).stem}-{stamp}"
     values = {EXPERIMENT: experiment, **config.to_toml()}
-    folder = RunFolder.create(path, values, device=config.device, overwrite=overwrite)
+    with _warnings_in_one_line():
+        folder = RunFolder.create(path, values, device=config.device, overwrite=overwrite)
     _go_on(folder, as_json=as_json, tensorboard=tensorboard)
 
 
 def _go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False) -> None:
     """Do what is left of a run, then show it."""
     values = folder.config
-    experiment = str(values.pop(EXPERIMENT, None))
-    expect_one_of(f"experiment in {folder.path}", experiment, _RUN)
+    experiment = values.pop(EXPERIMENT)
     if tensorboard and experiment != SEARCH:
         raise InputError(
             f"Expected a search for --tensorboard, but {folder.path} is a run of {experiment}. Leave it out."
         )
-    scalars = EpochScalars(folder.path / TENSORBOARD) if tensorboard else None
-    try:
-        with _progress_bar() as show:
-            _RUN[experiment](folder, values, show, scalars)
-    except KeyboardInterrupt:
-        _complain(f"interrupted; go on with: forgetless resume {shlex.quote(str(folder.path))}")
-        raise
-    with _writable(folder.path / REPORT) as path:
-        write_report([folder], path)
+    load_result(folder)  # what is damaged or was edited is refused before anything is written
+    with contextlib.ExitStack() as held:
+        with _warnings_in_one_line():
+            held.enter_context(folder.writing(str(values["device"])))
+        scalars = EpochScalars(folder.path / TENSORBOARD) if tensorboard else None
+        try:
+            with _progress_bar() as show:
+                _RUN[experiment](folder, values, show, scalars)
+        except KeyboardInterrupt:
+            _complain(f"interrupted; go on with: forgetless resume {shlex.quote(str(folder.path))}")
+            raise
+        with _writable(folder.path / REPORT) as path:
+            write_report([folder], path)
     result = load_result(folder)
     if as_json:
         shown = {"config": folder.config, "environment": folder.environment, **_records_of(result)}

@@ -13,7 +13,6 @@ Nothing else is kept, so that an interrupted comparison goes on as its searches 
 import contextlib
 import dataclasses
 import json
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,17 @@ from forgetless.evaluation.searches import random_architectures
 from forgetless.evaluation.trainings import TrainingStore, default_store
 from forgetless.evaluation.truth import read_truth
 from forgetless.evaluation.workers import fan_out
-from forgetless.runs import CONFIG, EVALUATION, EXPERIMENT, METRICS, SEARCH, RunFolder, write_atomically
+from forgetless.runs import (
+    CONFIG,
+    EVALUATION,
+    EXPERIMENT,
+    METRICS,
+    SEARCH,
+    RunFolder,
+    read_sealed,
+    write_sealed,
+    writing_to,
+)
 from forgetless.search import (
     SearchConfig,
     SearchProgress,
@@ -128,7 +137,7 @@ def run_comparison(
         failures = fan_out(
             [unit for unit in wanted if not is_finished(unit)],
             _run_unit,
-            lambda unit, result: None,  # noqa: ARG005
+            lambda unit, result: folder.drop_previous(),  # noqa: ARG005
             workers=config.workers,
         )
     reasons = {failure.job.key: failure.reason for failure in failures}
@@ -167,7 +176,7 @@ def read_evaluation(unit: Unit) -> dict[str, Any] | None:
     """
     assert unit.evaluation is not None
     try:
-        found: dict[str, Any] = json.loads((unit.path / EVALUATION).read_text(encoding="utf-8"))
+        found = read_sealed(unit.path / EVALUATION, RunFolder(unit.path).header.digest)
         is_whole = len(found["searches"]) == len(search_arms(unit.config))
         asked = dataclasses.asdict(unit.evaluation)
         is_ours = {name: found["about"][name] for name in asked} == asked
@@ -183,7 +192,8 @@ def _run_unit(unit: Unit) -> dict[str, Any]:
     """Make what a unit lacks. What is wrong with one, such as a damaged file, is not to stop the others."""
     try:
         folder = _folder_of(unit)
-        run_in_folder(unit.config, folder)
+        with folder.writing(unit.config.device):
+            run_in_folder(unit.config, folder)
         if unit.evaluation is not None and read_evaluation(unit) is None:
             _store_evaluation(unit.path, run_evaluation(unit.evaluation, [_evaluated(unit)]))
     except InputError as error:
@@ -194,8 +204,6 @@ def _run_unit(unit: Unit) -> dict[str, Any]:
 def _folder_of(unit: Unit) -> RunFolder:
     if (unit.path / CONFIG).is_file():
         return RunFolder(unit.path)
-    # The configuration comes last: without one, an earlier call was killed while it made the folder.
-    shutil.rmtree(unit.path, ignore_errors=True)
     return RunFolder.create(unit.path, {EXPERIMENT: SEARCH, **unit.config.to_toml()}, device=unit.config.device)
 
 
@@ -205,7 +213,8 @@ def _evaluated(unit: Unit) -> EvaluatedRun:
 
 
 def _store_evaluation(path: Path, found: Mapping[str, Any]) -> None:
-    write_atomically(path / EVALUATION, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    with writing_to(path):
+        write_sealed(path / EVALUATION, found, RunFolder(path).header.digest)
 
 
 # ---- looking on --------------------------------------------------------------------------------------------------

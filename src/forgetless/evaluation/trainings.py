@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetless.errors import InputError
-from forgetless.runs import environment, write_atomically
+from forgetless.runs import environment, read_sealed, write_sealed, writing_to
 from forgetless.search import SearchConfig, load_task, make_space
 from forgetless.search.scratch import train_from_scratch
 from forgetless.tasks import Task
@@ -163,7 +163,7 @@ class TrainingStore:
         """
         path = self._path(training)
         try:
-            stored: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            stored = read_sealed(path, training.key)
             if stored["training"] == json.loads(json.dumps(training.as_dict())):
                 return dict(stored["result"])
         except FileNotFoundError:
@@ -181,7 +181,8 @@ class TrainingStore:
             result: Of `run_training`.
         """
         stored = {"training": training.as_dict(), "result": dict(result), "environment": environment()}
-        write_atomically(self._path(training), json.dumps(stored, indent=1, allow_nan=False) + "\n")
+        with writing_to(self.folder):
+            write_sealed(self._path(training), stored, training.key)
 
 
 def default_store() -> Path:

@@ -1,7 +1,6 @@
 """A comparison as the report reads it: one row per strategy and protection, ranked, and the tests between rows."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from forgetless.evaluation.searches import value_of_tau
 from forgetless.evaluation.significance import compare_pairs
 from forgetless.forgetting import mean_interval
 from forgetless.report.search_result import SearchResult, Unit, missing_keys
-from forgetless.runs import CONFIG, EVALUATION, RunFolder
+from forgetless.runs import CONFIG, EVALUATION, RunFolder, read_sealed
 
 Record = dict[str, Any]
 
@@ -220,7 +219,7 @@ def load_comparison(folder: RunFolder, config: ComparisonConfig) -> ComparisonRe
             about = judged["about"]
     path = folder.path / EVALUATION
     if config.truth is None and path.is_file():
-        judged = json.loads(path.read_text(encoding="utf-8"))
+        judged = read_sealed(path, folder.header.digest)
         evaluations, about = judged["searches"], judged["about"]
     searches = {strategy: SearchResult(config.search(strategy), found) for strategy, found in records.items()}
     return ComparisonResult(config, searches, evaluations, about, missing)

@@ -1,6 +1,5 @@
 """Picture, table and file of who overwrites whom, from what `forgetless.search.measure_arms` returned."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from forgetless.report.search import add_table
 from forgetless.report.search_findings import arm_label
 from forgetless.report.search_result import SearchResult, Unit
 from forgetless.report.words import points
-from forgetless.runs import INTERFERENCE, RunFolder, write_atomically
+from forgetless.runs import INTERFERENCE, RunFolder, read_sealed, write_sealed
 
 COLUMNS = ("multi-model part", "largest entry", "pairs that got worse, %")
 """What `interference_cells` holds."""
@@ -152,12 +151,13 @@ def interference_notes(arms: Sequence[Arm]) -> list[str]:
     return [note for note in notes if note]
 
 
-def write_interference(result: SearchResult, arms: Sequence[Arm], folder: Path) -> Path:
+def write_interference(result: SearchResult, arms: Sequence[Arm], run: RunFolder, folder: Path) -> Path:
     """Write interference.json and its picture.
 
     Args:
         result: The search.
         arms: As `measure_arms` returns them, at least one.
+        run: The folder of the search.
         folder: Where; made if there is none.
 
     Returns:
@@ -169,7 +169,7 @@ def write_interference(result: SearchResult, arms: Sequence[Arm], folder: Path) 
     folder.mkdir(parents=True, exist_ok=True)
     picture = (folder / INTERFERENCE).with_suffix(".png")
     interference_map(result, arms).savefig(picture, dpi=_DOTS_PER_INCH)
-    write_atomically(folder / INTERFERENCE, json.dumps({"arms": list(arms)}, allow_nan=False) + "\n")
+    write_sealed(folder / INTERFERENCE, {"arms": list(arms)}, run.header.digest)
     return picture
 
 
@@ -186,8 +186,10 @@ def load_interference(folder: RunFolder) -> list[Arm]:
     if not path.is_file():
         return []
     try:
-        arms: list[Arm] = json.loads(path.read_text(encoding="utf-8"))["arms"]
+        arms: list[Arm] = read_sealed(path, folder.header.digest)["arms"]
         return [{**arm, **Interference.from_dict(arm).as_dict()} for arm in arms]
+    except InputError as error:
+        raise InputError(f"{error} Measure again, or remove it.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"Expected measurements of interference in {path}, but it is damaged. Measure again or remove it."

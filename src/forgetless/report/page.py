@@ -136,15 +136,12 @@ def load_result(folder: RunFolder) -> Result:
         InputError: If the folder is of an unknown experiment, or a record lacks what every record has.
     """
     values = folder.config
-    experiment = str(values.pop(EXPERIMENT, TWO_MODEL))
-    if experiment not in _CONFIGS:
-        raise InputError(
-            f"Expected a run of {', '.join(_CONFIGS)}, but {folder.path} is one of {experiment!r}. Name another folder."
-        )
+    experiment = values.pop(EXPERIMENT)
     # The device does not matter here, and need not exist on the machine that makes the report.
     device = values.pop("device", "cpu")
     config = _CONFIGS[experiment].from_dict(values)
     object.__setattr__(config, "device", device)
+    folder.expect_unedited()
     if isinstance(config, ComparisonConfig):
         return load_comparison(folder, config)
     records = folder.records()

@@ -1,8 +1,9 @@
 """Run folders: what a run was asked, on what machine, and every result as it came."""
 
 from forgetless.runs.environment import environment
-from forgetless.runs.files import write_atomically
-from forgetless.runs.folder import (
+from forgetless.runs.files import read_sealed, write_atomically, write_sealed
+from forgetless.runs.folder import RunFolder, differing_options, writing_to
+from forgetless.runs.names import (
     CHECKPOINT,
     CHECKPOINT_BEFORE,
     COMPARE,
@@ -16,7 +17,6 @@ from forgetless.runs.folder import (
     SEARCH,
     TENSORBOARD,
     TWO_MODEL,
-    RunFolder,
 )
 
 __all__ = [
@@ -34,6 +34,10 @@ __all__ = [
     "TENSORBOARD",
     "TWO_MODEL",
     "RunFolder",
+    "differing_options",
     "environment",
+    "read_sealed",
     "write_atomically",
+    "write_sealed",
+    "writing_to",
 ]

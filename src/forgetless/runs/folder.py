@@ -2,7 +2,7 @@
 
 | file | content |
 |---|---|
-| `config.toml` | the complete configuration, reusable as input |
+| `config.toml` | which experiment and version wrote it, and the complete configuration |
 | `environment.json` | versions, git revision, device |
 | `metrics.jsonl` | one JSON object per finished unit of work; docs/metrics.md explains every key |
 | `checkpoint.pt` | what a search goes on from; `checkpoint-before.pt` is the one before |
@@ -11,57 +11,41 @@
 | `evaluation.json` | what its architectures are worth against random ones, if that was asked |
 | `enas/seed-3/` | the run folder of a search that is part of a comparison; one per strategy and seed |
 | `report.html` | made from the others, never read |
+| `.lock`, `.owner` | one writer at a time: see `forgetless.runs.lock` |
+| `.previous/` | the run that `--overwrite` replaces, until this one has a record or a checkpoint |
 | `tensorboard/` | the same, where it is asked for |
 """
 
-import json
-import os
-import pickle
-import shutil
-import tomllib
+import contextlib
+import errno
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-import torch
-
 from forgetless.errors import InputError
 from forgetless.runs.environment import environment
-from forgetless.runs.files import write_atomically
-
-EXPERIMENT = "experiment"
-"""The key of config.toml that says of what a run is: of one of those below."""
-TWO_MODEL, SEARCH, COMPARE = "two-model", "search", "compare"
-"""Experiments, by the name of their command and in config.toml."""
-
-CONFIG = "config.toml"
-ENVIRONMENT = "environment.json"
-METRICS = "metrics.jsonl"
-CHECKPOINT = "checkpoint.pt"
-CHECKPOINT_BEFORE = "checkpoint-before.pt"
-REPORT = "report.html"
-TENSORBOARD = "tensorboard"
-INTERFERENCE = "interference.json"
-EVALUATION = "evaluation.json"
-
-
-def _load_state(path: Path, otherwise: str) -> dict[str, Any] | None:
-    """A stored state; None if there is none, or it is damaged: a warning says so, and what is done `otherwise`."""
-    if not path.exists():
-        return None
-    try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        warnings.warn(f"{path} is damaged ({reason}); {otherwise}.", stacklevel=3)
-        return None
-    return state
+from forgetless.runs.files import leftovers, read_sealed, write_atomically, write_sealed
+from forgetless.runs.lock import LOCK, OWNER, FolderLock
+from forgetless.runs.names import (
+    CHANGEABLE,
+    CHECKPOINT,
+    CHECKPOINT_BEFORE,
+    CONFIG,
+    ENVIRONMENT,
+    EXPERIMENT,
+    METRICS,
+    Header,
+    config_text,
+    read_header,
+)
+from forgetless.runs.records import Record, RecordFile
+from forgetless.runs.replacement import PREVIOUS, drop_previous, expect_replaceable, put_back, set_aside
+from forgetless.runs.states import load_state, save_state
 
 
 class RunFolder:
-    """An existing run folder.
+    """An existing run folder. Reading it takes no lock and changes nothing; writing takes the lock.
 
     Args:
         path: The folder.
@@ -72,8 +56,10 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not (self.path / CONFIG).is_file():
-            raise InputError(f"Expected a run folder with a {CONFIG}, but got {self.path}. Name one that a run made.")
+        self.header: Header = read_header(self.path)
+        self._lock = FolderLock(self.path)
+        self._records = RecordFile(self.path / METRICS, self.header.digest)
+        self._is_prepared = False
 
     @classmethod
     def create(
@@ -83,88 +69,195 @@ class RunFolder:
 
         Args:
             path: Where; parents are made.
-            config: The complete configuration; None values are left out of the TOML file.
+            config: The experiment and the complete configuration; None values are left out of the TOML file.
             device: The device that does the work.
-            overwrite: Replace an existing run folder. Only a folder with a config.toml is ever removed.
+            overwrite: Replace an existing run: its files are moved aside, and deleted when the new run has its first
+                record or checkpoint. What no run wrote stays.
 
         Returns:
             The folder, without metrics.
 
         Raises:
-            InputError: If the path exists and is not to be overwritten, or cannot be written.
+            InputError: If the path exists and is not to be overwritten or no run, another process writes there, or it
+                cannot be written.
         """
         path = Path(path)
-        is_run = (path / CONFIG).is_file()
-        occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
-        if occupied and not overwrite:
-            advice = "Resume it with `forgetless resume`, or pass --overwrite." if is_run else "Choose another."
-            raise InputError(f"Expected an output folder that does not exist yet, but got {path}. {advice}")
-        if occupied and not is_run:
-            raise InputError(
-                f"Expected to overwrite a run folder, but {path} holds no {CONFIG}. Choose another folder."
-            )
-        try:
-            if occupied:
-                shutil.rmtree(path)
+        _recover(path)
+        with writing_to(path):
+            is_occupied = path.is_symlink() or (path.exists() and not _is_empty(path))
+            if is_occupied and not overwrite:
+                is_run = (path / CONFIG).is_file()
+                advice = "Resume it with `forgetless resume`, or pass --overwrite." if is_run else "Choose another."
+                raise InputError(f"Expected an output folder that does not exist yet, but got {path}. {advice}")
+            if is_occupied:
+                expect_replaceable(path)
             path.mkdir(parents=True, exist_ok=True)
-            (path / METRICS).touch()
-            write_atomically(path / ENVIRONMENT, json.dumps(environment(device), indent=2) + "\n")
-            # Last, because a folder with a config is a run.
-            write_atomically(path / CONFIG, tomli_w.dumps({k: v for k, v in config.items() if v is not None}))
-        except OSError as error:
-            raise InputError(f"Expected a folder that can be written, but got {path} ({error.strerror}).") from error
+            lock = FolderLock(path)
+            lock.acquire()
+            try:
+                if is_occupied:
+                    set_aside(path)
+                # First, because a folder with a configuration is a run: what else is missing is made with the lock.
+                write_atomically(path / CONFIG, config_text(config))
+            except BaseException:
+                put_back(path)
+                raise
+            finally:
+                lock.release()
+        folder = cls(path)
+        with folder.writing(device):
+            return folder
+
+    @classmethod
+    def open_to_go_on(cls, path: str | Path) -> "RunFolder":
+        """A run folder to go on in; where `--overwrite` was interrupted, the run that it was to replace.
+
+        Args:
+            path: The folder.
+
+        Raises:
+            InputError: As the class; or if another process writes there.
+        """
+        _recover(Path(path))
         return cls(path)
+
+    @contextlib.contextmanager
+    def writing(self, device: str = "cpu") -> Iterator[None]:
+        """Within it this process alone writes here; what an earlier writer left half done is repaired first.
+
+        Args:
+            device: The device that does the work, where the environment is still to be recorded.
+
+        Raises:
+            InputError: If another process writes here, the records are damaged, or the folder cannot be written.
+        """
+        with writing_to(self.path):
+            self._lock.acquire()
+        try:
+            if not self._is_prepared:
+                with writing_to(self.path):
+                    for part in leftovers(self.path):
+                        part.unlink(missing_ok=True)
+                    self._expect_records()
+                    self._records.repair()
+                    if not (self.path / ENVIRONMENT).exists():
+                        write_sealed(self.path / ENVIRONMENT, environment(device), self.header.digest)
+                self._is_prepared = True
+            yield
+        finally:
+            self._lock.release()
+
+    def _expect_records(self) -> None:
+        if not (self.path / METRICS).exists() and (self.path / CHECKPOINT).exists():
+            raise InputError(
+                f"Expected {METRICS} beside {CHECKPOINT} in {self.path}, but it is missing. Put it back, or remove the "
+                "checkpoint to begin again."
+            )
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration as read from config.toml.
+        """The experiment and the options, as config.toml has them."""
+        return {EXPERIMENT: self.header.experiment, **self.header.options}
+
+    def expect_unedited(self) -> None:
+        """Refuse options that are not those that the run was made with.
 
         Raises:
-            InputError: If the file is not valid TOML.
+            InputError: If config.toml was edited; the message names the options where a checkpoint knows them.
         """
-        try:
-            return tomllib.loads((self.path / CONFIG).read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"Expected valid TOML in {self.path / CONFIG}, but got: {error}.") from error
+        if not self.header.is_edited:
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = self.load_checkpoint() or {}
+        stored = state.get("config", {})
+        told = differing_options(self.header.options, {k: v for k, v in stored.items() if k in self.header.options})
+        raise InputError(
+            f"Expected the options that the run was made with in {self.path / CONFIG}, but got {told or 'others'}. Put "
+            "the old values back, or start another run."
+        )
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What environment.json says, or nothing where it is gone."""
+        """What environment.json says; nothing where it is gone or damaged, which a warning tells."""
+        path = self.path / ENVIRONMENT
         try:
-            found: dict[str, Any] = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+            return read_sealed(path, self.header.digest)
+        except FileNotFoundError:
             return {}
-        return found
+        except InputError as error:
+            warnings.warn(f"{error} The environment of the run is not known.", stacklevel=2)
+            return {}
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl and force it to the disk.
 
         Args:
             record: JSON-serialisable values.
+
+        Raises:
+            InputError: If it cannot be written, or another process writes here.
         """
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with self.writing(), writing_to(self.path):
+            self._records.append(record)
+            drop_previous(self.path)
 
     def replace_records(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Set metrics.jsonl to other records, in one step.
 
         Args:
             records: JSON-serialisable values.
+
+        Raises:
+            InputError: As `append`.
         """
-        write_atomically(self.path / METRICS, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+        with self.writing(), writing_to(self.path):
+            self._records.replace(records)
+
+    def records(self) -> list[Record]:
+        """What metrics.jsonl holds. A last line cut short by a crash is left out; the file stays as it is.
+
+        Returns:
+            One dict per line.
+
+        Raises:
+            InputError: If a line is not the one that the run wrote there.
+        """
+        return self._records.read()
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Store a state to go on from, and keep the one before; a crash at any moment leaves at least one of them.
 
         Args:
             state: Tensors, numbers, strings, lists and dicts of them.
+
+        Raises:
+            InputError: As `append`.
         """
-        path, temporary = self.path / CHECKPOINT, self._stored(state)
-        if path.exists():
-            path.replace(self.path / CHECKPOINT_BEFORE)
-        temporary.replace(path)
+        path = self.path / CHECKPOINT
+
+        def keep() -> None:
+            if path.exists():
+                path.replace(self.path / CHECKPOINT_BEFORE)
+
+        with self.writing(), writing_to(self.path):
+            save_state(path, state, before=keep)
+            drop_previous(self.path)
+
+    def drop_previous(self) -> None:
+        """Delete the run that this one replaced, if it has something to lose itself, such as a search's records.
+
+        Raises:
+            InputError: As `append`.
+        """
+        with self.writing(), writing_to(self.path):
+            drop_previous(self.path)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The newest state that can be read; None if there is none. A damaged one is skipped with a warning."""
+        paths = (self.path / name for name in (CHECKPOINT, CHECKPOINT_BEFORE))
+        states = (load_state(path, "going on from the one before") for path in paths)
+        return next((state for state in states if state is not None), None)
 
     def save_trained(self, seed: int, protection: str, state: Mapping[str, Any]) -> None:
         """Keep the state of an arm that has all its epochs, whatever is done after it.
@@ -173,8 +266,12 @@ class RunFolder:
             seed: Of the arm.
             protection: Of the arm.
             state: As for `save_checkpoint`.
+
+        Raises:
+            InputError: As `append`.
         """
-        self._stored(state).replace(self._trained(seed, protection))
+        with self.writing(), writing_to(self.path):
+            save_state(self._trained(seed, protection), state)
 
     def load_trained(self, seed: int, protection: str) -> dict[str, Any] | None:
         """The state that `save_trained` kept; None if there is none, or it is damaged, which a warning tells.
@@ -183,46 +280,74 @@ class RunFolder:
             seed: Of the arm.
             protection: Of the arm.
         """
-        return _load_state(self._trained(seed, protection), "leaving it out")
+        path = self._trained(seed, protection)
+        state = load_state(path, "leaving it out")
+        if state is not None and state.get("arm") != {"seed": seed, "protection": protection}:
+            warnings.warn(f"{path} is the state of another search; leaving it out.", stacklevel=2)
+            return None
+        return state
 
     def _trained(self, seed: int, protection: str) -> Path:
         return self.path / f"trained-seed{seed}-{protection}.pt"
 
-    def _stored(self, state: Mapping[str, Any]) -> Path:
-        """A file that holds the state, safe on the disk, and is still to be renamed."""
-        temporary = self.path / f".{CHECKPOINT}"
-        with temporary.open("wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        return temporary
 
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest state that can be read; None if there is none. A damaged one is passed over with a warning."""
-        paths = (self.path / name for name in (CHECKPOINT, CHECKPOINT_BEFORE))
-        states = (_load_state(path, "going on from the one before") for path in paths)
-        return next((state for state in states if state is not None), None)
+@contextlib.contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Within it a failed write is one sentence.
 
-    def records(self) -> list[dict[str, Any]]:
-        """What metrics.jsonl holds. A last line cut short by a crash is dropped, from the file too.
+    Args:
+        path: What is written to.
 
-        Returns:
-            One dict per line.
+    Raises:
+        InputError: In the place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        is_gone = error.errno == errno.ENOENT and not path.exists()
+        reason = "it does not exist any more" if is_gone else error.strerror or str(error)
+        raise InputError(
+            f"Expected to be able to write in {path}, but got: {reason}. What was stored before is as it was."
+        ) from error
 
-        Raises:
-            InputError: If another line is damaged.
-        """
-        path = self.path / METRICS
-        content = path.read_bytes() if path.exists() else b""
-        whole, _, cut = content.rpartition(b"\n")
-        if cut:
-            write_atomically(path, whole.decode("utf-8") + "\n" if whole else "")
-        records = []
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                records.append(json.loads(line))
-            except ValueError as error:
-                raise InputError(
-                    f"Expected one JSON object per line in {path}, but line {number} is damaged."
-                ) from error
-        return records
+
+def differing_options(present: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
+    """The options in which two configurations differ, but for those that decide no number.
+
+    Args:
+        present: One of them.
+        stored: The other; only its options are looked at.
+
+    Returns:
+        Such as `units 3 (there 2)`; empty where there is no difference.
+
+    >>> differing_options({"units": 3, "alpha": (1.0,)}, {"units": 2, "alpha": [1.0]})
+    'units 3 (there 2)'
+    """
+    different = [n for n in stored if n not in CHANGEABLE and _words(present.get(n)) != _words(stored[n])]
+    return ", ".join(f"{name} {_words(present.get(name))} (there {_words(stored[name])})" for name in different)
+
+
+def _words(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def _recover(path: Path) -> None:
+    """Undo an interrupted `--overwrite`; nothing happens to a folder where there was none."""
+    if not (path / PREVIOUS).is_dir() or (path / CONFIG).exists():
+        return
+    lock = FolderLock(path)
+    with writing_to(path):
+        lock.acquire()
+    try:
+        with writing_to(path):
+            if put_back(path):
+                warnings.warn(f"{path} is again the run that an interrupted --overwrite was to replace.", stacklevel=3)
+    finally:
+        lock.release()
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a folder holds nothing but what an interrupted `create` leaves."""
+    left = {*leftovers(path), path / LOCK, path / OWNER}
+    return path.is_dir() and all(entry in left for entry in path.iterdir())

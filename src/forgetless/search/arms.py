@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from forgetless.errors import InputError
+from forgetless.runs import differing_options
 from forgetless.search.config import SearchArm, SearchConfig, search_arms
 from forgetless.search.epoch import Search
 from forgetless.search.setup import check_memory, fixed_sample, load_task
@@ -72,15 +73,8 @@ def run(
 def _check_configuration(config: SearchConfig, stored: Mapping[str, Any]) -> None:
     present = dataclasses.asdict(config)
     stored = dataclasses.asdict(SearchConfig.from_dict(stored))  # options that came later have their defaults
-    # Where the data lies may change between two machines; what it is may not.
-    differing = [name for name in present if name != "data_dir" and present[name] != stored[name]]
-    if differing:
-        told = ", ".join(f"{name} {_words(present[name])} (there {_words(stored[name])})" for name in differing)
+    if told := differing_options(present, stored):
         raise InputError(f"Expected the configuration of the checkpoint, but got {told}. Put the old values back.")
-
-
-def _words(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def reconcile(

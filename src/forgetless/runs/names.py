@@ -1,0 +1,104 @@
+"""What the files of a run folder are called, and what makes a folder a run's: the head of its `config.toml`."""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from forgetless.errors import InputError, expect_one_of
+from forgetless.runs.files import DIGEST_LENGTH, read_content
+
+TWO_MODEL, SEARCH, COMPARE = "two-model", "search", "compare"
+"""Experiments, by the name of their command and in config.toml."""
+
+CONFIG = "config.toml"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoint.pt"
+CHECKPOINT_BEFORE = "checkpoint-before.pt"
+REPORT = "report.html"
+TENSORBOARD = "tensorboard"
+INTERFERENCE = "interference.json"
+INTERFERENCE_PICTURE = "interference.png"
+EVALUATION = "evaluation.json"
+
+EXPERIMENT, VERSION, DIGEST = "experiment", "version", "digest"
+"""The head of config.toml: of what it is a run, which forgetless wrote it, and the digest of its options."""
+
+CHANGEABLE = frozenset({"data_dir", "trainings", "workers", "cluster", "checkpoint_every"})
+"""Options that say where and how, and decide no number: a run goes on with others than it began with."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the head of config.toml says.
+
+    Attributes:
+        experiment: Of what it is a run.
+        version: Of the forgetless that wrote it.
+        digest: Of its options, but for the changeable ones; its records follow it.
+        options: All options, as TOML has them.
+        is_edited: Whether the options are others than those that the digest was made of.
+    """
+
+    experiment: str
+    version: str
+    digest: str
+    options: Mapping[str, Any]
+    is_edited: bool
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """The content of a new config.toml.
+
+    Args:
+        config: The experiment and all options; None values are left out.
+    """
+    options = {name: value for name, value in config.items() if value is not None and name != EXPERIMENT}
+    read = tomllib.loads(tomli_w.dumps(options))  # as the digest will be checked
+    head = {EXPERIMENT: config.get(EXPERIMENT), VERSION: version("forgetless"), DIGEST: _digest(read)}
+    free = ", ".join(sorted(CHANGEABLE))
+    comment = f"# Written by forgetless. To change an option, start another run; free to change are\n# {free}.\n"
+    return comment + tomli_w.dumps({name: value for name, value in head.items() if value is not None} | options)
+
+
+def read_header(folder: Path) -> Header:
+    """What config.toml says.
+
+    Args:
+        folder: A run folder.
+
+    Raises:
+        InputError: If there is none, it is no TOML, or it does not say which experiment and version wrote it.
+    """
+    path = folder / CONFIG
+    try:
+        values = tomllib.loads(read_content(path).decode("utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"Expected a run folder with a {CONFIG}, but got {folder}. Name one that a run made."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"Expected valid TOML in {path}, but got: {error}.") from error
+    head = {name: values.pop(name, None) for name in (EXPERIMENT, VERSION, DIGEST)}
+    for name, value in head.items():
+        if not isinstance(value, str):
+            raise InputError(f"Expected {path} to name the {name} that wrote it, but got {_found(value)}.")
+    expect_one_of(f"experiment in {path}", head[EXPERIMENT], (TWO_MODEL, SEARCH, COMPARE))
+    return Header(**head, options=values, is_edited=_digest(values) != head[DIGEST])
+
+
+def _found(value: object) -> str:
+    return "none" if value is None else repr(value)
+
+
+def _digest(options: Mapping[str, Any]) -> str:
+    deciding = {name: value for name, value in options.items() if name not in CHANGEABLE}
+    text = json.dumps(deciding, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:DIGEST_LENGTH]
