@@ -336,7 +336,7 @@ def test_bad_folders_are_refused(tmp_path):
         write_report([], tmp_path / "report.html")
     folder = stored(tmp_path / "run", result)
     folder.append({"seed": 0})
-    with pytest.raises(InputError, match=r"line 6 of .* lacks accuracy_a_after"):
+    with pytest.raises(InputError, match=r"line 6 of .* it lacks accuracy_a_after"):
         report_html([folder])
     good = stored(tmp_path / "good", result)
     with pytest.raises(InputError, match="Expected a report file that can be written"):

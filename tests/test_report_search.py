@@ -505,10 +505,9 @@ def test_real_searches_become_a_page_and_every_key_is_documented(tmp_path):
 
 def test_damaged_records_are_refused(tmp_path):
     folder = stored(tmp_path / "run", made_up(seeds=1, protection=("wpl",)))
-    folder.append({"event": "something new"})
     report_html([folder])
     folder.append({"event": "epoch", "seed": 0})
-    with pytest.raises(InputError, match=r"Expected a record of search in line 8 of .* lacks epoch, error_first"):
+    with pytest.raises(InputError, match=r"Expected a record of search in line 7 of .* it lacks epoch, error_first"):
         report_html([folder])
 
 

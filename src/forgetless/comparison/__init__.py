@@ -1,7 +1,16 @@
 """Protections × strategies × seeds on one space: which searches to make, which differences to test, and doing it."""
 
 from forgetless.comparison.config import ComparisonConfig, Measure, Row
-from forgetless.comparison.run import Unit, check, is_finished, read_evaluation, run_comparison, units
+from forgetless.comparison.run import (
+    Unit,
+    check,
+    is_finished,
+    read_evaluation,
+    read_failures,
+    read_unit,
+    run_comparison,
+    units,
+)
 
 __all__ = [
     # what to do
@@ -13,6 +22,8 @@ __all__ = [
     "check",
     "is_finished",
     "read_evaluation",
+    "read_failures",
+    "read_unit",
     "run_comparison",
     "units",
 ]

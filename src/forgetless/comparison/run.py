@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from forgetless.comparison.config import ComparisonConfig
 from forgetless.errors import InputError
@@ -33,16 +33,19 @@ from forgetless.runs import (
     METRICS,
     SEARCH,
     RunFolder,
+    differing_options,
     read_sealed,
     write_sealed,
     writing_to,
 )
+from forgetless.schema import expect_type
 from forgetless.search import (
     SearchConfig,
     SearchProgress,
     check_memory,
     load_task,
     make_space,
+    read_records,
     run_in_folder,
     search_arms,
 )
@@ -154,6 +157,52 @@ def run_comparison(
     return reasons
 
 
+class FailureRecord(TypedDict):
+    """A search, or all of one strategy and seed, that failed twice."""
+
+    event: Literal["failed"]
+    unit: str
+    reason: str
+
+
+def read_failures(folder: RunFolder, config: ComparisonConfig) -> dict[str, str]:
+    """Why searches failed, by name; the last reason of each. They may have been made since.
+
+    Args:
+        folder: Of the comparison.
+        config: Of the folder.
+
+    Raises:
+        InputError: If a line is damaged, or of no search of this comparison.
+    """
+    names = {unit.key for unit in units(folder, config)}
+    reasons = {}
+    for line, record in enumerate(folder.records(), start=1):
+        where = f"line {line} of {folder.path / METRICS}"
+        expect_type(record, FailureRecord, "a record of compare", where)
+        if record["unit"] not in names:
+            raise InputError(f"Expected a search of this comparison in {where}, but got {record['unit']!r}.")
+        reasons[record["unit"]] = record["reason"]
+    return reasons
+
+
+def read_unit(unit: Unit) -> list[dict[str, Any]]:
+    """The records of a unit, as far as it got.
+
+    Args:
+        unit: Which; its folder must be there.
+
+    Raises:
+        InputError: If its folder is damaged, or has other options than the comparison asks for.
+    """
+    folder = RunFolder(unit.path)
+    asked = unit.config.to_toml()
+    options = folder.header.options
+    if told := differing_options(options, {name: asked[name] for name in options if name in asked}):
+        raise InputError(f"Expected the search that the comparison asks for in {unit.path}, but got {told}.")
+    return read_records(unit.config, folder)
+
+
 def is_finished(unit: Unit) -> bool:
     """Whether all searches of a unit have handed something over, and were judged if that is done here.
 
@@ -162,7 +211,7 @@ def is_finished(unit: Unit) -> bool:
     """
     if not (unit.path / CONFIG).is_file():
         return False
-    derived = sum(record.get("event") == "derived" for record in RunFolder(unit.path).records())
+    derived = sum(record["event"] == "derived" for record in read_unit(unit))
     if derived < len(search_arms(unit.config)):
         return False
     return unit.evaluation is None or read_evaluation(unit) is not None
@@ -208,8 +257,7 @@ def _folder_of(unit: Unit) -> RunFolder:
 
 
 def _evaluated(unit: Unit) -> EvaluatedRun:
-    folder = RunFolder(unit.path)
-    return EvaluatedRun(unit.key, unit.config, folder.records(), folder.load_trained)
+    return EvaluatedRun(unit.key, unit.config, read_unit(unit), RunFolder(unit.path).load_trained)
 
 
 def _store_evaluation(path: Path, found: Mapping[str, Any]) -> None:

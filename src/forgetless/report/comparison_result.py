@@ -7,13 +7,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from forgetless.comparison import ComparisonConfig, Measure, Row, is_finished, read_evaluation, units
+from forgetless.comparison import (
+    ComparisonConfig,
+    Measure,
+    Row,
+    is_finished,
+    read_evaluation,
+    read_failures,
+    read_unit,
+    units,
+)
 from forgetless.comparison.config import RANDOM
-from forgetless.errors import InputError
 from forgetless.evaluation.searches import value_of_tau
 from forgetless.evaluation.significance import compare_pairs
 from forgetless.forgetting import mean_interval
-from forgetless.report.search_result import SearchResult, Unit, missing_keys
+from forgetless.report.search_result import SearchResult, Unit
 from forgetless.runs import CONFIG, EVALUATION, RunFolder, read_sealed
 
 Record = dict[str, Any]
@@ -198,20 +206,13 @@ def load_comparison(folder: RunFolder, config: ComparisonConfig) -> ComparisonRe
     records: dict[str, list[Record]] = {strategy: [] for strategy in config.strategy}
     evaluations: list[Record] = []
     about: Mapping[str, Any] = {}
-    reasons = {r["unit"]: str(r["reason"]) for r in folder.records() if r.get("event") == "failed"}
+    reasons = read_failures(folder, config)
     missing: dict[str, str] = {}
     for unit in units(folder, config):
         if not (unit.path / CONFIG).is_file():  # not begun, or killed in the first moment
             missing[unit.key] = reasons.get(unit.key, "")
             continue
-        found = RunFolder(unit.path).records()
-        for line, record in enumerate(found, start=1):
-            if lacking := missing_keys(record):
-                raise InputError(
-                    f"Expected a record of a search in line {line} of {unit.path}/metrics.jsonl, but it lacks "
-                    f"{', '.join(sorted(lacking))}. Remove that folder and resume."
-                )
-        records[unit.config.strategy] += found
+        records[unit.config.strategy] += read_unit(unit)
         if not is_finished(unit):
             missing[unit.key] = reasons.get(unit.key, "")
         elif unit.evaluation is not None and (judged := read_evaluation(unit)):

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from forgetless.comparison import ComparisonConfig
 from forgetless.errors import InputError
+from forgetless.experiments import two_model_records
 from forgetless.experiments.two_model import LEARNING_RATES, TwoModelConfig, TwoModelResult
 from forgetless.report.canvas import colour, data_uri
 from forgetless.report.comparison import comparison_section
@@ -17,7 +18,7 @@ from forgetless.report.figures import accuracy_curves, chain_forgetting, forgett
 from forgetless.report.findings import finding, headline_sentences, paired
 from forgetless.report.interference import load_interference
 from forgetless.report.search_page import search_comparison, search_section
-from forgetless.report.search_result import SearchResult, missing_keys
+from forgetless.report.search_result import SearchResult
 from forgetless.report.table import reduction_text
 from forgetless.report.words import (
     NAMES,
@@ -39,12 +40,7 @@ from forgetless.report.words import (
     symbol_of,
 )
 from forgetless.runs import COMPARE, EXPERIMENT, SEARCH, TWO_MODEL, RunFolder, write_atomically
-from forgetless.search import SearchConfig
-
-_NEEDED = frozenset({
-    "seed", "shared", "convergence", "protection", "alpha", "accuracy_a_before", "accuracy_a_after", "accuracy_a_min",
-    "accuracy_b", "forgetting", "validation_forgetting", "validation_b", "mean_step", "models", "curve", "seconds",
-})  # fmt: skip
+from forgetless.search import SearchConfig, read_records
 
 Result = TwoModelResult | SearchResult | ComparisonResult
 """What a run folder may hold."""
@@ -144,17 +140,10 @@ def load_result(folder: RunFolder) -> Result:
     folder.expect_unedited()
     if isinstance(config, ComparisonConfig):
         return load_comparison(folder, config)
-    records = folder.records()
-    for line, record in enumerate(records, start=1):
-        if missing := missing_keys(record) if experiment == SEARCH else _NEEDED - record.keys():
-            raise InputError(
-                f"Expected a record of {experiment} in line {line} of {folder.path}/metrics.jsonl, but it lacks "
-                f"{', '.join(sorted(missing))}. Run the experiment again."
-            )
     if isinstance(config, SearchConfig):
-        return SearchResult(config, records)
+        return SearchResult(config, read_records(config, folder))
     assert isinstance(config, TwoModelConfig)
-    return TwoModelResult(config, records)
+    return TwoModelResult(config, two_model_records.read_records(config, folder))
 
 
 def _common(index: int, folder: RunFolder, result: Result) -> dict[str, Any]:

@@ -21,17 +21,6 @@ REDUCTIONS = {
 }
 """What a protection may reduce → the key of its reduction in a summary."""
 
-_NEEDED = {
-    "epoch": frozenset({
-        "seed", "protection", "epoch", *FORGETTING, "num_models", "num_diverged", "error_first", "error_second",
-        "penalty", "mean_step", "learning_rate", "seconds",
-    }),
-    "derived": frozenset({
-        "seed", "protection", "architecture", "reward", "random_architecture", "derived_validation_error",
-        "derived_test_error", "random_validation_error", "random_test_error", "seconds",
-    }),
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Unit:
@@ -262,17 +251,6 @@ class SearchResult:
         one, other = (self.by_seed(name, key, epochs) for name in (first, second))
         both = sorted(set(one) & set(other))
         return mean_interval([one[seed] - other[seed] for seed in both]) if both else None
-
-
-def missing_keys(record: Mapping[str, Any]) -> frozenset[str]:
-    """What a record of a search lacks; events that the report does not know may hold anything.
-
-    Args:
-        record: A line of metrics.jsonl.
-    """
-    if "event" not in record:
-        return frozenset({"event"})
-    return _NEEDED.get(record["event"], frozenset()) - record.keys()
 
 
 def _interval(values: Sequence[float]) -> dict[str, float | None] | None:

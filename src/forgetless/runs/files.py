@@ -108,7 +108,7 @@ def seal(text: str, previous: str = "") -> tuple[str, str]:
         The object, without a final line end, and the digest.
 
     >>> seal('{"seed": 0}')
-    ('{"seed": 0, "digest": "466daf46bb4e8bea"}', '466daf46bb4e8bea')
+    ('{"seed": 0, "digest": "da0f5a8a645e8278"}', 'da0f5a8a645e8278')
     """
     body = text.rstrip().removesuffix("}").rstrip()
     separator = ",\n " if "\n" in body else ", "
@@ -130,9 +130,9 @@ def unseal(content: bytes, previous: str = "") -> tuple[dict[str, Any], str]:
     Raises:
         ValueError: If it is no such object, or not what was written; the message says which, without a full stop.
 
-    >>> unseal(b'{"seed": 0, "digest": "466daf46bb4e8bea"}')
-    ({'seed': 0}, '466daf46bb4e8bea')
-    >>> unseal(b'{"seed": 1, "digest": "466daf46bb4e8bea"}')
+    >>> unseal(b'{"seed": 0, "digest": "da0f5a8a645e8278"}')
+    ({'seed': 0}, 'da0f5a8a645e8278')
+    >>> unseal(b'{"seed": 1, "digest": "da0f5a8a645e8278"}')
     Traceback (most recent call last):
     ValueError: the digest does not fit
     """

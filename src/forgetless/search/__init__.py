@@ -16,6 +16,7 @@ from forgetless.search.config import SearchArm, SearchConfig, search_arms
 from forgetless.search.epoch import Search
 from forgetless.search.folder import run_in_folder
 from forgetless.search.gradients import Gradients
+from forgetless.search.records import check_records, read_records
 from forgetless.search.setup import check_memory, fixed_sample, load_task, make_space, make_supernet, memory_bytes
 
 __all__ = [
@@ -31,6 +32,9 @@ __all__ = [
     "run",
     "run_in_folder",
     "shared_weight_rewards",
+    # what it leaves
+    "check_records",
+    "read_records",
     # what it begins with
     "Gradients",
     "check_memory",

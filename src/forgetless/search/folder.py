@@ -6,6 +6,7 @@ from typing import Any
 from forgetless.runs import RunFolder
 from forgetless.search.arms import SearchProgress, reconcile, run
 from forgetless.search.config import SearchConfig
+from forgetless.search.records import read_records
 
 
 def run_in_folder(
@@ -39,7 +40,7 @@ def run_in_folder(
         if on_record is not None:
             on_record(record)
 
-    checkpoint, found = folder.load_checkpoint(), folder.records()
+    checkpoint, found = folder.load_checkpoint(), read_records(config, folder)
     kept = reconcile(config, found, checkpoint)
     if kept != found:
         folder.replace_records(kept)

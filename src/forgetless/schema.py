@@ -1,0 +1,122 @@
+"""What a value from a file must be: checked strictly against an annotation, with the way to where it is wrong.
+
+Not pydantic: once that is imported, cyclopts validates the command line with it too, in other words.
+"""
+
+import functools
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
+
+from forgetless.errors import InputError
+
+Number: TypeAlias = float | None
+"""A finite number, or None where it was not finite: JSON has no infinity."""
+
+
+def expect_type(value: object, kind: Any, what: str, where: str) -> None:
+    """Refuse a value of another type.
+
+    Args:
+        value: From a file.
+        kind: A `TypedDict` or another annotation. 1 is a float; "1" and True are no numbers, and numbers are finite.
+        what: What it should be, for the message, such as `a record of search`.
+        where: Where it was found, such as a path and a line.
+
+    Raises:
+        InputError: If it is of another type, lacks a key or has one too many; it says which.
+
+    >>> expect_type({"seed": "0"}, dict[str, int], "seeds", "line 1 of a.jsonl")
+    Traceback (most recent call last):
+    forgetless.errors.InputError: Expected seeds in line 1 of a.jsonl, but seed is '0' where int is expected.
+    """
+    wrong = mismatch(value, kind)
+    if wrong is not None:
+        raise InputError(f"Expected {what} in {where}, but {wrong}.")
+
+
+def mismatch(value: object, kind: Any, place: str = "") -> str | None:
+    """What is wrong with a value; None if nothing is.
+
+    Args:
+        value: Any.
+        kind: As for `expect_type`.
+        place: The way to the value, for the message.
+    """
+    origin, of = get_origin(kind), get_args(kind)
+    if typing.is_typeddict(kind):
+        return _mismatch_of_record(value, kind, place)
+    if origin in {Union, types.UnionType}:
+        found = [mismatch(value, each, place) for each in of]
+        return None if None in found else _wrong(value, kind, place)
+    if origin is Literal:
+        return None if any(value == each and type(value) is type(each) for each in of) else _wrong(value, kind, place)
+    if origin is list and isinstance(value, list):
+        return _first(mismatch(each, of[0], f"{place}[{i}]") for i, each in enumerate(value))
+    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(of):
+        return _first(mismatch(v, k, f"{place}[{i}]") for i, (v, k) in enumerate(zip(value, of, strict=True)))
+    if origin is dict and isinstance(value, Mapping):
+        parts = (mismatch(each, of[1], _below(place, name)) for name, each in value.items())
+        return _first(parts)
+    if kind is float and type(value) in {int, float}:
+        return None if math.isfinite(typing.cast("float", value)) else _wrong(value, kind, place)
+    fits = value is None if kind in {None, type(None)} else origin is None and type(value) is kind
+    return None if fits else _wrong(value, kind, place)
+
+
+def _mismatch_of_record(value: object, kind: Any, place: str) -> str | None:
+    if not isinstance(value, Mapping):
+        return _wrong(value, kind, place)
+    kinds = _kinds(kind)
+    lacking, unknown = kind.__required_keys__ - value.keys(), value.keys() - kinds.keys()
+    within = f" in {place}" if place else ""
+    if lacking:
+        return f"it lacks {', '.join(sorted(lacking))}{within}"
+    if unknown:
+        return f"it has {', '.join(sorted(map(repr, unknown)))}{within}, which nothing writes"
+    return _first(mismatch(each, kinds[name], _below(place, name)) for name, each in value.items())
+
+
+@functools.cache
+def _kinds(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _first(found: typing.Iterable[str | None]) -> str | None:
+    return next((wrong for wrong in found if wrong is not None), None)
+
+
+def _below(place: str, name: object) -> str:
+    return f"{place}.{name}" if place else str(name)
+
+
+def _wrong(value: object, kind: Any, place: str) -> str:
+    name = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    text = repr(value)
+    shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return f"{place or 'it'} is {shown} where {name} is expected"
+
+
+_LONGEST = 60
+
+
+def expect_place(place: object, allowed: Mapping[Any, int], seen: dict[Any, int], what: str, where: str) -> None:
+    """Refuse a record that its run would not write at this place: of another run, or doubled.
+
+    Args:
+        place: What the record is of, such as a seed and a protection.
+        allowed: How many records the run writes of each.
+        seen: How many were read of each so far; this one is added.
+        what: The record in words.
+        where: Where it was found.
+
+    Raises:
+        InputError: If the run asks for none of these, or not for so many.
+    """
+    if place not in allowed:
+        raise InputError(f"Expected a record that the configuration asks for in {where}, but got {what}.")
+    seen[place] = seen.get(place, 0) + 1
+    if seen[place] > allowed[place]:
+        raise InputError(f"Expected each record once in {where}, but got {what} again.")

@@ -1,0 +1,109 @@
+"""Records that are whole, but not those of their run."""
+
+import copy
+import dataclasses
+
+import pytest
+
+from forgetless.comparison import ComparisonConfig, read_failures
+from forgetless.errors import InputError
+from forgetless.experiments.two_model import arms
+from forgetless.report import load_result
+from forgetless.runs import RunFolder
+from forgetless.schema import Number, mismatch
+from test_report import made_up as made_up_two_model
+from test_report_search import made_up as made_up_search
+
+
+def without(record, key):
+    return {name: value for name, value in record.items() if name != key}
+
+
+def at(records, index, **changes):
+    return [*records[:index], {**records[index], **changes}, *records[index + 1 :]]
+
+
+DAMAGED = {
+    "two-model": {
+        "doubled": (lambda r: [*r[:2], r[1]], "line 3 .* again"),
+        "of no seed": (lambda r: at(r, 1, seed=7), "line 2 .* seed 7"),
+        "of another strength": (lambda r: at(r, -1, alpha=3.0), "configuration asks for"),
+        "a key too few": (lambda r: [without(r[0], "mean_step")], "line 1 of .* it lacks mean_step"),
+        "a key too many": (lambda r: at(r, 0, extra=1), "it has 'extra', which nothing writes"),
+        "a key too few below": (lambda r: at(r, 0, curve={}), r"it lacks accuracy_a, accuracy_b, iteration in curve"),
+        "text": (lambda r: at(r, 0, accuracy_b="0.5"), r"accuracy_b is '0\.5' where float \| None is expected"),
+        "a truth": (lambda r: at(r, 0, seed=False), "seed is False where int is expected"),
+        "a fraction": (lambda r: at(r, 0, seed=0.5), r"seed is 0\.5 where int is expected"),
+    },
+    "search": {
+        "doubled": (lambda r: [r[0], r[0]], "line 2 of .*Expected|line 2 of"),
+        "an epoch left out": (lambda r: [r[0], r[2]], "Expected epoch 1 of .* in line 2 of .* but got epoch 2"),
+        "the first left out": (lambda r: r[1:], "Expected epoch 0 of .* in line 1 of .* but got epoch 1"),
+        "epochs exchanged": (lambda r: [r[1], r[0], *r[2:]], "Expected epoch 0 of"),
+        "of no seed": (lambda r: at(r, 0, seed=99), "the epoch of seed 99 under"),
+        "of no protection": (lambda r: at(r, 0, protection="ogl"), "under ogl"),
+        "derived too early": (
+            lambda r: [next(x for x in r if x["event"] == "derived")],
+            "all .* epochs before",
+        ),
+        "an unknown event": (lambda r: at(r, 0, event="epok"), "its event is 'epok'"),
+        "an unknown key": (lambda r: at(r, 0, reward=1.0), "it has 'reward'"),
+        "of the strategy": (lambda r: at(r, 0, strategy_x="y"), "strategy_x|it is 'y' where"),
+        "a list": (lambda r: at(r, 0, forgetting_mean=[1]), r"forgetting_mean is \[1\] where"),
+        "no epoch": (lambda r: [without(r[0], "error_first")], "it lacks error_first"),
+    },
+}
+MADE_UP = {"two-model": lambda: made_up_two_model(seeds=2), "search": made_up_search}
+
+
+@pytest.mark.parametrize(
+    ("experiment", "name"), [(experiment, name) for experiment, damages in DAMAGED.items() for name in damages]
+)
+def test_records_of_no_such_run_are_refused_by_line(tmp_path, experiment, name):
+    damage, message = DAMAGED[experiment][name]
+    result = MADE_UP[experiment]()
+    records = result.runs if experiment == "two-model" else result.records
+    folder = RunFolder.create(tmp_path / "run", {"experiment": experiment, **dataclasses.asdict(result.config)})
+    folder.replace_records(records)
+    load_result(folder)
+    folder.replace_records(damage(copy.deepcopy(records)))
+    with pytest.raises(InputError, match=message):
+        load_result(RunFolder(folder.path))
+
+
+def test_failures_of_no_search_of_a_comparison_are_refused(tmp_path):
+    config = ComparisonConfig(strategy=("enas",), seeds=10)
+    folder = RunFolder.create(tmp_path / "run", {"experiment": "compare", **config.to_toml()})
+    folder.append({"event": "failed", "unit": f"{config.strategy[0]}/seed-0", "reason": "no luck"})
+    assert list(read_failures(folder, config).values()) == ["no luck"]
+    folder.append({"event": "failed", "unit": "enas/seed-99", "reason": "no luck"})
+    with pytest.raises(InputError, match=r"line 2 of .*, but got 'enas/seed-99'"):
+        read_failures(folder, config)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "fits"),
+    [
+        (1, float, True),
+        (True, float, False),
+        (True, int, False),
+        (1.0, int, False),
+        (float("nan"), float, False),
+        (None, Number, True),
+        ("1", Number, False),
+        ([1, 2], list[int], True),
+        ([1, "2"], list[int], False),
+        ({"a": 1}, dict[str, float], True),
+        ({"a": None}, dict[str, float], False),
+        (["a", None], tuple[str, Number], True),
+        (["a"], tuple[str, Number], False),
+        ("a", list[str], False),
+    ],
+)
+def test_types(value, kind, fits):
+    assert (mismatch(value, kind) is None) == fits
+
+
+def test_every_arm_of_a_configuration_is_allowed_once():
+    result = made_up_two_model(seeds=2)
+    assert len(result.runs) == len(set(arms(result.config)))
