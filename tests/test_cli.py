@@ -392,3 +392,11 @@ def test_a_log_file_gets_lines_instead_of_a_bar(tmp_path, capsys, monkeypatch):
     lines = capsys.readouterr().err.splitlines()
     assert any(line.startswith("1/2  seed 0 wpl: epoch 2, model 1/1  accuracy ") for line in lines)
     assert "\x1b" not in "".join(lines)
+
+
+def test_another_package_may_have_imported_pydantic(here, capfd):
+    """Cyclopts then validates options with it, and None stands for a default that depends on other options."""
+    pytest.importorskip("pydantic", reason="comes with other packages")
+    assert main(tiny_search("--output", "run")) == 0
+    assert main(["compare", "--seeds", "1", "--workers", "0"]) == 2
+    assert "validation error" not in capfd.readouterr().err

@@ -1,11 +1,14 @@
 """Measure and prevent multi-model forgetting in networks that share weights."""
 
+import importlib
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from forgetless.errors import InputError
-from forgetless.forgetting import ForgettingMeter, ForgettingSummary, Interval, reduction
-from forgetless.importance import diagonal_fisher
-from forgetless.plasticity import WeightPlasticity, proximal_step, quadratic_penalty
+if TYPE_CHECKING:
+    from forgetless.errors import InputError
+    from forgetless.forgetting import ForgettingMeter, ForgettingSummary, Interval, reduction
+    from forgetless.importance import diagonal_fisher
+    from forgetless.plasticity import WeightPlasticity, proximal_step, quadratic_penalty
 
 __version__ = version("forgetless")
 
@@ -24,3 +27,26 @@ __all__ = [
     # bad input
     "InputError",
 ]
+
+_MODULES = {
+    "diagonal_fisher": "importance",
+    "WeightPlasticity": "plasticity",
+    "proximal_step": "plasticity",
+    "quadratic_penalty": "plasticity",
+    "ForgettingMeter": "forgetting",
+    "ForgettingSummary": "forgetting",
+    "Interval": "forgetting",
+    "reduction": "forgetting",
+    "InputError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: the command line has to handle signals before PyTorch is loaded."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,7 +1,8 @@
 """The command line: arguments to calls, and nothing else.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done (what failed twice is named on
-standard error), 2 bad input (one sentence says what), 130 interrupted (one line says how to go on).
+standard error), 2 bad input (one sentence says what), 130, 143 or 129 stopped by Ctrl-C, SIGTERM or SIGHUP (one line
+says how to go on).
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column, Table
 from rich.text import Text
 
-from forgetless import __version__, comparison, search
+from forgetless import __version__, comparison, interruption, search
 from forgetless.comparison import ComparisonConfig
 from forgetless.errors import InputError, expect_one_of
 from forgetless.evaluation.benchmark import make_benchmark
@@ -67,6 +68,8 @@ from forgetless.tasks import ImageClassification, LanguageModelling
 from forgetless.tensorboard import EpochScalars, expect_tensorboard
 
 _SECONDS_BETWEEN_LINES = 60.0
+_AGAIN = "run the same command again"
+_AGAIN_KEPT = f"{_AGAIN}: what is done is kept"
 
 Config = TwoModelConfig | SearchConfig
 Show = Callable[[str, float, int], None]
@@ -75,6 +78,7 @@ app = App(
     name="forgetless",
     help="Measure and prevent forgetting in networks that share weights.",
     version=__version__,
+    suppress_keyboard_interrupt=False,  # main has an exit code for each signal
     default_parameter=Parameter(consume_multiple=True, negative=()),
 )
 
@@ -204,7 +208,7 @@ def interference_command(
     folder = RunFolder(run)
     result = _search_result(folder)
     states = _trained_states(folder, result.config, seed, protection)
-    with _progress_bar() as show:
+    with _last_words(_AGAIN), _progress_bar() as show:
         arms = search.measure_arms(
             result.config, states, num_models=models, num_batches=batches, on_progress=_show_search(show)
         )
@@ -244,7 +248,7 @@ def evaluate_command(
     config = config or EvaluationConfig()
     runs = [_evaluated(name, RunFolder(path)) for path, name in _names(run).items()]
     store = None if config.truth is not None else TrainingStore(trainings or default_store())
-    with _progress_bar() as show, _warnings_in_one_line():
+    with _last_words(_AGAIN_KEPT), _progress_bar() as show, _warnings_in_one_line():
         found = run_evaluation(config, runs, store, on_progress=_show_search(show))
     with _writable(output or run[0]) as path:
         path.mkdir(parents=True, exist_ok=True)
@@ -281,7 +285,7 @@ def benchmark_command(
         cluster: The address of a Ray cluster, or `local` to start one here; processes by default.
         limit: Only the first so many architectures.
     """
-    with _progress_bar() as show, _warnings_in_one_line():
+    with _last_words(_AGAIN_KEPT), _progress_bar() as show, _warnings_in_one_line():
         store = TrainingStore(trainings or default_store())
         text = make_benchmark(
             name, store, workers=workers, cluster=cluster, limit=limit, on_progress=_show_search(show)
@@ -344,21 +348,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after the program's name; those of this process if None.
 
     Returns:
-        The exit code: 0 done, 2 bad input, 130 interrupted.
+        The exit code: 0 done, 2 bad input, 130, 143 or 129 stopped by a signal.
     """
     try:
-        app(
-            list(sys.argv[1:] if arguments is None else arguments),
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
+        with interruption.handled():
+            app(
+                list(sys.argv[1:] if arguments is None else arguments),
+                exit_on_error=False,
+                print_error=False,
+                result_action="return_value",
+            )
     except InputError as error:
         _complain(str(error))
         return 2
     except CycloptsError as error:
         _complain(_one_sentence(error))
         return 2
+    except interruption.Interrupted as error:
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `| head`
@@ -412,12 +419,9 @@ def _go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False) -> No
         with _warnings_in_one_line():
             held.enter_context(folder.writing(str(values["device"])))
         scalars = EpochScalars(folder.path / TENSORBOARD) if tensorboard else None
-        try:
-            with _progress_bar() as show:
-                _RUN[experiment](folder, values, show, scalars)
-        except KeyboardInterrupt:
-            _complain(f"interrupted; go on with: forgetless resume {shlex.quote(str(folder.path))}")
-            raise
+        held.enter_context(_last_words(f"go on with: forgetless resume {shlex.quote(str(folder.path))}"))
+        with _progress_bar() as show:
+            _RUN[experiment](folder, values, show, scalars)
         with _writable(folder.path / REPORT) as path:
             write_report([folder], path)
     result = load_result(folder)
@@ -428,6 +432,21 @@ def _go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False) -> No
         console = Console()
         console.print(_table_of(result))
         console.print(f"Report: {path}", soft_wrap=True, highlight=False)
+
+
+@contextlib.contextmanager
+def _last_words(advice: str) -> Iterator[None]:
+    """Within it an interruption ends with one line that says how to go on."""
+
+    def say() -> None:
+        _complain(f"interrupted; {advice}")
+
+    with interruption.last_words(say):
+        try:
+            yield
+        except KeyboardInterrupt:
+            say()
+            raise
 
 
 def _records_of(result: Result) -> dict[str, Any]:

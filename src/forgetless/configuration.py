@@ -2,12 +2,28 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Self
 
 from forgetless.errors import InputError, expect_one_of
 from forgetless.protection import ARMS, MATCHED, ToleranceWPL
+
+
+class _OrNone:
+    """Tells pydantic that None is allowed in a command.
+
+    Nothing here uses pydantic; but where another package has imported it, cyclopts validates options with it.
+    """
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.nullable_schema(handler(source))
+
+
+FITTING = _OrNone()
+"""Annotates an option whose default, None, is replaced by what fits the other options."""
 
 
 class Configuration:

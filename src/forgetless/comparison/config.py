@@ -3,8 +3,9 @@
 import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from forgetless.configuration import FITTING
 from forgetless.errors import InputError, expect_one_of
 from forgetless.evaluation.run import EvaluationConfig
 from forgetless.evaluation.significance import expect_enough_seeds
@@ -73,7 +74,7 @@ class ComparisonConfig(EvaluationConfig, SearchConfig):  # so that the search's 
     strategy: tuple[str, ...] = ("uniform", "enas")  # type: ignore[assignment]
     protection: tuple[str, ...] = ("none", "l2", "wpl")
     seeds: int = 10
-    final_batches: int = None  # type: ignore[assignment]
+    final_batches: Annotated[int, FITTING] = None  # type: ignore[assignment]
     reference: str | None = None
     allow_few_seeds: bool = False
     trainings: str | None = None

@@ -13,11 +13,13 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from forgetless import interruption
 from forgetless.errors import InputError
 from forgetless.evaluation.trainings import Training, TrainingStore, run_training
 
@@ -39,6 +41,8 @@ LOCAL = "local"
 """The cluster that is this machine: a Ray that is started here."""
 
 _SECONDS_TO_ANSWER = 10.0
+_SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_TO_STORE = interruption.GRACE_SECONDS + 0.3
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,8 @@ def _fan_out(jobs: Sequence[J], pool: _Pool, retries: int, done: Callable[[J, Re
         if not is_whole and not running:
             pool.restart()
             continue
-        finished, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+        finished, _ = concurrent.futures.wait(running, _SECONDS_BETWEEN_LOOKS, concurrent.futures.FIRST_COMPLETED)
+        interruption.stop_if_asked()
         died = False
         for future in finished:
             job = running.pop(future)
@@ -224,42 +229,58 @@ class _Here:
         """Nothing to do."""
 
 
+class _Recording(multiprocessing.context.SpawnContext):
+    """Starts processes afresh, and knows which it started: the executor forgets them when it is shut down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processes: list[multiprocessing.Process] = []
+
+    def Process(self, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]  # noqa: N802
+        """As the executor calls it."""
+        process = super().Process(*arguments, **options)
+        self.processes.append(process)  # type: ignore[arg-type]
+        return process
+
+
 class _Processes:
     """Processes of this machine, each started afresh."""
 
     def __init__(self, size: int, runner: Runner) -> None:
         self.size, self._runner = size, runner
-        self._executor = self._start()
+        self._start()
 
-    def _start(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            self.size, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
-        )
+    def _start(self) -> None:
+        self._context = _Recording()
+        self._executor = ProcessPoolExecutor(self.size, mp_context=self._context, initializer=interruption.begin_worker)
 
     def submit(self, job: Any) -> "Future[Result]":
-        return self._executor.submit(self._runner, job)
+        with interruption.starting_children():
+            return self._executor.submit(_run_job, self._runner, job)
 
     def restart(self) -> None:
         self.close()
-        self._executor = self._start()
+        self._start()
 
     def close(self) -> None:
+        """End all processes: those at work may store what they have first."""
         self._executor.shutdown(wait=False, cancel_futures=True)
-        for process in list((self._executor._processes or {}).values()):
+        processes = [process for process in self._context.processes if process.pid is not None]
+        for process in processes:
             process.terminate()
+        deadline = time.monotonic() + _SECONDS_TO_STORE
+        try:
+            for process in processes:
+                process.join(max(0.0, deadline - time.monotonic()))
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
 
 
-def _end_with_parent() -> None:
-    """In a new process: leave Ctrl-C to the parent, and end when that is killed, lest two work on one job later."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def wait() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=wait, daemon=True).start()
+def _run_job(runner: Runner, job: Any) -> Result:
+    with interruption.job_of_worker():
+        return runner(job)
 
 
 # ---- Ray ---------------------------------------------------------------------------------------------------------
@@ -271,18 +292,33 @@ def _ray_pool(workers: int, cluster: str, runner: Runner) -> Iterator[_Pool]:
         import ray
     except ImportError as error:
         raise InputError("Expected Ray for --cluster, but it is not installed. Install the extra `ray`.") from error
-    if cluster == LOCAL:
-        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    else:
+    if cluster != LOCAL:
         _expect_answer(cluster)
-        try:
-            ray.init(address=cluster, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise _no_answer(cluster, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+    with _own_handlers():
+        if cluster == LOCAL:
+            ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            try:
+                ray.init(address=cluster, log_to_driver=False, logging_level=logging.ERROR)
+            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise _no_answer(cluster, reason) from error
     try:
         yield _OnRay(workers, ray.remote(num_cpus=1, max_retries=0)(runner))
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_handlers() -> Iterator[None]:
+    """At its end signals are handled as before: Ray takes SIGTERM for itself."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if is_main else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _expect_answer(cluster: str) -> None:

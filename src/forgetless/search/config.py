@@ -2,10 +2,10 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from forgetless.architecture import ACTIVATIONS, CELL_OPERATIONS, NAS201_OPERATIONS
-from forgetless.configuration import Configuration
+from forgetless.configuration import FITTING, Configuration
 from forgetless.data.images import IMAGE_DATA
 from forgetless.data.text import TEXT_DATA
 from forgetless.errors import InputError, expect_one_of
@@ -137,18 +137,18 @@ class SearchConfig(Configuration):
     """
 
     space: SpaceName = "recurrent"
-    data: str = None  # type: ignore[assignment]
+    data: Annotated[str, FITTING] = None  # type: ignore[assignment]
     data_dir: str | None = None
     strategy: str = "enas"
-    protection: tuple[str, ...] = None  # type: ignore[assignment]
-    alpha: float = None  # type: ignore[assignment]
+    protection: Annotated[tuple[str, ...], FITTING] = None  # type: ignore[assignment]
+    alpha: Annotated[float, FITTING] = None  # type: ignore[assignment]
     tolerance: float = 0.01
     alpha_decay: float = 1.0
-    coupling_alpha: float = None  # type: ignore[assignment]
+    coupling_alpha: Annotated[float, FITTING] = None  # type: ignore[assignment]
     coupling_prior: float = 1e-3
     coupling_examples: int = 20
     coupling_rows: int = 50
-    ewc_alpha: float = None  # type: ignore[assignment]
+    ewc_alpha: Annotated[float, FITTING] = None  # type: ignore[assignment]
     l2_alpha: float = 1.0
     mas_alpha: float = 1.0
     si_alpha: float = 1.0
@@ -179,15 +179,15 @@ class SearchConfig(Configuration):
     interference_every: int = 0
     interference_models: int = 4
     optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: float = None  # type: ignore[assignment]
-    momentum: float = None  # type: ignore[assignment]
-    max_gradient_norm: float = None  # type: ignore[assignment]
+    learning_rate: Annotated[float, FITTING] = None  # type: ignore[assignment]
+    momentum: Annotated[float, FITTING] = None  # type: ignore[assignment]
+    max_gradient_norm: Annotated[float, FITTING] = None  # type: ignore[assignment]
     batch_size: int = 32
     num_steps: int = 20
     vocabulary: int | None = None
     nodes: int = 4
     operations: tuple[str, ...] | None = None
-    units: int = None  # type: ignore[assignment]
+    units: Annotated[int, FITTING] = None  # type: ignore[assignment]
     cells_per_stage: int = 1
     augment: bool = False
     dropout: float = 0.0

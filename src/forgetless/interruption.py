@@ -1,0 +1,194 @@
+"""Stopping when a signal asks for it: what can be stored is stored, every process ends, and nothing is left behind.
+
+The first SIGINT, SIGTERM or SIGHUP is a request. Loops ask `is_asked()` where their state is whole, store it, and call
+`stop_if_asked()`. Where nothing asks within the grace, `Interrupted` is raised wherever the program is. Where even that
+does not end it, as in a long call of a library, it is ended with all its children. A second signal does that at once.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+GRACE_SECONDS = 2.0
+"""How long a loop has to store what it has."""
+LIMIT_SECONDS = 4.5
+"""When a process that was asked to stop is ended, wherever it is."""
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_OF_THE_TERMINAL = [number for number in _SIGNALS if number != signal.SIGTERM]
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked this process to stop.
+
+    Args:
+        signal_number: Which.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"signal {signal_number}")
+        self.signal_number = signal_number
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a process that a signal ended: 130, 143 or 129."""
+        return 128 + self.signal_number
+
+
+class _State:
+    """What was asked of this process, and how it answers."""
+
+    is_handled = False
+    is_idle_worker = False
+    signal_number: int | None = None
+    watchdog: threading.Timer | None = None
+    last_words: Callable[[], object] | None = None
+
+
+def is_asked() -> bool:
+    """Whether a signal has asked this process to stop."""
+    return _State.signal_number is not None
+
+
+def stop_if_asked() -> None:
+    """Stop, if a signal has asked for it and what can be stored is stored.
+
+    Raises:
+        Interrupted: If so.
+    """
+    if _State.signal_number is not None:
+        _alarm(0)
+        raise Interrupted(_State.signal_number)
+
+
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """Within it signals are requests. Outside of the main thread, which alone may handle signals, it does nothing.
+
+    A signal that is ignored stays ignored, as SIGHUP is under `nohup`.
+    """
+    if _State.is_handled or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = _install()
+    try:
+        yield
+    finally:
+        _alarm(0)
+        if _State.watchdog is not None:
+            _State.watchdog.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _State.is_handled, _State.signal_number, _State.watchdog, _State.last_words = False, None, None, None
+
+
+def _install() -> dict[int, signal.Handlers | Callable[..., object] | int | None]:
+    _State.is_handled = True
+    wanted: dict[int, Callable[[int, FrameType | None], None]] = {
+        number: _ask for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    if hasattr(signal, "SIGALRM"):
+        wanted[signal.SIGALRM] = lambda number, frame: stop_if_asked()  # noqa: ARG005
+    return {number: signal.signal(number, handler) for number, handler in wanted.items()}
+
+
+def _ask(number: int, _frame: FrameType | None) -> None:
+    if _State.signal_number is not None or _State.is_idle_worker:
+        end_at_once(number)
+    _State.signal_number = number
+    # A thread of its own, because a handler waits for a library's long call to end.
+    _State.watchdog = threading.Timer(LIMIT_SECONDS, end_at_once, [number])
+    _State.watchdog.daemon = True
+    _State.watchdog.start()
+    if not _alarm(GRACE_SECONDS):
+        stop_if_asked()
+
+
+def _alarm(seconds: float) -> bool:
+    """Call `stop_if_asked` in so many seconds, or not if 0; False where there are no alarms, as on Windows."""
+    if not hasattr(signal, "setitimer"):
+        return False
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    return True
+
+
+@contextlib.contextmanager
+def last_words(say: Callable[[], object]) -> Iterator[None]:
+    """Within it, what is said when the process is ended at once, such as how to go on.
+
+    Args:
+        say: Prints it.
+    """
+    before, _State.last_words = _State.last_words, say
+    try:
+        yield
+    finally:
+        _State.last_words = before
+
+
+def end_at_once(number: int) -> None:
+    """Kill every child process and end this one, without any cleaning up.
+
+    Args:
+        number: Of the signal, for the exit code.
+    """
+    for child in multiprocessing.active_children():
+        child.kill()
+    with contextlib.suppress(Exception):
+        if _State.last_words is not None:
+            _State.last_words()
+        sys.stderr.flush()
+    os._exit(128 + number)
+
+
+# ---- workers -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def starting_children() -> Iterator[None]:
+    """Within it child processes are started that the terminal's signals never reach; their parent tells them.
+
+    Ctrl-C and the end of a terminal are sent to a whole group of processes. A child inherits the blocked signals, also
+    for the seconds before it can handle any.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_TERMINAL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def begin_worker() -> None:
+    """In a worker process, once: it stops when its parent says so with SIGTERM, and ends when its parent does."""
+    for number in _OF_THE_TERMINAL:  # where they could not be blocked
+        signal.signal(number, signal.SIG_IGN)
+    _install()
+    _State.is_idle_worker = True
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def wait() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=wait, daemon=True).start()
+
+
+@contextlib.contextmanager
+def job_of_worker() -> Iterator[None]:
+    """Within it a worker is asked to stop; without a job it is ended at once. An interrupted job ends its process."""
+    _State.is_idle_worker = False
+    try:
+        yield
+    except Interrupted as error:
+        os._exit(error.exit_code)
+    finally:
+        _State.is_idle_worker = True

@@ -1,0 +1,106 @@
+"""Real processes of the command line: started, stopped by signals, and looked for afterwards."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+MARK = "FORGETLESS_TEST_MARK"
+
+TINY_SEARCH = (
+    *("--space", "nas201", "--units", "2", "--epochs", "200", "--models-per-epoch", "2", "--batches-per-model", "2"),
+    *("--strategy-steps", "1", "--samples-per-step", "2", "--final-samples", "2", "--batch-size", "16"),
+)
+LONG = {
+    "two-model": ["two-model", "--seeds", "200", "--iterations", "200", "--iterations-a", "200", "--output", "run"],
+    "search": ["search", *TINY_SEARCH, "--output", "run"],
+    "compare": [
+        *("compare", *TINY_SEARCH, "--strategy", "enas", "uniform", "--protection", "none", "--seeds", "2"),
+        *("--allow-few-seeds", "--operations", "none", "skip_connect", "nor_conv_3x3", "--truth", "nas201-digits"),
+        *("--workers", "2", "--output", "run"),
+    ],
+    "benchmark": ["benchmark", "recurrent-3", "--workers", "2", "--trainings", "trainings", "--output", "made.csv"],
+}
+"""A command of each kind that lasts for minutes."""
+
+
+class Command:
+    """A command in a session of its own, so that a signal to its group is that of a terminal.
+
+    Args:
+        arguments: After the program's name.
+        folder: Where it runs.
+    """
+
+    def __init__(self, arguments, folder):
+        self.mark = uuid.uuid4().hex
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "forgetless", *arguments],
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, MARK: self.mark, "COLUMNS": "80", "OMP_NUM_THREADS": "1"},
+        )
+
+    def wait_for(self, is_there, seconds=60.0):
+        """Until something has happened."""
+        deadline = time.monotonic() + seconds
+        while not is_there():
+            assert self.process.poll() is None, self.process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def send(self, number, to):
+        """A signal to the process alone, or to its whole group."""
+        if to == "group":
+            os.killpg(self.process.pid, number)
+        else:
+            self.process.send_signal(number)
+
+    def seconds_until_gone(self, most=20.0):
+        """How long it takes until no process of it is left, whoever its parent is now."""
+        started = time.monotonic()
+        while living(self.mark):
+            if time.monotonic() - started > most:
+                for pid in living(self.mark):
+                    os.kill(pid, signal.SIGKILL)
+                return float("inf")
+            self.process.poll()
+            time.sleep(0.02)
+        return time.monotonic() - started
+
+    def end(self):
+        """Exit code and what it said."""
+        error = self.process.communicate(timeout=20)[1]
+        return self.process.returncode, error
+
+    def kill(self):
+        """Whatever happens in a test, nothing of it lives on."""
+        for pid in living(self.mark):
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        self.process.stderr.close()
+
+
+def living(mark):
+    """The processes that carry a mark in their environment, zombies left out."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
+                found += [int(folder.name)] * (state != "Z")
+        except (OSError, ProcessLookupError):
+            continue
+    return found
+
+
+def is_working(command, folder):
+    """Whether a command has begun with what it repeats."""
+    pattern = {"benchmark": "trainings/*.json", "compare": "run/*/*/metrics.jsonl"}.get(command, "run/metrics.jsonl")
+    return lambda: sum(path.stat().st_size > 0 for path in folder.glob(pattern)) >= 1

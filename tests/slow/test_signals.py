@@ -1,0 +1,58 @@
+"""Every signal, to every command that lasts, at random moments; each must end, leave no process, and go on."""
+
+import random
+import signal
+import time
+
+import pytest
+from reliability import Tally, report
+
+from processes import LONG, Command, is_working
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+RAY = [*LONG["benchmark"], "--cluster", "local"]
+COMMANDS = {**LONG, "benchmark on Ray": RAY}
+LIMITS = {"one": 5.0, "two": 1.0, "SIGKILL": 10.0}
+
+
+def attempt(name, number, to, how, folder):
+    """What went wrong; nothing if nothing did."""
+    command = Command(COMMANDS[name], folder)
+    try:
+        command.wait_for(is_working(name.split()[0], folder), seconds=120)
+        time.sleep(random.uniform(0, 1.5))
+        command.send(number, to)
+        if how == "two":
+            time.sleep(random.uniform(0.02, 0.3))
+            command.send(number, to)
+        seconds = command.seconds_until_gone()
+        if seconds > LIMITS["SIGKILL" if number == signal.SIGKILL else how]:
+            return f"lived for {seconds:.1f} s"
+        code, said = command.end()
+        if number == signal.SIGKILL:
+            return "" if code == -signal.SIGKILL else f"exit code {code}"
+        if code != 128 + number:
+            return f"exit code {code}: {said}"
+        lines = [line for line in said.splitlines() if line]
+        if "Traceback" in said or len(lines) != 1 or "interrupted; " not in lines[0]:
+            return said
+        return ""
+    finally:
+        command.kill()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_signal_ends_every_process(name, tmp_path):
+    if "Ray" in name:
+        pytest.importorskip("ray", reason="needs the extra ray")
+    random.seed(name)
+    tally = Tally()
+    trials = [(number, to, how) for number in SIGNALS for to in ("process", "group") for how in ("one", "two")]
+    for trial, (number, to, how) in enumerate([*trials, (signal.SIGKILL, "process", "one")]):
+        folder = tmp_path / str(trial)
+        folder.mkdir()
+        wrong = attempt(name, number, to, how, folder)
+        kind = f"{signal.Signals(number).name} to the {to}, {how}"
+        tally.add(kind, "wrong" if wrong else "identical", wrong)
+    report(f"signals: {name}", tally.counts)
+    assert tally.wrong == []

@@ -1,0 +1,148 @@
+"""Ctrl-C, SIGTERM and SIGHUP: everything ends soon, is stored, and says how to go on. tests/slow has all of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from forgetless import interruption
+from forgetless.runs import RunFolder
+from processes import LONG, Command, is_working
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+
+
+@pytest.fixture
+def start(tmp_path):
+    commands = []
+
+    def starting(name):
+        commands.append(Command(LONG[name], tmp_path))
+        return commands[-1]
+
+    yield starting
+    for command in commands:
+        command.kill()
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "to"),
+    [("compare", signal.SIGTERM, "process"), ("search", signal.SIGHUP, "group")],
+)
+def test_one_signal_ends_every_process_and_says_how_to_go_on(start, tmp_path, name, number, to):
+    command = start(name)
+    command.wait_for(is_working(name, tmp_path))
+    command.send(number, to)
+    assert command.seconds_until_gone() < 5
+    code, said = command.end()
+    assert code == 128 + number
+    assert said.splitlines() == ["forgetless: interrupted; go on with: forgetless resume run"]
+    with RunFolder(tmp_path / "run").writing():
+        pass
+
+
+def test_a_second_signal_ends_every_process_at_once(start, tmp_path):
+    command = start("compare")
+    command.wait_for(is_working("compare", tmp_path))
+    command.send(signal.SIGINT, "group")
+    time.sleep(0.05)
+    command.send(signal.SIGINT, "group")
+    assert command.seconds_until_gone() < 1
+    code, said = command.end()
+    assert code == 130
+    assert said.count("go on with: forgetless resume run") == 1
+    assert "Traceback" not in said
+
+
+def test_nothing_outlives_a_killed_parent(start, tmp_path):
+    command = start("compare")
+    command.wait_for(is_working("compare", tmp_path))
+    command.process.kill()
+    assert command.seconds_until_gone() < 5
+
+
+def run(program):
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30)
+
+
+def test_a_loop_that_asks_stores_what_it_has_and_one_that_does_not_is_interrupted():
+    program = """
+import os, signal, time
+from forgetless import interruption
+interruption.GRACE_SECONDS = 0.3
+for asks in (True, False):
+    stored = False
+    try:
+        with interruption.handled():
+            os.kill(os.getpid(), signal.SIGTERM)
+            started = time.monotonic()
+            while True:
+                if asks and interruption.is_asked():
+                    stored = True
+                    interruption.stop_if_asked()
+                time.sleep(0.01)
+    except interruption.Interrupted as error:
+        print(stored, error.exit_code, time.monotonic() - started < 0.2)
+print(interruption.is_asked(), signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
+"""
+    assert run(program).stdout.splitlines() == ["True 143 True", "False 143 False", "False True"]
+
+
+def test_a_process_that_nothing_ends_is_ended():
+    """A signal handler waits for a long call of a library to end; the watchdog does not."""
+    program = """
+import os, signal, time
+from forgetless import interruption
+interruption.GRACE_SECONDS, interruption.LIMIT_SECONDS = 0.1, 0.5
+with interruption.handled(), interruption.last_words(lambda: print("last words", flush=True)):
+    os.kill(os.getpid(), signal.SIGTERM)
+    while True:
+        try:
+            time.sleep(0.01)
+        except KeyboardInterrupt:
+            pass
+"""
+    ended = run(program)
+    assert (ended.returncode, ended.stdout) == (143, "last words\n")
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As SIGHUP under nohup, and Ctrl-C in the background of a script."""
+    program = """
+import os, signal
+from forgetless import interruption
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with interruption.handled():
+    os.kill(os.getpid(), signal.SIGHUP)
+    print(interruption.is_asked())
+"""
+    assert run(program).stdout == "False\n"
+
+
+def test_handlers_are_nobodys_but_the_command_lines():
+    before = signal.getsignal(signal.SIGTERM)
+    with interruption.handled():
+        assert signal.getsignal(signal.SIGTERM) is not before
+        with interruption.handled():
+            pass
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not interruption.is_asked()
+
+
+def test_a_signal_while_the_program_is_still_loading(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "forgetless", *LONG["two-model"]],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    time.sleep(0.7)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=20)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in said
