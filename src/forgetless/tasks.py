@@ -34,6 +34,26 @@ _RECALIBRATION_IMAGES = 500
 _IMAGES_AT_A_TIME = 250
 
 
+class BatchLoss:
+    """The loss of successive training batches of one model.
+
+    Args:
+        loss: (batch, state) → (loss, state of the next batch).
+
+    Attributes:
+        state: What the next batch begins with; None at the start. Who goes on with a training later sets it.
+    """
+
+    def __init__(self, loss: Callable[[Batch, Tensor | None], tuple[Tensor, Tensor | None]]) -> None:
+        self._loss = loss
+        self.state: Tensor | None = None
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """The loss of the next batch, a scalar that is a mean over its predictions."""
+        value, self.state = self._loss(batch, self.state)
+        return value
+
+
 class Task(ABC, Generic[Model]):
     """Batches, loss and error of one data set.
 
@@ -66,7 +86,7 @@ class Task(ABC, Generic[Model]):
         """
 
     @abstractmethod
-    def loss_of(self, model: Model, architecture: Any = None) -> Callable[[Batch], Tensor]:
+    def loss_of(self, model: Model, architecture: Any = None) -> BatchLoss:
         """The loss of successive training batches, in nats per prediction.
 
         Args:
@@ -197,10 +217,10 @@ class ImageClassification(Task[nn.Module]):
         """Mean cross entropy, in nats per image."""
         return F.cross_entropy(logits, labels)
 
-    def loss_of(self, model: nn.Module, architecture: Architecture | None = None) -> Callable[[Batch], Tensor]:
+    def loss_of(self, model: nn.Module, architecture: Architecture | None = None) -> BatchLoss:
         """The mean cross entropy of a batch (images, labels)."""
         forward = _bound(model, architecture)
-        return lambda batch: self.loss(forward(batch[0]), batch[1])
+        return BatchLoss(lambda batch, state: (self.loss(forward(batch[0]), batch[1]), state))
 
     def error(
         self,
@@ -342,20 +362,17 @@ class LanguageModelling(Task[RecurrentSupernet]):
         length = len(text) // number
         return text[: number * length].view(number, length)
 
-    def loss_of(self, model: RecurrentSupernet, architecture: Any = None) -> Callable[[Batch], Tensor]:
+    def loss_of(self, model: RecurrentSupernet, architecture: Any = None) -> BatchLoss:
         """The mean cross entropy of a batch (words, next words), the state carried from batch to batch.
 
         The state starts at zero, is detached between batches, and is not carried if batches are independent.
         """
-        state: Tensor | None = None
 
-        def loss(batch: Batch) -> Tensor:
-            nonlocal state
+        def loss(batch: Batch, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
             value, last = model.loss(*batch, architecture, state)
-            state = None if self.independent else last.detach()
-            return value
+            return value, None if self.independent else last.detach()
 
-        return loss
+        return BatchLoss(loss)
 
     def error(
         self, model: RecurrentSupernet, split: SplitName, architecture: Any = None, num_batches: int | None = None

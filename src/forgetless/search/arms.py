@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from forgetless.checkpoints import Checkpoints, no_checkpoints
 from forgetless.errors import InputError
 from forgetless.runs import differing_options
 from forgetless.search.config import SearchArm, SearchConfig, search_arms
@@ -15,6 +16,9 @@ from forgetless.search.epoch import Search
 from forgetless.search.setup import check_memory, fixed_sample, load_task
 from forgetless.tasks import Task
 from forgetless.training import cpu_arithmetic
+
+FORMAT = 2
+"""Of states; one of another format is refused."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ def run(
     checkpoint: Mapping[str, Any] | None = None,
     on_epoch: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
     on_progress: Callable[[SearchProgress], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[dict[str, Any]]:
     """Make every search that the configuration asks for, going on where an earlier call was interrupted.
 
@@ -50,6 +55,7 @@ def run(
         checkpoint: The newest state of these calls.
         on_epoch: Called after each record with the record and the state to go on from; store the state first.
         on_progress: Called within epochs.
+        checkpoints: Stores states within epochs and within the derivation.
 
     Returns:
         All records, one per epoch (none if no shared weights are trained) and one (`event` = `derived`) per arm;
@@ -60,20 +66,29 @@ def run(
             configuration (the message names the options).
     """
     if checkpoint is not None:
-        _check_configuration(config, checkpoint["config"])
+        _check(config, checkpoint)
     with cpu_arithmetic(config.threads, flush_denormals=True), torch.random.fork_rng(devices=[]):
         task = load_task(config)
         check_memory(config, task)
         made = list(records)
         for arm in search_arms(config):
-            _run_arm(config, task, arm, made, checkpoint, on_epoch, on_progress)
+            _run_arm(config, task, arm, made, checkpoint, on_epoch, on_progress, checkpoints or no_checkpoints())
     return made
 
 
+def _check(config: SearchConfig, state: Mapping[str, Any]) -> None:
+    """Refuse a state of another version or of another configuration."""
+    if state.get("format") != FORMAT:
+        raise InputError(
+            f"Expected a state that this version of forgetless wrote, but got format {state.get('format')}, not "
+            f"{FORMAT}. Go on with the version that wrote it, or start another run."
+        )
+    _check_configuration(config, state["config"])
+
+
 def _check_configuration(config: SearchConfig, stored: Mapping[str, Any]) -> None:
-    present = dataclasses.asdict(config)
     stored = dataclasses.asdict(SearchConfig.from_dict(stored))  # options that came later have their defaults
-    if told := differing_options(present, stored):
+    if told := differing_options(dataclasses.asdict(config), stored):
         raise InputError(f"Expected the configuration of the checkpoint, but got {told}. Put the old values back.")
 
 
@@ -97,17 +112,22 @@ def reconcile(
         InputError: If the checkpoint is of another configuration.
     """
     if checkpoint is not None:
-        _check_configuration(config, checkpoint["config"])
+        _check(config, checkpoint)
     kept = []
     for arm in search_arms(config):
         mine = [record for record in records if _arm_of(record) == arm]
-        if checkpoint is not None and checkpoint["arm"] == dataclasses.asdict(arm):
+        if checkpoint is not None and _is_of(checkpoint, arm):
             known = checkpoint["num_records"]
-            mine = [*mine[: known - 1], checkpoint["record"]] if len(mine) >= known - 1 else []
+            newest = [checkpoint["record"]] if known else []
+            mine = [*mine[: known - len(newest)], *newest] if len(mine) >= known - 1 else []
         elif len(mine) < _num_records(config):
             mine = []
         kept += mine
     return kept
+
+
+def _is_of(checkpoint: Mapping[str, Any], arm: SearchArm) -> bool:
+    return bool(checkpoint["arm"] == dataclasses.asdict(arm))
 
 
 def _num_records(config: SearchConfig) -> int:
@@ -135,6 +155,7 @@ def _run_arm(
     checkpoint: Mapping[str, Any] | None,
     on_epoch: Callable[[dict[str, Any], dict[str, Any]], None] | None,
     on_progress: Callable[[SearchProgress], None] | None,
+    checkpoints: Checkpoints,
 ) -> None:
     """Append to `made` the records of one arm that are missing there."""
     mine = [record for record in made if _arm_of(record) == arm]
@@ -143,7 +164,7 @@ def _run_arm(
         return
     torch.manual_seed(arm.seed)  # what is drawn in training, such as dropout
     search = Search(config, task, arm)
-    if mine and checkpoint is not None:
+    if checkpoint is not None and _is_of(checkpoint, arm) and len(mine) == checkpoint["num_records"]:
         search.load_state_dict(checkpoint)
     measure = "mean_net_step" if config.rule == "merge" else "mean_step"
     wanted = {
@@ -167,20 +188,22 @@ def _run_arm(
             label = f"seed {arm.seed} {arm.protection}: {epoch}{phase}"
             on_progress(SearchProgress(done, total, label, dict(known)))
 
+    def state() -> dict[str, Any]:
+        last = mine[-1] if mine else None
+        known = {"format": FORMAT, "config": dataclasses.asdict(config), "num_records": len(mine), "record": last}
+        return {**search.state_dict(), **known}
+
+    def point() -> None:
+        checkpoints.point(state)
+
     while len(mine) < expected:
-        record = search.one_epoch(wanted, show) if search.epoch < config.num_epochs else search.derive(show)
+        is_epoch = search.epoch < config.num_epochs
+        record = search.one_epoch(wanted, show, point) if is_epoch else search.derive(show, point)
         mine.append(record)
         made.append(record)
         if on_epoch is not None:
-            on_epoch(
-                record,
-                {
-                    **search.state_dict(),
-                    "config": dataclasses.asdict(config),
-                    "num_records": len(mine),
-                    "record": record,
-                },
-            )
+            on_epoch(record, state())
+            checkpoints.stored()
 
 
 def measure_arms(
@@ -218,7 +241,7 @@ def measure_arms(
     with cpu_arithmetic(config.threads, flush_denormals=True), torch.random.fork_rng(devices=[]):
         task = load_task(config)
         for done, state in enumerate(states):
-            _check_configuration(config, state["config"])
+            _check(config, state)
             arm = SearchArm(**state["arm"])
             torch.manual_seed(arm.seed)  # the state has the CPU's random numbers only
             search = Search(config, task, arm)
@@ -259,7 +282,7 @@ def shared_weight_rewards(
     with cpu_arithmetic(config.threads, flush_denormals=True), torch.random.fork_rng(devices=[]):
         task = load_task(config)
         for done, state in enumerate(states):
-            _check_configuration(config, state["config"])
+            _check(config, state)
             arm = SearchArm(**state["arm"])
             search = Search(config, task, arm)
             search.load_state_dict(state)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 from forgetless.architecture import ACTIVATIONS, CELL_OPERATIONS, NAS201_OPERATIONS
+from forgetless.checkpoints import DEFAULT, seconds_of
 from forgetless.configuration import FITTING, Configuration
 from forgetless.data.images import IMAGE_DATA
 from forgetless.data.text import TEXT_DATA
@@ -134,6 +135,7 @@ class SearchConfig(Configuration):
         weight_drop: Probability that a single weight of a recurrent cell is dropped.
         device: Where to train.
         threads: Threads of the CPU; they decide the last bits of every result.
+        checkpoint_every: How much work a kill may cost, such as 10min, 90s or 2h.
     """
 
     space: SpaceName = "recurrent"
@@ -194,6 +196,7 @@ class SearchConfig(Configuration):
     weight_drop: float = 0.0
     device: str = "cpu"
     threads: int = 1
+    checkpoint_every: str = DEFAULT
 
     def __post_init__(self) -> None:
         expect_one_of("space", self.space, get_args(SpaceName))
@@ -262,6 +265,7 @@ class SearchConfig(Configuration):
         if self.importance == "held-out" and self.fisher == "exact" and self.space == "recurrent":
             raise InputError("Expected fisher to be empirical, monte_carlo or batch for text, but got exact.")
         expect_device(self.device)
+        seconds_of(self.checkpoint_every)
         if self.vocabulary is not None:
             if self.space != "recurrent":
                 raise InputError(f"Expected no vocabulary for the space {self.space}, whose data are images.")

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forgetless.architecture import Architecture
-from forgetless.forgetting import ForgettingMeter
+from forgetless.forgetting import ForgettingSummary
 from forgetless.importance import diagonal_fisher
 from forgetless.interference import Interference, measure_interference
 from forgetless.protection import MATCHED, PROTECTIONS, Evidence, NoProtection, Protection, make_protection
@@ -29,6 +28,7 @@ from forgetless.search.setup import (
     make_space,
     make_supernet,
 )
+from forgetless.search.state import DerivationState, EpochState, Moved
 from forgetless.strategies import GdasOptions, Strategy, make_strategy
 from forgetless.supernets.nas201 import ImageSupernet
 from forgetless.tasks import Batch, ImageClassification, LanguageModelling, SplitName, Task
@@ -39,6 +39,9 @@ REWARD_SCALE = 80.0
 
 _NEWEST = 0.3  # share of the newest model in the running mean that the control arm follows
 _DIVERGED_NATS = 5.0  # above the uniform prediction, log of the vocabulary
+
+
+Show = Callable[[str, Mapping[str, float]], None]
 
 
 class Search:
@@ -65,6 +68,8 @@ class Search:
         if self.strategy.uses_gradients:
             self.strategy.loss = self._reward_loss
         self._num_losses = 0  # of the epoch
+        self._now: EpochState | None = None  # within an epoch
+        self._end: DerivationState | None = None  # within the derivation
         self.scale = 1.0  # of the shared weights' learning rate, in the control arm
         self._step_at_rate_1 = 0.0  # what a scale of 1 gives: a running mean over models
         self._protects = config.protect_from == 0
@@ -101,68 +106,95 @@ class Search:
     # ---- one epoch -------------------------------------------------------------------------------------------
 
     def one_epoch(
-        self, wanted_steps: Mapping[int, float], show: Callable[[str, Mapping[str, float]], None]
+        self, wanted_steps: Mapping[int, float], show: Show, point: Callable[[], object] = lambda: None
     ) -> dict[str, Any]:
         """Train the epoch's architectures, measure their forgetting, and let the strategy learn.
+
+        An epoch that was begun, as `load_state_dict` may have found it, is gone on with.
 
         Args:
             wanted_steps: Mean step under `wpl` by epoch, for the control arm.
             show: Called with the phase and what is known so far.
+            point: Called wherever `state_dict` is all that the rest of the epoch depends on.
 
         Returns:
             The epoch's record.
         """
+        config, now = self.config, self._begin_epoch()
+        clock = _Clock(now.seconds)
+        for j in range(len(now.architectures), config.models_per_epoch):
+            self._train_next(now, j, wanted_steps.get(self.epoch), clock)
+            show(f"model {j + 1}/{config.models_per_epoch}", {self.task.error_name: now.first[-1]})
+            point()
+        now.penalty = self.protection.penalty() if now.penalty is None else now.penalty
+        for architecture in now.architectures[len(now.second) :]:
+            with clock("evaluate"):
+                now.second.append(self._error(architecture, "forgetting"))
+            show(f"error {len(now.second)}/{config.models_per_epoch}", {})
+            point()
+        forgetting = now.forgetting(self._diverged_above())
+        if now.part is None:
+            now.part = self._measured_part(forgetting, show, clock)
+            point()
+        show("learning", {"forgetting": forgetting.mean})
+        learned = self._learn(now, clock, point)
+        record = self._epoch_record(now, forgetting, learned)
+        self.epoch += 1
+        self._protected_epochs += self._protects
+        if config.protect_from == "forgetting" and forgetting.mean > 0:
+            self._protects = True
+        self._now = None
+        return record
+
+    def _begin_epoch(self) -> EpochState:
+        """The state of this epoch; where it is new, what happens at an epoch's beginning has happened."""
         config = self.config
-        clock = _Clock()
-        if config.reset_every and self.epoch % config.reset_every == 0:
-            self.protection.reset()
-        self._protects |= self.epoch == config.protect_from
+        if self._now is None:
+            if config.reset_every and self.epoch % config.reset_every == 0:
+                self.protection.reset()
+            self._protects |= self.epoch == config.protect_from
+            self._num_losses = 0
+            self._now = EpochState()
         if self.protection.strength is not None and self.protection.decays:
             self.protection.alpha = self._alpha * config.alpha_decay**self._protected_epochs
-        wanted = wanted_steps.get(self.epoch)
-        meter = ForgettingMeter(self._diverged_above())
-        trained: list[Any] = []
-        first: list[float] = []
-        consolidated: list[float] = []
-        moved: list[_Moved] = []
-        num_passed_over = 0
-        for j in range(config.models_per_epoch):
-            architecture = self._next_architecture()
-            self._follow(wanted)
-            before = [weight.detach().clone() for weight in self._shared]
-            with clock("train"):
-                gradients, step, skipped = self._train(architecture, self.epoch * config.models_per_epoch + j)
-            num_passed_over += skipped
-            with clock("evaluate"):
-                error = self._error(architecture, "forgetting")
-            with clock("consolidate"):
-                if error <= self._diverged_above() and self._protects:
-                    self._consolidate(architecture, gradients)
-            with clock("evaluate"):
-                moves = self._protects and self.protection.moves_weights
-                consolidated.append(self._error(architecture, "forgetting") if moves else error)
-            moved.append(_Moved(step, _distance(before, self._shared) / config.batches_per_model))
-            self._learn_step(moved[-1])
-            meter.record(j, error)
-            trained.append(architecture)
-            first.append(error)
-            show(f"model {j + 1}/{config.models_per_epoch}", {self.task.error_name: error})
-        penalty = self.protection.penalty()
+        return self._now
+
+    def _train_next(self, now: EpochState, j: int, wanted: float | None, clock: "_Clock") -> None:
+        """Propose, train, measure and consolidate the epoch's model number j."""
+        config = self.config
+        architecture = self._next_architecture()
+        self._follow(wanted)
+        before = [weight.detach().clone() for weight in self._shared]
+        with clock("train"):
+            gradients, step, skipped = self._train(architecture, self.epoch * config.models_per_epoch + j)
+        now.num_passed_over += skipped
         with clock("evaluate"):
-            second = [self._error(architecture, "forgetting") for architecture in trained]
-        for j, error in enumerate(second):
-            meter.revisit(j, error)
-        forgetting = meter.summary()
-        part = math.nan
-        if config.interference_every and (self.epoch + 1) % config.interference_every == 0:
-            show("interference", {"forgetting": forgetting.mean})
-            sample = fixed_sample(self.strategy.space, config.interference_models, self.arm.seed)
-            with clock("interference"):
-                part = self.interference(sample, self.epoch + 1).multi_model_part.mean
-        show("learning", {"forgetting": forgetting.mean})
-        with clock("learn"):
-            learned = self._learn()
-        record = {
+            error = self._error(architecture, "forgetting")
+        with clock("consolidate"):
+            if error <= self._diverged_above() and self._protects:
+                self._consolidate(architecture, gradients)
+        with clock("evaluate"):
+            moves = self._protects and self.protection.moves_weights
+            now.consolidated.append(self._error(architecture, "forgetting") if moves else error)
+        now.moved.append(Moved(step, _distance(before, self._shared) / config.batches_per_model))
+        self._learn_step(now.moved[-1])
+        now.architectures.append(architecture)
+        now.first.append(error)
+
+    def _measured_part(self, forgetting: ForgettingSummary, show: Show, clock: "_Clock") -> float:
+        """The multi-model part of the epoch's forgetting; NaN where it is not this epoch's turn."""
+        config = self.config
+        if not config.interference_every or (self.epoch + 1) % config.interference_every:
+            return math.nan
+        show("interference", {"forgetting": forgetting.mean})
+        sample = fixed_sample(self.strategy.space, config.interference_models, self.arm.seed)
+        with clock("interference"):
+            return self.interference(sample, self.epoch + 1).multi_model_part.mean
+
+    def _epoch_record(
+        self, now: EpochState, forgetting: ForgettingSummary, learned: Mapping[str, float]
+    ) -> dict[str, Any]:
+        return {
             "event": "epoch",
             **dataclasses.asdict(self.arm),
             "epoch": self.epoch,
@@ -171,24 +203,19 @@ class Search:
             "forgetting_max": _or_none(forgetting.maximum),
             "num_models": forgetting.num_models,
             "num_diverged": forgetting.num_diverged,
-            "multi_model_part": _or_none(part),
-            "error_first": _or_none(_finite_mean(first)),
-            "error_consolidated": _or_none(_finite_mean(consolidated)),
-            "error_second": _or_none(_finite_mean(second)),
+            "multi_model_part": None if now.part is None else _or_none(now.part),
+            "error_first": _or_none(_finite_mean(now.first)),
+            "error_consolidated": _or_none(_finite_mean(now.consolidated)),
+            "error_second": _or_none(_finite_mean(now.second)),
             "is_protected": self._protects and self.arm.protection not in {"none", MATCHED},
-            "penalty": _or_none(penalty),
-            "mean_step": _or_none(_finite_mean([each.step for each in moved])),
-            "mean_net_step": _or_none(_finite_mean([each.net for each in moved])),
-            "num_passed_over": num_passed_over,
+            "penalty": None if now.penalty is None else _or_none(now.penalty),
+            "mean_step": _or_none(_finite_mean([each.step for each in now.moved])),
+            "mean_net_step": _or_none(_finite_mean([each.net for each in now.moved])),
+            "num_passed_over": now.num_passed_over,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **{name: _or_none(value) for name, value in learned.items()},
-            "seconds": clock.seconds,
+            "seconds": now.seconds,
         }
-        self.epoch += 1
-        self._protected_epochs += self._protects
-        if config.protect_from == "forgetting" and forgetting.mean > 0:
-            self._protects = True
-        return record
 
     def _follow(self, wanted: float | None) -> None:
         """Set the shared weights' learning rate; in the control arm such that they move as far as is wanted."""
@@ -197,7 +224,7 @@ class Search:
         for i, group in enumerate(self.optimizer.param_groups):
             group["lr"] = self.config.learning_rate * (self.scale if i == 0 else 1.0)
 
-    def _learn_step(self, moved: "_Moved") -> None:
+    def _learn_step(self, moved: Moved) -> None:
         """Take one model's step into what is known of steps at a scale of 1."""
         found = moved.net if self.config.rule == "merge" else moved.step
         if not math.isfinite(found) or self.scale <= 0:
@@ -369,40 +396,56 @@ class Search:
         self.supernet.train()
         return self.task.loss(self.supernet(images, architecture, edge_weights.to(images.device)), labels)
 
-    def _learn(self) -> dict[str, float]:
+    def _learn(self, now: EpochState, clock: "_Clock", point: Callable[[], object]) -> dict[str, float]:
         """The epoch's steps of the strategy; their metrics, averaged."""
-        gathered: list[dict[str, float]] = []
-        self._num_losses = 0
-        for _ in range(self.config.strategy_steps):
-            architectures = self.strategy.propose(self.config.samples_per_step)
-            gathered.append(self.strategy.learn(architectures, self._rewards(architectures)))
-        names = dict.fromkeys(name for metrics in gathered for name in metrics)
+        while len(now.learned) < self.config.strategy_steps:
+            with clock("learn"):
+                architectures = self.strategy.propose(self.config.samples_per_step)
+                now.learned.append(self.strategy.learn(architectures, self._rewards(architectures)))
+            point()
+        names = dict.fromkeys(name for metrics in now.learned for name in metrics)
         return {
-            f"strategy_{name}": _finite_mean([metrics[name] for metrics in gathered if name in metrics])
+            f"strategy_{name}": _finite_mean([metrics[name] for metrics in now.learned if name in metrics])
             for name in names
         }
 
-    def derive(self, show: Callable[[str, Mapping[str, float]], None]) -> dict[str, Any]:
+    # ---- the end ---------------------------------------------------------------------------------------------
+
+    def derive(self, show: Show, point: Callable[[], object] = lambda: None) -> dict[str, Any]:
         """The best of some proposed architectures by reward; it and a random one, trained from scratch.
 
-        Where no shared weights are trained there are no rewards, and the first that was drawn stands for the best.
+        Where no shared weights are trained there are no rewards, and the first that was drawn stands for the best. A
+        derivation that was begun is gone on with.
 
         Args:
             show: Called with the phase.
+            point: Called wherever `state_dict` is all that the rest depends on.
 
         Returns:
             The record: the architecture, its reward on the shared weights if there are any, and both trainings' errors.
         """
-        started = time.perf_counter()
-        proposed = self.strategy.propose_final(self.config.final_samples)
+        if self._end is None:
+            self._end = DerivationState(self.strategy.propose_final(self.config.final_samples))
+        end, clock = self._end, _Clock(self._end.seconds)
         measured = self.strategy.trains_shared_weights
-        rewards = self._rewards(proposed) if measured else [math.nan] * len(proposed)
+        for architecture in dict.fromkeys(end.proposed):
+            if architecture not in end.rewards:
+                with clock("derive"):
+                    end.rewards[architecture] = self.reward(architecture) if measured else math.nan
+                point()
         # Best first, what diverged last; of equals the one proposed first.
-        known = dict(zip(proposed, rewards, strict=True))
+        known = end.rewards
         ranked = sorted(known, key=lambda a: math.inf if math.isnan(known[a]) else -known[a])
         best = ranked[0]
         show("training from scratch", {"reward": known[best]} if measured else {})
         random = self.strategy.space.sample(generator_for(self.arm.seed, "random architecture"))
+        for name, architecture in (("derived", best), ("random", random)):
+            if name not in end.trained:
+                with clock("derive"):
+                    end.trained[name] = self._from_scratch(architecture, end, point)
+                end.training = None
+                point()
+        self._end = None
         return {
             "event": "derived",
             **dataclasses.asdict(self.arm),
@@ -410,16 +453,33 @@ class Search:
             "reward": _or_none(known[best]),
             "candidates": [[str(architecture), _or_none(known[architecture])] for architecture in ranked],
             "random_architecture": str(random),
-            **{f"derived_{k}": v for k, v in self._from_scratch(best).items()},
-            **{f"random_{k}": v for k, v in self._from_scratch(random).items()},
-            "seconds": {"derive": time.perf_counter() - started},
+            **{f"{name}_{key}": value for name, found in end.trained.items() for key, value in found.items()},
+            "seconds": end.seconds,
         }
 
-    def _from_scratch(self, architecture: Any) -> dict[str, float | None]:
+    def _from_scratch(
+        self, architecture: Any, end: DerivationState, point: Callable[[], object]
+    ) -> dict[str, float | None]:
         """Validation and test error of an architecture trained alone."""
         config = self.config
         num_batches = config.final_batches or config.epochs * config.models_per_epoch * config.batches_per_model
-        found = train_from_scratch(config, self.task, architecture, seed=self.arm.seed, num_batches=num_batches)
+        begun = end.training
+        end.random_state = torch.get_rng_state()  # the training draws from its own
+
+        def on_step(present: Callable[[], dict[str, Any]]) -> None:
+            end.training = present
+            point()
+
+        found = train_from_scratch(
+            config,
+            self.task,
+            architecture,
+            seed=self.arm.seed,
+            num_batches=num_batches,
+            state=begun() if begun is not None else None,
+            on_step=on_step,
+        )
+        end.random_state = None
         return {name: found[name] for name in ("validation_error", "test_error")}
 
     def _diverged_above(self) -> float:
@@ -431,7 +491,8 @@ class Search:
     # ---- going on after an interruption ----------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next epoch depends on; torch.load reads it with weights_only=True."""
+        """Everything that the rest depends on; torch.load reads it with weights_only=True."""
+        outer = None if self._end is None else self._end.random_state
         return {
             "arm": dataclasses.asdict(self.arm),
             "epoch": self.epoch,
@@ -443,8 +504,11 @@ class Search:
             "step_at_rate_1": self._step_at_rate_1,
             "protects": self._protects,
             "protected_epochs": self._protected_epochs,
+            "num_losses": self._num_losses,
             "only": None if self._only is None else str(self._only),
-            "random_state": torch.get_rng_state(),
+            "now": None if self._now is None else self._now.as_dict(),
+            "end": None if self._end is None else self._end.as_dict(),
+            "random_state": torch.get_rng_state() if outer is None else outer,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -453,14 +517,18 @@ class Search:
         Args:
             state: From `state_dict`.
         """
+        parse = self.strategy.space.parse
         self.epoch, self.scale = state["epoch"], state["scale"]
-        self._protected_epochs = state.get("protected_epochs", 0)  # states of before alpha_decay lack it
+        self._protected_epochs = state["protected_epochs"]
         self._step_at_rate_1, self._protects = state["step_at_rate_1"], state["protects"]
+        self._num_losses = state["num_losses"]
         self.supernet.load_state_dict(state["supernet"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.strategy.load_state_dict(state["strategy"])
         self.protection.load_state_dict(state["protection"])
-        self._only = None if state["only"] is None else self.strategy.space.parse(state["only"])
+        self._only = None if state["only"] is None else parse(state["only"])
+        self._now = None if state["now"] is None else EpochState.from_dict(state["now"], parse)
+        self._end = None if state["end"] is None else DerivationState.from_dict(state["end"], parse)
         torch.set_rng_state(state["random_state"])
 
 
@@ -489,24 +557,11 @@ class _Bound(nn.Module):
         return logits
 
 
-@dataclass(frozen=True)
-class _Moved:
-    """How far one model's training moved the shared weights, per batch.
-
-    Attributes:
-        step: Mean length of its steps.
-        net: Distance from before its training to after its consolidation, divided by its batches.
-    """
-
-    step: float
-    net: float
-
-
 class _Clock:
-    """Wall seconds by phase."""
+    """Adds wall seconds to those of each phase."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from forgetless.checkpoints import Checkpoints, seconds_of
 from forgetless.runs import RunFolder
 from forgetless.search.arms import SearchProgress, reconcile, run
 from forgetless.search.config import SearchConfig
@@ -47,4 +48,12 @@ def run_in_folder(
     if on_record is not None:
         for record in kept:
             on_record(record)
-    return run(config, records=kept, checkpoint=checkpoint, on_epoch=on_epoch, on_progress=on_progress)
+    checkpoints = Checkpoints(folder.save_checkpoint, seconds_of(config.checkpoint_every))
+    return run(
+        config,
+        records=kept,
+        checkpoint=checkpoint,
+        on_epoch=on_epoch,
+        on_progress=on_progress,
+        checkpoints=checkpoints,
+    )

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,15 @@ from forgetless.training import train
 
 
 def train_from_scratch(
-    config: SearchConfig, task: Task[Any], architecture: Any, *, seed: int, num_batches: int, whole_text: bool = True
+    config: SearchConfig,
+    task: Task[Any],
+    architecture: Any,
+    *,
+    seed: int,
+    num_batches: int,
+    whole_text: bool = True,
+    state: Mapping[str, Any] | None = None,
+    on_step: Callable[[Callable[[], dict[str, Any]]], None] | None = None,
 ) -> dict[str, Any]:
     """Train an architecture alone, as the search trains its models, and measure it.
 
@@ -26,22 +35,50 @@ def train_from_scratch(
         num_batches: How many.
         whole_text: Take the test error of text over the whole file as one stream, which is what is published and
             slow; else in parallel streams, as the validation error. No difference for images.
+        state: To go on from: of an earlier call's `on_step`, with the same other arguments. The result is the same,
+            bit for bit on the CPU.
+        on_step: Called after each step with a function that makes the state; `torch.load` reads it with
+            `weights_only=True`.
 
     Returns:
         `validation_error` and `test_error`, None where they are not finite; `parameters`, the number of weights that
         the architecture uses; `seconds`.
     """
-    started = time.perf_counter()
+    before, started = 0.0 if state is None else state["seconds"], time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # what is drawn in training, such as dropout
         model: Any = make_supernet(config, task, make_space(config), seed)
         model.train()
+        optimizer, loss = make_optimizer(config, model), task.loss_of(model, architecture)
+        done = 0
+        if state is not None:
+            done = state["step"]
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            loss.state = state["carried"]
+            torch.set_rng_state(state["random_state"])
+
+        def after_step(step: int) -> None:
+            def present() -> dict[str, Any]:
+                return {
+                    "step": done + step,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "carried": loss.state,
+                    "random_state": torch.get_rng_state(),
+                    "seconds": before + time.perf_counter() - started,
+                }
+
+            if on_step is not None:
+                on_step(present)
+
         train(
-            task.training_batches(num_batches, torch.Generator().manual_seed(seed)),
-            task.loss_of(model, architecture),
-            make_optimizer(config, model),
+            task.training_batches(num_batches - done, torch.Generator().manual_seed(seed), start=done),
+            loss,
+            optimizer,
             NoProtection([]),
             max_gradient_norm=config.max_gradient_norm,
+            after_step=after_step,
         )
     validation = task.error(model, "validation", architecture)
     if whole_text and isinstance(task, LanguageModelling):
@@ -53,5 +90,5 @@ def train_from_scratch(
         "validation_error": validation if math.isfinite(validation) else None,
         "test_error": test if math.isfinite(test) else None,
         "parameters": sum(weight.numel() for weight in used),
-        "seconds": time.perf_counter() - started,
+        "seconds": before + time.perf_counter() - started,
     }

@@ -1,0 +1,72 @@
+"""When to store what a long piece of work has come to: now and then, and when a signal asks it to stop."""
+
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from forgetless import interruption
+from forgetless.errors import InputError
+
+DEFAULT = "10min"
+"""How much work a kill may cost."""
+
+State = Mapping[str, Any]
+
+_UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*")
+
+
+def seconds_of(duration: str) -> float:
+    """A duration in seconds.
+
+    Args:
+        duration: A number with `s`, `min` or `h`; without a unit it is in seconds.
+
+    Raises:
+        InputError: If it is anything else.
+
+    >>> seconds_of("10min"), seconds_of("1.5h"), seconds_of("0")
+    (600.0, 5400.0, 0.0)
+    """
+    found = _DURATION.fullmatch(duration)
+    if found is None or found[2] not in _UNITS or not math.isfinite(float(found[1])):
+        raise InputError(f"Expected a duration such as 10min, 90s or 2h, but got {duration!r}.")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+class Checkpoints:
+    """Stores states at points where they are whole.
+
+    Args:
+        save: Stores one.
+        every_seconds: Of wall clock, at least, between two; 0 stores at every point.
+    """
+
+    def __init__(self, save: Callable[[State], object], every_seconds: float) -> None:
+        self._save, self._every = save, every_seconds
+        self._last = time.monotonic()
+
+    def point(self, make_state: Callable[[], State]) -> None:
+        """The work may be stored here; it is, if it is time, or if this process is asked to stop.
+
+        Args:
+            make_state: Makes the state; called only where it is stored.
+
+        Raises:
+            Interrupted: If this process is asked to stop; the state is stored then.
+        """
+        if interruption.is_asked() or time.monotonic() - self._last >= self._every:
+            self._save(make_state())
+            self.stored()
+        interruption.stop_if_asked()
+
+    def stored(self) -> None:
+        """The state was stored otherwise."""
+        self._last = time.monotonic()
+
+
+def no_checkpoints() -> Checkpoints:
+    """For work that is not stored; it is interrupted at its points all the same."""
+    return Checkpoints(lambda state: None, math.inf)  # noqa: ARG005
