@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+COUNTS ?= runs/reliability.json
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test test-slow lint benchmark clean
 
 demo: $(STAMP)  ## two models, then a search, on embedded digits; one report of both
 	$(BIN)/forgetless two-model --seeds 3 --alpha 1e3 1e5 1e7 --iterations 600 --iterations-a 1200 --output runs/demo --overwrite
@@ -13,6 +14,9 @@ demo: $(STAMP)  ## two models, then a search, on embedded digits; one report of 
 
 test: $(STAMP)  ## every test and docstring example, a process per core
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+test-slow: $(STAMP)  ## kills, damage, full disks, signals, by the thousand; counts go to $(COUNTS)
+	FORGETLESS_RELIABILITY=$(abspath $(COUNTS)) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile tests/slow
 
 lint: $(STAMP)  ## style, types
 	$(BIN)/ruff check

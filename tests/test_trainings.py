@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from forgetless.checkpoints import Checkpoints
 from forgetless.errors import InputError
 from forgetless.evaluation.trainings import Training, TrainingStore, run_training
 from forgetless.evaluation.workers import _fan_out, run_trainings
@@ -157,6 +158,34 @@ def test_a_store_that_cannot_be_made_is_refused(tmp_path):
 
 
 # Who makes them
+
+
+def test_an_interrupted_training_goes_on_where_it_was(trainings, tmp_path, monkeypatch):
+    training, store = trainings[0], TrainingStore(tmp_path, checkpoint_every="0")
+    whole = run_training(training)
+    steps = []
+
+    class Stopping(Checkpoints):
+        def point(self, make_state):
+            super().point(make_state)
+            steps.append(1)
+            if len(steps) == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr("forgetless.evaluation.trainings.Checkpoints", Stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run_trainings([training], store, workers=1)
+    (kept,) = tmp_path.iterdir()
+    assert kept.name == f"{training.key}.pt"
+    (result,), _ = run_trainings([training], store, workers=1)
+    assert len(steps) == training.num_batches
+    assert {**result, "seconds": 0} == {**whole, "seconds": 0}
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+    kept.write_bytes(b"damaged")
+    (tmp_path / f"{training.key}.json").unlink()
+    with pytest.warns(UserWarning, match="is damaged .*; beginning this training again"):
+        (result,), _ = run_trainings([training], store, workers=1)
+    assert {**result, "seconds": 0} == {**whole, "seconds": 0}
 
 
 def test_processes_give_the_same_numbers(trainings, tmp_path):

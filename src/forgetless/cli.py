@@ -30,6 +30,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from forgetless import __version__, comparison, interruption, search
+from forgetless.checkpoints import DEFAULT
 from forgetless.comparison import ComparisonConfig
 from forgetless.errors import InputError, expect_one_of
 from forgetless.evaluation.benchmark import make_benchmark
@@ -229,6 +230,7 @@ def evaluate_command(
     config: Annotated[EvaluationConfig | None, Parameter(name="*")] = None,
     *,
     trainings: Path | None = None,
+    checkpoint_every: str = DEFAULT,
     output: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
@@ -239,6 +241,7 @@ def evaluate_command(
         config: What to do.
         trainings: Folder of trainings from scratch, which are made once; FORGETLESS_TRAININGS or runs/trainings by
             default.
+        checkpoint_every: How much work of a training a kill may cost, such as 10min, 90s or 2h.
         output: Folder for evaluation.json; the first run folder by default.
         as_json: Print the result as JSON on standard output, and nothing else there.
 
@@ -247,7 +250,7 @@ def evaluate_command(
     """
     config = config or EvaluationConfig()
     runs = [_evaluated(name, RunFolder(path)) for path, name in _names(run).items()]
-    store = None if config.truth is not None else TrainingStore(trainings or default_store())
+    store = None if config.truth is not None else TrainingStore(trainings or default_store(), checkpoint_every)
     with _last_words(_AGAIN_KEPT), _progress_bar() as show, _warnings_in_one_line():
         found = run_evaluation(config, runs, store, on_progress=_show_search(show))
     with _writable(output or run[0]) as path:
@@ -273,6 +276,7 @@ def benchmark_command(
     workers: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
     cluster: str | None = None,
     limit: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    checkpoint_every: str = DEFAULT,
 ) -> None:
     """Make one of the benchmarks that come with forgetless again: every architecture of a space, from scratch.
 
@@ -284,9 +288,10 @@ def benchmark_command(
         workers: Processes, or tasks at a time on a cluster; one per core by default.
         cluster: The address of a Ray cluster, or `local` to start one here; processes by default.
         limit: Only the first so many architectures.
+        checkpoint_every: How much work of a training a kill may cost, such as 10min, 90s or 2h.
     """
     with _last_words(_AGAIN_KEPT), _progress_bar() as show, _warnings_in_one_line():
-        store = TrainingStore(trainings or default_store())
+        store = TrainingStore(trainings or default_store(), checkpoint_every)
         text = make_benchmark(
             name, store, workers=workers, cluster=cluster, limit=limit, on_progress=_show_search(show)
         )

@@ -148,7 +148,7 @@ def run_comparison(
         folder.append({"event": "failed", "unit": name, "reason": reason})
     finished = [unit for unit in wanted if is_finished(unit)]
     if config.truth is None and finished:
-        store = TrainingStore(config.trainings or default_store())
+        store = TrainingStore(config.trainings or default_store(), config.checkpoint_every)
         found = run_evaluation(
             config.evaluation, [_evaluated(unit) for unit in finished], store, on_progress=on_progress
         )

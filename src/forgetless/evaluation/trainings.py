@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -15,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forgetless.checkpoints import DEFAULT, Checkpoints, seconds_of
 from forgetless.errors import InputError
 from forgetless.runs import environment, read_sealed, write_sealed, writing_to
+from forgetless.runs.states import load_state, save_state
 from forgetless.search import SearchConfig, load_task, make_space
 from forgetless.search.scratch import train_from_scratch
 from forgetless.tasks import Task
@@ -44,6 +47,8 @@ class Training:
         num_batches: How long it trains.
         whole_text: Whether the test error of text is over the whole file as one stream.
         data_dir: Where the data lies; it decides nothing.
+        kept_in: Folder for what it has come to when it is interrupted; it decides nothing.
+        checkpoint_seconds: How much work a kill may cost; it decides nothing.
     """
 
     options: tuple[tuple[str, Any], ...]
@@ -53,6 +58,8 @@ class Training:
     num_batches: int
     whole_text: bool
     data_dir: str | None = dataclasses.field(default=None, compare=False)
+    kept_in: str | None = dataclasses.field(default=None, compare=False)
+    checkpoint_seconds: float = dataclasses.field(default=math.inf, compare=False)
 
     @classmethod
     def of(
@@ -87,7 +94,8 @@ class Training:
     def as_dict(self) -> dict[str, Any]:
         """What the key is made of, JSON-serialisable."""
         values = dataclasses.asdict(self)
-        del values["data_dir"]
+        for name in ("data_dir", "kept_in", "checkpoint_seconds"):
+            del values[name]
         return {**values, "options": dict(self.options), "version": VERSION}
 
     @property
@@ -117,6 +125,17 @@ def run_training(training: Training) -> dict[str, Any]:
             "Evaluate on the data of the search."
         )
     architecture = make_space(config).parse(training.architecture)
+    # On another machine of a cluster the folder may not be there.
+    begun = None if training.kept_in is None else Path(training.kept_in, f"{training.key}.pt")
+    is_kept = begun is not None and begun.parent.is_dir()
+
+    def save(state: Mapping[str, Any]) -> None:
+        if begun is not None and is_kept:
+            with writing_to(begun.parent):
+                save_state(begun, state)
+
+    state = load_state(begun, "beginning this training again") if begun is not None and is_kept else None
+    checkpoints = Checkpoints(save, training.checkpoint_seconds)
     with cpu_arithmetic(1, flush_denormals=True):
         return train_from_scratch(
             config,
@@ -125,6 +144,8 @@ def run_training(training: Training) -> dict[str, Any]:
             seed=training.seed,
             num_batches=training.num_batches,
             whole_text=training.whole_text,
+            state=state,
+            on_step=checkpoints.point,
         )
 
 
@@ -140,13 +161,15 @@ class TrainingStore:
 
     Args:
         folder: Made if it is not there.
+        checkpoint_every: How much work of a training a kill may cost, such as 10min.
 
     Raises:
         InputError: If it cannot be made.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, checkpoint_every: str = DEFAULT) -> None:
         self.folder = Path(folder)
+        self._seconds = seconds_of(checkpoint_every)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -173,6 +196,14 @@ class TrainingStore:
         warnings.warn(f"{path} is damaged; training {training.architecture} again.", stacklevel=2)
         return None
 
+    def to_make(self, training: Training) -> Training:
+        """The same training, which keeps here what it has come to when it is interrupted.
+
+        Args:
+            training: Which.
+        """
+        return dataclasses.replace(training, kept_in=str(self.folder), checkpoint_seconds=self._seconds)
+
     def save(self, training: Training, result: Mapping[str, Any]) -> None:
         """Keep a result; a crash at any moment leaves the old file or the new one.
 
@@ -183,6 +214,7 @@ class TrainingStore:
         stored = {"training": training.as_dict(), "result": dict(result), "environment": environment()}
         with writing_to(self.folder):
             write_sealed(self._path(training), stored, training.key)
+            self._path(training).with_suffix(".pt").unlink(missing_ok=True)
 
 
 def default_store() -> Path:

@@ -96,7 +96,7 @@ def run_trainings(
     """
     distinct = {training.key: training for training in trainings}
     results = {key: found for key, training in distinct.items() if (found := store.load(training)) is not None}
-    missing = {key: training for key, training in distinct.items() if key not in results}
+    missing = [store.to_make(training) for key, training in distinct.items() if key not in results]
 
     def done(training: Training, result: Result) -> None:
         store.save(training, result)
@@ -106,7 +106,7 @@ def run_trainings(
 
     if on_result is not None:
         on_result(len(results), len(distinct))
-    failures = fan_out(list(missing.values()), runner, done, workers=workers, cluster=cluster, retries=retries)
+    failures = fan_out(missing, runner, done, workers=workers, cluster=cluster, retries=retries)
     return [results.get(training.key) for training in trainings], failures
 
 
