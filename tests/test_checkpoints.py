@@ -10,6 +10,8 @@ import torch
 from forgetless import interruption
 from forgetless.checkpoints import Checkpoints, seconds_of
 from forgetless.errors import InputError
+from forgetless.experiments import two_model
+from forgetless.experiments.two_model import TwoModelConfig
 from forgetless.search import SearchConfig, load_task, make_space, reconcile, run
 from forgetless.search.scratch import train_from_scratch
 
@@ -67,9 +69,29 @@ def without_time(records):
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 
+def go_on_with_search(config, records, state):
+    left = reconcile(config, records, state)
+    assert left == records
+    return run(config, records=left, checkpoint=state)
+
+
+def begin_search(config, records, save):
+    run(config, on_epoch=lambda record, _: records.append(record), checkpoints=Checkpoints(save, 0.0))
+
+
+def go_on_with_two_models(config, records, state):
+    return two_model.run(config, finished=records, checkpoint=state).runs
+
+
+def begin_two_models(config, records, save):
+    two_model.run(config, on_run=records.append, checkpoints=Checkpoints(save, 0.0))
+
+
 def killed_at_every_point(config, step=1):
     """Check a configuration; returns how many points it has."""
-    whole = without_time(run(config))
+    is_search = isinstance(config, SearchConfig)
+    begin, go_on = (begin_search, go_on_with_search) if is_search else (begin_two_models, go_on_with_two_models)
+    whole = without_time(run(config) if is_search else two_model.run(config).runs)
     point, last = 0, None
     while True:
         kept, records, seen = [], [], 0
@@ -81,16 +103,10 @@ def killed_at_every_point(config, step=1):
                 kept.append(stored(state))  # noqa: B023
                 raise _Killed
 
-        def on_epoch(record, state):
-            records.append(record)  # noqa: B023
-
         try:
-            run(config, on_epoch=on_epoch, checkpoints=Checkpoints(save, 0.0))
+            begin(config, records, save)
         except _Killed:
-            left = reconcile(config, records, kept[0])
-            assert left == records
-            again = run(config, records=left, checkpoint=kept[0])
-            assert without_time(again) == whole, f"point {point}"
+            assert without_time(go_on(config, records, kept[0])) == whole, f"point {point}"
             last = point
         else:
             assert last is not None
@@ -112,6 +128,75 @@ SMALL = {
 def test_killed_at_any_point_the_records_are_the_same(options, step, text):
     options = options | ({"data": text} if options["space"] == "recurrent" else {})
     assert killed_at_every_point(SearchConfig(**options), step) > 6
+
+
+MODELS = {
+    "models": 3,
+    "seeds": 1,
+    "iterations": 5,
+    "iterations_a": 8,
+    "evaluate_every": 4,
+    "width": 12,
+    "convergence": (0.5,),
+    "batch_size": 32,
+    "coupling_examples": 8,
+    "coupling_rows": 8,
+}
+
+
+def test_two_models_go_on_between_any_two_trainings():
+    """A to the end, A to its share, B and C in each arm and in each try of the control."""
+    config = TwoModelConfig(**MODELS, protection=("none", "si", "wpl", "matched-lr"), alpha=(1e3,))
+    assert killed_at_every_point(config, 2) > 8
+
+
+def test_each_part_of_the_state_of_two_models_matters():
+    config = TwoModelConfig(**MODELS, protection=("si", "none"))
+    states = []
+    whole = without_time(two_model.run(config, checkpoints=Checkpoints(lambda s: states.append(stored(s)), 0.0)).runs)
+    begun = next(state for state in states if state["rest"] is not None)
+    rest = begun["rest"]
+    other = {name: weight + 0.01 for name, weight in begun["start"][0].items()}
+    for lost in (
+        {"start": [other, *begun["start"][1:]]},
+        {"rest": rest | {"models": [other, *rest["models"][1:]]}},
+        {"rest": rest | {"protection": states[1]["watchers"]["si"]}},
+        {"rest": rest | {"steps": {"total": 0.0, "count": 0}}},
+        {"rest": rest | {"curve": {"iteration": [], "accuracy_a": [], "accuracy_b": []}}},
+    ):
+        assert without_time(two_model.run(config, checkpoint=begun | lost).runs) != whole, lost.keys()
+    assert without_time(two_model.run(config, checkpoint=begun).runs) == whole
+
+
+def test_an_interruption_stores_the_state_of_the_last_point_between_two_trainings():
+    config = TwoModelConfig(**MODELS, protection=("none", "wpl"))
+    whole = without_time(two_model.run(config).runs)
+    records, kept = [], []
+
+    def interrupt(progress):
+        if ": wpl" in progress.label and progress.step > config.iterations:  # within C
+            raise KeyboardInterrupt
+
+    checkpoints = Checkpoints(lambda state: kept.append(stored(state)), math.inf)
+    with pytest.raises(KeyboardInterrupt):
+        two_model.run(config, on_run=records.append, on_progress=interrupt, checkpoints=checkpoints)
+    assert len(kept) == 1
+    assert len(kept[0]["rest"]["first"]) == 2  # A and B
+    trained = []
+    again = two_model.run(
+        config, finished=records, checkpoint=kept[0], on_progress=lambda p: trained.append((p.label, p.step))
+    )
+    assert without_time(again.runs) == whole
+    assert min(step for _, step in trained) > config.iterations
+
+
+def test_a_state_of_other_two_models_is_refused():
+    config, states = TwoModelConfig(**MODELS, protection=("none",)), []
+    two_model.run(config, checkpoints=Checkpoints(states.append, 0.0))
+    with pytest.raises(InputError, match=r"but got iterations 6 \(there 5\)"):
+        two_model.run(dataclasses.replace(config, iterations=6), checkpoint=states[0])
+    with pytest.raises(InputError, match="got format None, not 1"):
+        two_model.run(config, checkpoint={})
 
 
 def test_two_arms_and_a_control_go_on_within_the_second():

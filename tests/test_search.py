@@ -24,7 +24,7 @@ from forgetless.search import (
     search_arms,
     shared_weight_rewards,
 )
-from forgetless.search.arms import _check_configuration
+from forgetless.search.arms import FORMAT
 from forgetless.search.epoch import _Clock
 from forgetless.search.setup import memory_bytes
 from forgetless.search.state import EpochState
@@ -482,7 +482,8 @@ def test_a_checkpoint_of_another_configuration_names_the_options(stored, tmp_pat
 def test_a_checkpoint_older_than_an_option_has_the_default_of_its_space():
     images = SearchConfig(space="nas201")
     assert images.ewc_alpha != SearchConfig().ewc_alpha
-    _check_configuration(images, {k: v for k, v in dataclasses.asdict(images).items() if k != "ewc_alpha"})
+    stored = {name: value for name, value in dataclasses.asdict(images).items() if name != "ewc_alpha"}
+    images.expect_own_state({"format": FORMAT, "config": stored}, FORMAT)
 
 
 def test_the_exact_fisher_is_the_importance_of_wpl_if_asked_for():

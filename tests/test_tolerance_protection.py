@@ -16,6 +16,7 @@ from forgetless import diagonal_fisher
 from forgetless.errors import InputError
 from forgetless.experiments import two_model
 from forgetless.experiments.two_model import Arm, TwoModelConfig, TwoModelResult, arms, run
+from forgetless.experiments.two_model.training import Trainer
 from forgetless.protection import Evidence, ToleranceWPL, make_protection, tolerance
 from forgetless.report import accuracy_curves, chosen_alpha, trade_off
 from forgetless.report.table import summary_table
@@ -225,7 +226,7 @@ SMALL = TwoModelConfig(
 def test_in_two_models_the_tolerance_is_kept_on_the_importance_split(wiring, shared, monkeypatch):
     """Strict and stopped early; measured from outside, on the split that the protection measures on."""
     lost = {}
-    train_rest = two_model._Trainer._train_rest
+    train_rest = Trainer._train_rest
 
     def watched(trainer, arm, rate):
         record = train_rest(trainer, arm, rate)
@@ -235,7 +236,7 @@ def test_in_two_models_the_tolerance_is_kept_on_the_importance_split(wiring, sha
         lost[arm] = after - F.cross_entropy(trainer.models[0](images), labels).item()
         return record
 
-    monkeypatch.setattr(two_model._Trainer, "_train_rest", watched)
+    monkeypatch.setattr(Trainer, "_train_rest", watched)
     config = dataclasses.replace(SMALL, wiring=wiring, shared=(shared,))
     result = run(config)
     assert list(lost) == arms(config)
@@ -254,7 +255,7 @@ def test_in_two_models_the_tolerance_is_kept_on_the_importance_split(wiring, sha
 def test_records_have_the_mean_cross_entropy_of_the_whole_split():
     config = dataclasses.replace(SMALL, protection=("none",), convergence=(1.0,), iterations=2)
     task = two_model.load_task(config)
-    trainer = two_model._Trainer(config, task, arms(config)[0], lambda *_: None)
+    trainer = Trainer(config, task, arms(config)[0])
     with torch.no_grad():
         for split, found in trainer._losses(trainer.models[0]).items():
             pairs = list(task.batches(split, 7))

@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from forgetless import diagonal_fisher
 from forgetless.errors import InputError
 from forgetless.experiments import two_model
-from forgetless.experiments.two_model import Arm, TwoModelConfig, TwoModelResult, arms, run
+from forgetless.experiments.two_model import Arm, TwoModelConfig, TwoModelResult, arms, run, training
+from forgetless.experiments.two_model.training import Trainer
 from forgetless.plasticity import WeightPlasticity
 from forgetless.supernets.mlp import chain_of_models, shared_parameters
 from forgetless.tasks import ImageClassification
@@ -113,7 +115,7 @@ def test_wpl_in_the_harness_is_wpl_in_a_plain_loop():
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
         if model is a:
-            plasticity.consolidate(a, two_model.diagonal_fisher(a, task.batches("importance"), task.loss))
+            plasticity.consolidate(a, diagonal_fisher(a, task.batches("importance"), task.loss))
     assert record["accuracy_a_after"] == 1 - task.error(a, "test")
     assert record["accuracy_b"] == 1 - task.error(b, "test")
 
@@ -292,18 +294,18 @@ def test_error_is_counted_over_the_whole_split_and_restores_the_mode():
 def test_the_matched_arm_of_an_arm_that_does_not_move_does_not_move():
     config = dataclasses.replace(SMALL, protection=("none", "wpl", "matched-lr"), alpha=(1e12,))
     task = two_model.load_task(config)
-    trainer = two_model._Trainer(config, task, arms(config)[0], lambda *_: None)
+    trainer = Trainer(config, task, arms(config)[0])
     still = trainer.run(Arm(0, 3, 1.0, "matched-lr", 1e12), {"mean_step": 0.0})
     assert still["shared_learning_rate"] == 0
     assert still["forgetting"] == 0
 
 
 def test_the_closest_try_counts_where_none_is_close_enough(monkeypatch):
-    monkeypatch.setattr(two_model, "_MOST_TRIES", 3)
-    monkeypatch.setattr(two_model, "_STEP_TOLERANCE", 0.0)
+    monkeypatch.setattr(training, "_MOST_TRIES", 3)
+    monkeypatch.setattr(training, "_STEP_TOLERANCE", 0.0)
     tried = []
     config = dataclasses.replace(SMALL, protection=("wpl", "matched-lr"))
-    trainer = two_model._Trainer(config, two_model.load_task(config), arms(config)[0], lambda *_: None)
+    trainer = Trainer(config, two_model.load_task(config), arms(config)[0])
     plain = trainer._train_rest
     monkeypatch.setattr(trainer, "_train_rest", lambda *a: tried.append(plain(*a)) or tried[-1])
     kept = trainer.run(Arm(0, 3, 1.0, "matched-lr", 1e7), {"mean_step": 1e-3})
@@ -313,7 +315,7 @@ def test_the_closest_try_counts_where_none_is_close_enough(monkeypatch):
 
 def test_a_diverged_try_is_never_the_closest(monkeypatch):
     config = dataclasses.replace(SMALL, protection=("wpl", "matched-lr"))
-    trainer = two_model._Trainer(config, two_model.load_task(config), arms(config)[0], lambda *_: None)
+    trainer = Trainer(config, two_model.load_task(config), arms(config)[0])
     steps = iter([math.nan, 0.5, 1.0])
     monkeypatch.setattr(trainer, "_train_rest", lambda arm, rate: {"mean_step": next(steps)})
     assert trainer.run(Arm(0, 3, 1.0, "matched-lr", 1e7), {"mean_step": 1.0})["mean_step"] == 1.0

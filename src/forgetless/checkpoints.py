@@ -1,9 +1,11 @@
 """When to store what a long piece of work has come to: now and then, and when a signal asks it to stop."""
 
+import contextlib
+import copy
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from forgetless import interruption
@@ -47,12 +49,14 @@ class Checkpoints:
     def __init__(self, save: Callable[[State], object], every_seconds: float) -> None:
         self._save, self._every = save, every_seconds
         self._last = time.monotonic()
+        self._kept: State | None = None
 
-    def point(self, make_state: Callable[[], State]) -> None:
+    def point(self, make_state: Callable[[], State], *, keep: bool = False) -> None:
         """The work may be stored here; it is, if it is time, or if this process is asked to stop.
 
         Args:
-            make_state: Makes the state; called only where it is stored.
+            make_state: Makes the state; called only where it is stored, or kept.
+            keep: Keep a copy of the state where it is not stored, for `kept_if_interrupted`.
 
         Raises:
             Interrupted: If this process is asked to stop; the state is stored then.
@@ -60,11 +64,23 @@ class Checkpoints:
         if interruption.is_asked() or time.monotonic() - self._last >= self._every:
             self._save(make_state())
             self.stored()
+        elif keep:
+            self._kept = copy.deepcopy(make_state())
         interruption.stop_if_asked()
+
+    @contextlib.contextmanager
+    def kept_if_interrupted(self) -> Iterator[None]:
+        """Within it an interruption stores the state that the last point kept, if there is one."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self._kept is not None:
+                self._save(self._kept)
+            raise
 
     def stored(self) -> None:
         """The state was stored otherwise."""
-        self._last = time.monotonic()
+        self._last, self._kept = time.monotonic(), None
 
 
 def no_checkpoints() -> Checkpoints:

@@ -101,7 +101,7 @@ def two_model_command(
         as_json: Print the result as JSON on standard output, and nothing else there.
     """
     config = config or TwoModelConfig()
-    two_model.load_task(config)  # bad data is refused before anything is written
+    two_model.check_memory(config, two_model.load_task(config))  # bad input is refused before anything is written
     _start(TWO_MODEL, config, output, overwrite=overwrite, as_json=as_json)
 
 
@@ -480,8 +480,8 @@ def _run_two_model(folder: RunFolder, values: dict[str, Any], show: Show, _: Epo
         done = progress.done + progress.step / max(1, progress.num_steps)
         show(f"{progress.label}\n{accuracies}", done, progress.total)
 
-    config = TwoModelConfig.from_dict(values)
-    two_model.run(config, finished=folder.records(), on_run=folder.append, on_progress=on_progress)
+    with _warnings_in_one_line():
+        two_model.run_in_folder(TwoModelConfig.from_dict(values), folder, on_progress=on_progress)
 
 
 def _run_search(folder: RunFolder, values: dict[str, Any], show: Show, scalars: EpochScalars | None) -> None:

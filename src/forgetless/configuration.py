@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from forgetless.errors import InputError, expect_one_of
 from forgetless.protection import ARMS, MATCHED, ToleranceWPL
+from forgetless.runs import differing_options
 
 
 class _OrNone:
@@ -53,6 +54,26 @@ class Configuration:
             name: list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Enum) else value
             for name, value in dataclasses.asdict(self).items()  # type: ignore[call-overload]
         }
+
+    def expect_own_state(self, state: Mapping[str, Any], number: int) -> None:
+        """Refuse a stored state of another version, or of another configuration.
+
+        Args:
+            state: With its `format` and its `config`.
+            number: The format that is read.
+
+        Raises:
+            InputError: If it is one; the message names the options that differ.
+        """
+        if state.get("format") != number:
+            raise InputError(
+                f"Expected a state that this version of forgetless wrote, but got format {state.get('format')}, not "
+                f"{number}. Go on with the version that wrote it, or start another run."
+            )
+        # Options that came later have their defaults.
+        stored = dataclasses.asdict(self.from_dict(state["config"]))  # type: ignore[call-overload]
+        if told := differing_options(dataclasses.asdict(self), stored):  # type: ignore[call-overload]
+            raise InputError(f"Expected the configuration of the checkpoint, but got {told}. Put the old values back.")
 
     def _expect_arms(self, protections: tuple[str, ...]) -> None:
         for name in protections:

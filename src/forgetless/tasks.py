@@ -28,6 +28,9 @@ SplitName = Literal["train", "importance", "validation", "reward", "forgetting",
 Model = TypeVar("Model", bound=nn.Module)
 Batch = tuple[Tensor, Tensor]
 
+EVALUATION_IMAGES = 1000
+"""Images in a batch of `ImageClassification.batches`, by default."""
+
 # Images that an architecture's batch statistics are computed from.
 _RECALIBRATION_IMAGES = 500
 # Images that go through a supernet at a time: with more, its activations leave the CPU's cache, at twice the time.
@@ -194,7 +197,7 @@ class ImageClassification(Task[nn.Module]):
                     images = random_crop_and_flip(images, padding, own)
                 yield images, split.labels[index]
 
-    def batches(self, split: SplitName, batch_size: int = 1000) -> Iterator[Batch]:
+    def batches(self, split: SplitName, batch_size: int = EVALUATION_IMAGES) -> Iterator[Batch]:
         """One pass over a split in its own order.
 
         Args:

@@ -1,8 +1,9 @@
 """The only training loop: one model, some batches, under some protection."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -99,6 +100,18 @@ class MeanStep:
         self._count += 1
         torch._foreach_copy_(self._previous, self._weights)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What to go on from before a model's first step."""
+        return {"total": self._total, "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Args:
+            state: From `state_dict`.
+        """
+        self._total, self._count = state["total"], state["count"]
+
     @property
     def mean(self) -> float:
         """Over all steps so far; 0 before the first."""
@@ -118,6 +131,30 @@ def expect_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"Expected a device that this machine has, but got {device!r}.") from error
+
+
+def expect_memory(needed: int, device: str, what: str, sizes: Mapping[str, object]) -> None:
+    """Refuse sizes that do not fit a device's memory.
+
+    Args:
+        needed: In bytes.
+        device: Where it is needed; the machine's memory but for CUDA.
+        what: What should fit, for the message.
+        sizes: The options that decide how much is needed.
+
+    Raises:
+        InputError: If there is not so much.
+    """
+    if device.startswith("cuda"):
+        available = torch.cuda.get_device_properties(device).total_memory
+    else:
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > available:
+        told = ", ".join(f"{name}={value}" for name, value in sizes.items())
+        raise InputError(
+            f"Expected {what} {available / 2**30:.1f} GiB of memory, but {told} need about {needed / 2**30:.1f} GiB. "
+            "Choose fewer."
+        )
 
 
 @contextlib.contextmanager

@@ -2,10 +2,11 @@
 
 import pytest
 
+from forgetless.experiments.two_model import TwoModelConfig
 from forgetless.protection import ARMS
 from forgetless.search import SearchConfig
 from forgetless.strategies import STRATEGIES
-from test_checkpoints import CELL, IMAGES, TEXT, killed_at_every_point, text  # noqa: F401
+from test_checkpoints import CELL, IMAGES, MODELS, TEXT, killed_at_every_point, text  # noqa: F401
 
 PROTECTIONS = [name for name in ARMS if name not in {"none", "matched-lr"}]
 COMBINATIONS = [
@@ -28,3 +29,11 @@ def test_every_combination(space, base, changes, text):  # noqa: F811
     if space == "text":
         options = options | {"data": text}
     assert killed_at_every_point(SearchConfig(**options)) > 2
+
+
+@pytest.mark.parametrize("wiring", ["prefix", "crossed"])
+@pytest.mark.parametrize("protection", [*((name,) for name in ARMS if name != "matched-lr"), ("wpl", "matched-lr")])
+def test_every_protection_of_two_models(wiring, protection):
+    shared = {"prefix": 2, "crossed": 3}[wiring]
+    options = MODELS | {"protection": protection, "wiring": wiring, "shared": (shared,), "tolerance": (0.5,)}
+    assert killed_at_every_point(TwoModelConfig(**options)) > 2

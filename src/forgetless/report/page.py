@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from forgetless.comparison import ComparisonConfig
 from forgetless.errors import InputError
-from forgetless.experiments import two_model_records
+from forgetless.experiments import two_model
 from forgetless.experiments.two_model import LEARNING_RATES, TwoModelConfig, TwoModelResult
 from forgetless.report.canvas import colour, data_uri
 from forgetless.report.comparison import comparison_section
@@ -143,7 +143,7 @@ def load_result(folder: RunFolder) -> Result:
     if isinstance(config, SearchConfig):
         return SearchResult(config, read_records(config, folder))
     assert isinstance(config, TwoModelConfig)
-    return TwoModelResult(config, two_model_records.read_records(config, folder))
+    return TwoModelResult(config, two_model.read_records(config, folder))
 
 
 def _common(index: int, folder: RunFolder, result: Result) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import torch
 
 from forgetless.checkpoints import Checkpoints, no_checkpoints
 from forgetless.errors import InputError
-from forgetless.runs import differing_options
 from forgetless.search.config import SearchArm, SearchConfig, search_arms
 from forgetless.search.epoch import Search
 from forgetless.search.setup import check_memory, fixed_sample, load_task
@@ -66,7 +65,7 @@ def run(
             configuration (the message names the options).
     """
     if checkpoint is not None:
-        _check(config, checkpoint)
+        config.expect_own_state(checkpoint, FORMAT)
     with cpu_arithmetic(config.threads, flush_denormals=True), torch.random.fork_rng(devices=[]):
         task = load_task(config)
         check_memory(config, task)
@@ -74,22 +73,6 @@ def run(
         for arm in search_arms(config):
             _run_arm(config, task, arm, made, checkpoint, on_epoch, on_progress, checkpoints or no_checkpoints())
     return made
-
-
-def _check(config: SearchConfig, state: Mapping[str, Any]) -> None:
-    """Refuse a state of another version or of another configuration."""
-    if state.get("format") != FORMAT:
-        raise InputError(
-            f"Expected a state that this version of forgetless wrote, but got format {state.get('format')}, not "
-            f"{FORMAT}. Go on with the version that wrote it, or start another run."
-        )
-    _check_configuration(config, state["config"])
-
-
-def _check_configuration(config: SearchConfig, stored: Mapping[str, Any]) -> None:
-    stored = dataclasses.asdict(SearchConfig.from_dict(stored))  # options that came later have their defaults
-    if told := differing_options(dataclasses.asdict(config), stored):
-        raise InputError(f"Expected the configuration of the checkpoint, but got {told}. Put the old values back.")
 
 
 def reconcile(
@@ -112,7 +95,7 @@ def reconcile(
         InputError: If the checkpoint is of another configuration.
     """
     if checkpoint is not None:
-        _check(config, checkpoint)
+        config.expect_own_state(checkpoint, FORMAT)
     kept = []
     for arm in search_arms(config):
         mine = [record for record in records if _arm_of(record) == arm]
@@ -241,7 +224,7 @@ def measure_arms(
     with cpu_arithmetic(config.threads, flush_denormals=True), torch.random.fork_rng(devices=[]):
         task = load_task(config)
         for done, state in enumerate(states):
-            _check(config, state)
+            config.expect_own_state(state, FORMAT)
             arm = SearchArm(**state["arm"])
             torch.manual_seed(arm.seed)  # the state has the CPU's random numbers only
             search = Search(config, task, arm)
@@ -282,7 +265,7 @@ def shared_weight_rewards(
     with cpu_arithmetic(config.threads, flush_denormals=True), torch.random.fork_rng(devices=[]):
         task = load_task(config)
         for done, state in enumerate(states):
-            _check(config, state)
+            config.expect_own_state(state, FORMAT)
             arm = SearchArm(**state["arm"])
             search = Search(config, task, arm)
             search.load_state_dict(state)

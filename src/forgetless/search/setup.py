@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +12,13 @@ from torch.optim import SGD, Adam, Optimizer
 from forgetless.architecture import CellSpace, Nas201Space, RecurrentSpace, Space
 from forgetless.curvature import MOST_OUTPUTS
 from forgetless.data import load_images, load_text
-from forgetless.errors import InputError
 from forgetless.protection import PROTECTIONS, WPL
 from forgetless.search.config import OPERATIONS, SearchConfig
 from forgetless.supernets.cell import CellSupernet
 from forgetless.supernets.nas201 import Nas201Supernet
 from forgetless.supernets.recurrent import RecurrentSupernet
 from forgetless.tasks import ImageClassification, LanguageModelling, Task
+from forgetless.training import expect_memory
 
 
 def load_task(config: SearchConfig) -> Task[Any]:
@@ -99,20 +98,11 @@ def check_memory(config: SearchConfig, task: Task[Any]) -> None:
     Raises:
         InputError: If the search needs more than there is; it says how much it needs.
     """
-    if config.device.startswith("cuda"):
-        available = torch.cuda.get_device_properties(config.device).total_memory
-    else:
-        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    needed = memory_bytes(config, task)
-    if needed > available:
-        sizes = ["units", "batch_size", *(["nodes"] if config.space != "nas201" else [])]
-        for protection, size in (("ogl", "ogl_directions"), ("coupling", "coupling_rows")):
-            sizes += [size] * (protection in config.protection)
-        told = ", ".join(f"{name}={getattr(config, name)}" for name in sizes)
-        raise InputError(
-            f"Expected a search that fits {available / 2**30:.1f} GiB of memory, but {told} need about "
-            f"{needed / 2**30:.1f} GiB. Choose fewer."
-        )
+    sizes = ["units", "batch_size", *(["nodes"] if config.space != "nas201" else [])]
+    for protection, size in (("ogl", "ogl_directions"), ("coupling", "coupling_rows")):
+        sizes += [size] * (protection in config.protection)
+    told = {name: getattr(config, name) for name in sizes}
+    expect_memory(memory_bytes(config, task), config.device, "a search that fits", told)
 
 
 def make_supernet(config: SearchConfig, task: Task[Any], space: Space[Any], seed: int) -> nn.Module:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, NotRequired, TypedDict
 
-from forgetless.experiments.two_model import Arm, TwoModelConfig, arms
+from forgetless.experiments.two_model.config import Arm, TwoModelConfig, arms
 from forgetless.runs import METRICS, RunFolder
 from forgetless.schema import Number, expect_place, expect_type
 
