@@ -1122,3 +1122,35 @@ def test_protected_digits_are_forgotten_much_less() -> None:
     assert forgetting[False] > 0.1
     assert forgetting[True] < 0.2 * forgetting[False]
     assert accuracy_b[True] > accuracy_b[False] - 0.05
+
+
+@pytest.mark.parametrize("importance", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("strength", [1e-37, 1e-33, 1e-10, 1.0, 1e10, 1e33, 1e37])
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_the_pull_is_exact_for_every_strength_that_float32_holds(name, strength, importance):
+    """lr·α far below 1 or above it, against s/(1 + s) in float64."""
+    theta = torch.nn.Parameter(torch.ones(2))
+    model = torch.nn.Module()
+    model.register_parameter("theta", theta)
+    rate = 1e-3
+    optimizer = (torch.optim.SGD if name == "sgd" else torch.optim.Adam)([theta], rate)
+    plasticity = WeightPlasticity([theta], alpha=strength / rate)
+    with torch.no_grad():
+        theta.zero_()
+    plasticity.consolidate(model, {"theta": torch.full((2,), importance)})
+    with torch.no_grad():
+        theta.fill_(1.0)
+    plasticity.attach(optimizer)
+    theta.grad = torch.full((2,), 1e-20) if name == "sgd" else torch.ones(2)
+    optimizer.step()
+    stepped, metric = (1.0, 1.0) if name == "sgd" else (1.0 - rate, 1.0 + 1e-8)
+    s = strength * importance / metric
+    assert theta[0].item() == pytest.approx(stepped / (1 + s), rel=1e-5, abs=1e-7)
+
+
+def test_a_penalty_beyond_float32_is_infinite_or_nothing_but_never_nan():
+    theta = torch.tensor([2.0], requires_grad=True)
+    for importance, expected in ((0.0, 0.0), (1.0, math.inf)):
+        penalty = quadratic_penalty([theta], [torch.ones(1)], [torch.tensor([importance])], alpha=1e308)
+        assert penalty.item() == pytest.approx(expected) or penalty.item() > 1e38
+        assert not torch.isnan(torch.autograd.grad(penalty, theta)[0]).any()

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from forgetless import WeightPlasticity, diagonal_fisher, reference, tolerance
+from forgetless.errors import InputError
+from forgetless.experiments.two_model import TwoModelConfig
 from forgetless.tolerance import expected_increase, tolerance_step
 
 OPTIMIZERS: dict[str, Callable[[Iterable[Tensor]], Optimizer]] = {
@@ -539,3 +541,33 @@ def test_of_a_mean_over_several_targets_the_expected_increase_is_one_of_them() -
         model.weight += torch.tensor([0.1, -0.2, 0.3]).double()
     grown = (loss(model(inputs), targets) - before).item()
     assert num_targets * held.expected_increase() == pytest.approx(grown, rel=0.1)
+
+
+def test_a_tolerance_that_float32_cannot_tell_from_nothing_is_refused() -> None:
+    for level in (5e-324, 1e-40, 9e-31):
+        with pytest.raises(ValueError, match=rf"Expected tolerance to be at least 1e-30, but got {level}"):
+            WeightPlasticity([], tolerance=level)
+        with pytest.raises(InputError, match=rf"Expected tolerance to be at least 1e-30, but got {level}"):
+            TwoModelConfig(tolerance=(level,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("importance", [1e-30, 1e-10, 1.0, 1e30])
+@pytest.mark.parametrize("tolerance", [1e-30, 1e-20, 1e20, 1e300])
+def test_extreme_tolerances_are_kept(tolerance: float, importance: float, dtype: torch.dtype) -> None:
+    for rate in (1e-35, 1e-3, 0.1):
+        for make in (torch.optim.SGD, torch.optim.Adam):
+            theta = nn.Parameter(torch.zeros(3, dtype=dtype))
+            model = nn.Module()
+            model.register_parameter("theta", theta)
+            optimizer = make([theta], rate)
+            held = WeightPlasticity([theta], tolerance=tolerance)
+            fisher = torch.tensor([importance, 0.0, importance / 2], dtype=dtype)
+            held.consolidate(model, {"theta": fisher})
+            held.attach(optimizer)
+            for _ in range(30):
+                theta.grad = theta.detach() - 1
+                optimizer.step()
+            lost = 0.5 * (fisher.double() * theta.detach().double().square()).sum()
+            assert lost <= tolerance * 1.01
+            assert theta[1] > 0  # what the earlier model does not need goes where it wants

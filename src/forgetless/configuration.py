@@ -9,6 +9,7 @@ from typing import Any, Self
 from forgetless.errors import InputError, expect_one_of
 from forgetless.protection import ARMS, MATCHED, ToleranceWPL
 from forgetless.runs import differing_options
+from forgetless.tolerance import LEAST_TOLERANCE
 
 
 class _OrNone:
@@ -101,5 +102,10 @@ class Configuration:
     def _expect_strength(name: str, value: float) -> None:
         if name == ToleranceWPL.strength and value <= 0:
             raise InputError(f"Expected {name} to be above 0, but got {value}. Where nothing may be lost, freeze.")
+        if name == ToleranceWPL.strength and value < LEAST_TOLERANCE:
+            raise InputError(
+                f"Expected {name} to be at least {LEAST_TOLERANCE:g}, but got {value}, which float32 cannot tell from "
+                "0. Where nothing may be lost, freeze."
+            )
         if not (math.isfinite(value) and value >= 0):
             raise InputError(f"Expected {name} to be finite and at least 0, but got {value}.")

@@ -22,12 +22,12 @@ from torch.utils.hooks import RemovableHandle
 from forgetless.errors import expect_one_of
 from forgetless.importance import unwrapped
 from forgetless.metric import TINY, scaled_metric
-from forgetless.tolerance import USED_SHARE, expected_increase, tolerance_step
+from forgetless.tolerance import LEAST_TOLERANCE, USED_SHARE, expected_increase, tolerance_step
 
 AccumulationRule = Literal["replace", "sum", "joint", "ema", "merge"]
 
 # Keeps lr·α and its inverse finite in float32 for every α.
-_LARGEST_SCALE = 1e30
+_LARGEST_SCALE = 1e38
 # A weight of this importance is held as firmly as can be; sums of such stay finite.
 _LARGEST_IMPORTANCE = 1e30
 _DEFAULT_ALPHA = 1e5
@@ -68,7 +68,7 @@ def quadratic_penalty(
     total = parameters[0].new_zeros(()) if parameters else torch.zeros(())
     for theta, anchor, importance in zip(parameters, anchors, importances, strict=True):
         total = total + (importance * (theta - anchor).square()).sum()
-    return alpha / 2 * total
+    return min(alpha / 2, torch.finfo(total.dtype).max) * total  # inf · 0 is NaN
 
 
 @torch.no_grad()
@@ -127,6 +127,11 @@ def _checked_tolerance(value: float) -> float:
         raise ValueError(
             f"Expected tolerance to be finite and above 0, but got {value}. "
             "It is what earlier models may lose; freeze the weights where that is nothing."
+        )
+    if value < LEAST_TOLERANCE:
+        raise ValueError(
+            f"Expected tolerance to be at least {LEAST_TOLERANCE:g}, but got {value}. float32 cannot tell less from 0. "
+            "Freeze the weights instead."
         )
     return float(value)
 

@@ -23,6 +23,9 @@ from torch import Tensor
 
 from forgetless.metric import TINY, wide
 
+LEAST_TOLERANCE = 1e-30
+"""Below it, squares of what weights may move underflow in float32."""
+
 # The multiplier stays what it was while c lies between this share of the tolerance and the tolerance.
 USED_SHARE = 0.8
 # Where others take nearly all of the tolerance, a multiplier that leaves less than this share of the rest used falls.
