@@ -36,7 +36,7 @@ from forgetless.search import (
     measure_arms,
     run,
 )
-from forgetless.search.arms import _check_configuration
+from forgetless.search.arms import FORMAT
 
 IMAGES = SearchConfig(
     protect_from=0,
@@ -413,9 +413,9 @@ def test_states_of_another_configuration_are_refused(whole):
 def test_a_state_from_before_there_were_options_is_read():
     stored = dataclasses.asdict(SearchConfig())
     del stored["interference_every"], stored["interference_models"]
-    _check_configuration(SearchConfig(), stored)
+    SearchConfig().expect_own_state({"format": FORMAT, "config": stored}, FORMAT)
     with pytest.raises(InputError, match=r"got interference_every 2 \(there 0\)"):
-        _check_configuration(SearchConfig(interference_every=2), stored)
+        SearchConfig(interference_every=2).expect_own_state({"format": FORMAT, "config": stored}, FORMAT)
 
 
 def arms_of(*matrices):

@@ -17,10 +17,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-import rich
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, ArgumentCollection, CoercionError, CycloptsError, Parameter
 from cyclopts.validators import Number
 from rich.console import Console, Group
 from rich.live import Live
@@ -32,7 +31,8 @@ from rich.text import Text
 from forgetless import __version__, comparison, interruption, search
 from forgetless.checkpoints import DEFAULT
 from forgetless.comparison import ComparisonConfig
-from forgetless.errors import InputError, expect_one_of
+from forgetless.configuration import MOST_THREADS
+from forgetless.errors import InputError, expect_one_of, printable
 from forgetless.evaluation.benchmark import make_benchmark
 from forgetless.evaluation.run import EvaluatedRun, EvaluationConfig, run_evaluation
 from forgetless.evaluation.trainings import TrainingStore, default_store
@@ -75,12 +75,28 @@ _AGAIN_KEPT = f"{_AGAIN}: what is done is kept"
 Config = TwoModelConfig | SearchConfig
 Show = Callable[[str, float, int], None]
 
+
+def _expect_whole_numbers(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Refuse 1.5 where an int is asked for: cyclopts rounds it in silence."""
+    for argument in arguments:
+        kinds = set(get_args(argument.hint) or (argument.hint,))
+        if int not in kinds or float in kinds:
+            continue
+        for token in argument.tokens:
+            with contextlib.suppress(ValueError):
+                if not float(token.value).is_integer():
+                    raise CoercionError(
+                        msg=f"Expected {argument.name} to be a whole number, but got {token.value}.", argument=argument
+                    )
+
+
 app = App(
     name="forgetless",
+    config=_expect_whole_numbers,
     help="Measure and prevent forgetting in networks that share weights.",
     version=__version__,
     suppress_keyboard_interrupt=False,  # main has an exit code for each signal
-    default_parameter=Parameter(consume_multiple=True, negative=()),
+    default_parameter=Parameter(consume_multiple=True, negative=(), json_list=False),
 )
 
 
@@ -185,8 +201,8 @@ def interference_command(
     run: Path,
     /,
     *,
-    models: Annotated[int, Parameter(validator=Number(gte=2))] = 8,
-    batches: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    models: Annotated[int, Parameter(validator=Number(gte=2, lte=1000))] = 8,
+    batches: Annotated[int | None, Parameter(validator=Number(gte=1, lt=2**63))] = None,
     seed: int | None = None,
     protection: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
     output: Path | None = None,
@@ -218,9 +234,7 @@ def interference_command(
     if as_json:
         print(json.dumps({"arms": arms}, allow_nan=False))  # noqa: T201
     else:
-        console = Console()
-        console.print(interference_table(result, arms))
-        console.print(f"Picture: {picture}", soft_wrap=True, highlight=False)
+        _tell(interference_table(result, arms), f"Picture: {picture}")
 
 
 @app.command(name="evaluate")
@@ -259,9 +273,7 @@ def evaluate_command(
     if as_json:
         print(json.dumps(found, allow_nan=False))  # noqa: T201
     else:
-        console = Console()
-        console.print(evaluation_table(found))
-        console.print(f"Numbers: {path / EVALUATION}", soft_wrap=True, highlight=False)
+        _tell(evaluation_table(found), f"Numbers: {path / EVALUATION}")
     for architecture, seed, reason in found["failures"]:
         _complain(f"training {architecture} with seed {seed} failed: {reason}")
 
@@ -273,9 +285,9 @@ def benchmark_command(
     *,
     output: Path | None = None,
     trainings: Path | None = None,
-    workers: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    workers: Annotated[int | None, Parameter(validator=Number(gte=1, lte=MOST_THREADS))] = None,
     cluster: str | None = None,
-    limit: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    limit: Annotated[int | None, Parameter(validator=Number(gte=1, lt=2**63))] = None,
     checkpoint_every: str = DEFAULT,
 ) -> None:
     """Make one of the benchmarks that come with forgetless again: every architecture of a space, from scratch.
@@ -297,7 +309,7 @@ def benchmark_command(
         )
     with _writable(output or Path(f"{name}.csv")) as path:
         write_atomically(path, text)
-    rich.print(f"Benchmark: {path}")
+    _tell(f"Benchmark: {path}")
 
 
 def _evaluated(name: str, folder: RunFolder) -> EvaluatedRun:
@@ -343,7 +355,7 @@ def report(run: list[Path], /, *, output: Path | None = None) -> None:
         load_result(folder)  # a damaged one is refused before anything is written
     with _writable(output or folders[0].path / REPORT) as path:
         write_report(folders, path)
-    rich.print(f"Report: {path}")
+    _tell(f"Report: {path}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -376,11 +388,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        what = f"to read and write {error.filename}" if error.filename is not None else "to read and write files"
+        _complain(f"Expected to be able {what}, but got: {error.strerror or error}.")
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _complain(
+            "Expected sizes that fit the memory, but it ran out. Choose smaller models or batches, or fewer workers."
+        )
+        return 2
     return 0
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Also where the CPU's allocator of PyTorch says so, whose error has no type of its own."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool({"MemoryError", "OutOfMemoryError"} & kinds) or "can't allocate memory" in str(error)
+
+
+def _tell(*shown: Table | str) -> None:
+    """On standard output; brackets in names are no markup."""
+    console = Console(markup=False)
+    for each in shown:
+        if isinstance(each, str):
+            console.print(printable(each), soft_wrap=True, highlight=False)
+        else:
+            console.print(each)
+
+
 def _complain(sentence: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"forgetless: {sentence}", markup=False)
+    line = printable(f"forgetless: {sentence}")
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(line)
 
 
 def _one_sentence(error: CycloptsError) -> str:
@@ -434,9 +474,7 @@ def _go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False) -> No
         shown = {"config": folder.config, "environment": folder.environment, **_records_of(result)}
         print(json.dumps({**shown, "summary": result.summary()}, allow_nan=False))  # noqa: T201
     else:
-        console = Console()
-        console.print(_table_of(result))
-        console.print(f"Report: {path}", soft_wrap=True, highlight=False)
+        _tell(_table_of(result), f"Report: {path}")
 
 
 @contextlib.contextmanager
@@ -457,7 +495,9 @@ def _last_words(advice: str) -> Iterator[None]:
 def _records_of(result: Result) -> dict[str, Any]:
     if isinstance(result, ComparisonResult):
         return {}  # those of its searches are in their own folders
-    return {"records": result.records} if isinstance(result, SearchResult) else {"runs": result.runs}
+    return (
+        {"records": result.records} if isinstance(result, SearchResult) else {"runs": [*result.runs, *result.diverged]}
+    )
 
 
 def _table_of(result: Result) -> Table:
@@ -541,16 +581,19 @@ def _warnings_in_one_line() -> Iterator[None]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
-    for warning in caught:
-        _complain(str(warning.message))
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
+        _complain(message)
 
 
 @contextlib.contextmanager
 def _writable(path: Path) -> Iterator[Path]:
     try:
         yield path
-    except OSError as error:
-        raise InputError(f"Expected a file that can be written, but got {path} ({error.strerror}).") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error  # ValueError: a name with NUL
+        raise InputError(f"Expected a file that can be written, but got {path} ({reason}).") from error
 
 
 @contextlib.contextmanager
@@ -561,7 +604,7 @@ def _progress_bar() -> Iterator[Show]:
     terminal, such as a log file, a line a minute tells the same.
     """
     columns = (
-        TextColumn("{task.description}", table_column=Column(ratio=3, no_wrap=True)),
+        TextColumn("{task.description}", markup=False, table_column=Column(ratio=3, no_wrap=True)),
         BarColumn(bar_width=None, table_column=Column(ratio=1)),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -569,15 +612,16 @@ def _progress_bar() -> Iterator[Show]:
     )
     bar, below = Bar(*columns, expand=True), Text(style="dim", no_wrap=True, overflow="ellipsis")
     task = bar.add_task("loading data", total=None)
-    console, told = Console(stderr=True, soft_wrap=True, highlight=False), time.monotonic()
+    console, told = Console(stderr=True, soft_wrap=True, highlight=False, markup=False), time.monotonic()
 
     def show(description: str, done: float, total: int) -> None:
         nonlocal told
-        first, _, below.plain = description.rstrip().partition("\n")
+        first, _, rest = description.rstrip().partition("\n")
+        first, below.plain = printable(first), printable(rest)
         bar.update(task, description=first, total=total, completed=done)
         if not console.is_terminal and time.monotonic() - told >= _SECONDS_BETWEEN_LINES:
             told = time.monotonic()
-            console.print(f"{done:.0f}/{total}  {first}  {below.plain}".rstrip(), markup=False)
+            console.print(f"{done:.0f}/{total}  {first}  {below.plain}".rstrip())
 
     if not console.is_terminal:
         yield show

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import typing
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Self
@@ -9,6 +10,7 @@ from typing import Any, Self
 from forgetless.errors import InputError, expect_one_of
 from forgetless.protection import ARMS, MATCHED, ToleranceWPL
 from forgetless.runs import differing_options
+from forgetless.schema import mismatch
 from forgetless.tolerance import LEAST_TOLERANCE
 
 
@@ -23,6 +25,11 @@ class _OrNone:
 
         return core_schema.nullable_schema(handler(source))
 
+
+MOST_SEEDS = 100_000
+"""What is drawn, recorded and reported per seed has to fit a memory."""
+MOST_THREADS = 1024
+"""More than any machine has cores; PyTorch starts them at once, and cannot start a million."""
 
 FITTING = _OrNone()
 """Annotates an option whose default, None, is replaced by what fits the other options."""
@@ -45,8 +52,12 @@ class Configuration:
             InputError: If an option is unknown or a value does not fit.
         """
         known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        for name in values:
+        kinds = typing.get_type_hints(cls)
+        for name, value in values.items():
             expect_one_of("option", name, known)
+            is_word = isinstance(value, str) and typing.get_origin(kinds[name]) is typing.Literal  # checked later
+            if not is_word and (wrong := mismatch(value, kinds[name], name)):
+                raise InputError(f"Expected options of the types that they have, but {wrong}.")
         return cls(**values)
 
     def to_toml(self) -> dict[str, Any]:
@@ -76,6 +87,16 @@ class Configuration:
         if told := differing_options(dataclasses.asdict(self), stored):  # type: ignore[call-overload]
             raise InputError(f"Expected the configuration of the checkpoint, but got {told}. Put the old values back.")
 
+    def _expect_storable(self) -> None:
+        """Refuse numbers and names that config.toml, or 64 bits, cannot hold."""
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            for each in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(each, int) and not -(2**63) <= each < 2**63:
+                    raise InputError(f"Expected {field.name} to fit into 64 bits, but got {each:.3g}.")
+                if isinstance(each, str) and ("\0" in each or any("\ud800" <= letter <= "\udfff" for letter in each)):
+                    raise InputError(f"Expected {field.name} to be text in UTF-8, but got {each!r}. Rename it.")
+
     def _expect_arms(self, protections: tuple[str, ...]) -> None:
         for name in protections:
             expect_one_of("protection", name, ARMS)
@@ -86,6 +107,11 @@ class Configuration:
         for name in names:
             if getattr(self, name) < least:
                 raise InputError(f"Expected {name} to be at least {least}, but got {getattr(self, name)}.")
+
+    def _expect_at_most(self, most: int, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) > most:
+                raise InputError(f"Expected {name} to be at most {most}, but got {getattr(self, name)}.")
 
     def _expect_below_1(self, *names: str) -> None:
         for name in names:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forgetless.errors import InputError
+from forgetless.errors import DivergedError, InputError
 from forgetless.metric import wide
 
 MOST_OUTPUTS = 100
@@ -105,7 +105,7 @@ def _drawn_direction(
 
 def _expect_finite(tensor: Tensor) -> None:
     if not bool(torch.isfinite(tensor).all()):
-        raise InputError(
+        raise DivergedError(
             "Expected finite outputs and derivatives for the curvature, but got inf or nan. "
             "Check that the model has not diverged."
         )

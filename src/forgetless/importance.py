@@ -31,7 +31,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves, tree_map
 
-from forgetless.errors import expect_one_of
+from forgetless.errors import DivergedError, expect_one_of
 
 FisherKind = Literal["empirical", "monte_carlo", "exact", "batch"]
 Batch = tuple[Any, Tensor]
@@ -177,7 +177,7 @@ def _mean_over_examples(
     for name, total in totals.items():
         total /= num_examples
         if not bool(torch.isfinite(total).all()):
-            raise ValueError(
+            raise DivergedError(
                 f"Expected finite gradients for the Fisher, but got inf or nan in parameter {name!r}. "
                 "Check that the model has not diverged and that its inputs are finite."
             )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from forgetless.errors import expect_one_of
+from forgetless.errors import DivergedError, expect_one_of
 from forgetless.importance import unwrapped
 from forgetless.metric import TINY, scaled_metric
 from forgetless.tolerance import LEAST_TOLERANCE, USED_SHARE, expected_increase, tolerance_step
@@ -717,7 +717,7 @@ def _check_importance(name: str, parameter: Tensor, value: Tensor) -> None:
             f"Expected importance of {name!r} on {parameter.device}, but got {value.device}. Move it there first."
         )
     if not bool(torch.isfinite(value).all()):
-        raise ValueError(
+        raise DivergedError(
             f"Expected finite importance of {name!r}, but got inf or nan. Check that the model has not diverged."
         )
     if bool((value < 0).any()):

@@ -8,6 +8,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 
 from forgetless.errors import InputError
@@ -55,6 +56,8 @@ def mismatch(value: object, kind: Any, place: str = "") -> str | None:
         return None if any(value == each and type(value) is type(each) for each in of) else _wrong(value, kind, place)
     if origin is list and isinstance(value, list):
         return _first(mismatch(each, of[0], f"{place}[{i}]") for i, each in enumerate(value))
+    if origin is tuple and isinstance(value, list | tuple) and of[-1] is Ellipsis:
+        return _first(mismatch(each, of[0], f"{place}[{i}]") for i, each in enumerate(value))
     if origin is tuple and isinstance(value, list | tuple) and len(value) == len(of):
         return _first(mismatch(v, k, f"{place}[{i}]") for i, (v, k) in enumerate(zip(value, of, strict=True)))
     if origin is dict and isinstance(value, Mapping):
@@ -62,6 +65,8 @@ def mismatch(value: object, kind: Any, place: str = "") -> str | None:
         return _first(parts)
     if kind is float and type(value) in {int, float}:
         return None if math.isfinite(typing.cast("float", value)) else _wrong(value, kind, place)
+    if isinstance(kind, type) and issubclass(kind, Enum) and isinstance(value, str):
+        return None if value in {each.value for each in kind} else _wrong(value, kind, place)
     fits = value is None if kind in {None, type(None)} else origin is None and type(value) is kind
     return None if fits else _wrong(value, kind, place)
 

@@ -2,15 +2,16 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from forgetless.errors import InputError
-from forgetless.protection import Protection
+from forgetless.errors import DivergedError, InputError
+from forgetless.protection import Evidence, Protection
 
 Batch = TypeVar("Batch")
 
@@ -74,6 +75,25 @@ def train(
     return passed_over
 
 
+def consolidate(protection: Protection, model: nn.Module, evidence: Evidence) -> bool:
+    """Hold a model from now on, unless it has diverged; a warning tells that it is not held.
+
+    Args:
+        protection: What holds it.
+        model: The model just trained.
+        evidence: What the protection may ask about it.
+
+    Returns:
+        Whether it is held.
+    """
+    try:
+        protection.consolidate(model, evidence)
+    except DivergedError as error:
+        warnings.warn(f"A model that diverged is not protected from later ones. {error}", stacklevel=2)
+        return False
+    return True
+
+
 class MeanStep:
     """Mean over steps of ‖θ(t+1) − θ(t)‖₂, all weights in one vector.
 
@@ -125,10 +145,10 @@ def expect_device(device: str) -> None:
         device: Such as `cpu`, `cuda:1`, `mps`.
 
     Raises:
-        InputError: If no tensor can be made there.
+        InputError: If no number can be kept there.
     """
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # which the device `meta` has no answer to
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"Expected a device that this machine has, but got {device!r}.") from error
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from forgetless.configuration import Configuration
+from forgetless.configuration import MOST_SEEDS, MOST_THREADS, Configuration
 from forgetless.errors import InputError
 from forgetless.evaluation.benchmark import task_difference
 from forgetless.evaluation.searches import (
@@ -56,10 +56,13 @@ class EvaluationConfig(Configuration):
     cluster: str | None = None
 
     def __post_init__(self) -> None:
+        self._expect_storable()
         self._expect_at_least(1, "top", "training_seeds")
+        self._expect_at_most(MOST_SEEDS, "training_seeds")
         self._expect_at_least(0, "estimates", "batches")
         if self.workers is not None:
             self._expect_at_least(1, "workers")
+            self._expect_at_most(MOST_THREADS, "workers")
         if self.column is not None and self.truth is None:
             raise InputError("Expected --truth FILE for a column of it, but got --column alone.")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from forgetless.curvature import evaluating
-from forgetless.errors import InputError
+from forgetless.errors import DivergedError, InputError
 from forgetless.protection.base import Evidence, Protection
 
 
@@ -119,7 +119,12 @@ class OGL(Protection):
                 for i, gradient in zip(places, found, strict=True):
                     row[i] = row[i] if gradient is None else gradient
                 rows.append(torch.cat([part.flatten() for part in row]))
-        return torch.stack(rows)
+        found_rows = torch.stack(rows)
+        if not bool(torch.isfinite(found_rows).all()):
+            raise DivergedError(
+                "Expected finite gradients of the logits, but got inf or nan. Check that the model has not diverged."
+            )
+        return found_rows
 
     def reset(self) -> None:
         """Forget every direction."""

@@ -11,6 +11,7 @@ from forgetless.report.words import (
     Panel,
     Run,
     chosen_alpha,
+    diverged_arms,
     groups,
     later_models,
     listed,
@@ -66,7 +67,7 @@ def headline_sentences(result: TwoModelResult) -> list[str]:
         At least one sentence.
     """
     if not result.runs:
-        return ["No run is finished yet."]
+        return [diverged_arms(result) or "No run is finished yet."]
     done, wanted = progress(result)
     shown = panels(result)
     first, *others = _finding(result, shown[0]) if len(shown) == 1 else _over_panels(result, shown)
@@ -75,6 +76,8 @@ def headline_sentences(result: TwoModelResult) -> list[str]:
     if main is not None and len(strengths) > 1:
         alpha = number(chosen_alpha(result, main) or 0.0)
         others.append(f"This is told of {symbol_of(main)} = {alpha}, chosen among {len(strengths)} on validation data.")
+    if result.diverged:
+        others.append(diverged_arms(result))
     if done < wanted:
         first = f"So far, with {done} of {wanted} runs finished: {first}"
     return [first, *others]

@@ -143,7 +143,7 @@ def load_result(folder: RunFolder) -> Result:
     if isinstance(config, SearchConfig):
         return SearchResult(config, read_records(config, folder))
     assert isinstance(config, TwoModelConfig)
-    return TwoModelResult(config, two_model.read_records(config, folder))
+    return TwoModelResult.of(config, two_model.read_records(config, folder))
 
 
 def _common(index: int, folder: RunFolder, result: Result) -> dict[str, Any]:

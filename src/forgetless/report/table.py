@@ -13,6 +13,7 @@ from forgetless.experiments.two_model import TwoModelResult
 from forgetless.report.words import (
     Panel,
     chosen_alpha,
+    diverged_arms,
     number,
     panel_name,
     panels,
@@ -129,6 +130,8 @@ def _notes(result: TwoModelResult, summary: list[dict[str, Any]]) -> Text:
     done, wanted = progress(result)
     if done < wanted:
         notes.append(f"Unfinished: {done} of {wanted} runs. Go on with `forgetless resume`.")
+    if result.diverged:
+        notes.append(diverged_arms(result))
     if seeds > 1:
         notes.append(f"In % and points of test accuracy; ± and [ ]: 95 % interval over {seeds} seeds.")
     elif seeds:

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from forgetless.comparison import ComparisonConfig
-from forgetless.experiments.two_model import TwoModelConfig, TwoModelResult, arms
+from forgetless.experiments.two_model import Arm, TwoModelConfig, TwoModelResult, arms
 from forgetless.protection import MATCHED, PROTECTIONS, WPL
 from forgetless.runs import COMPARE, SEARCH, TWO_MODEL
 from forgetless.search import SearchConfig
@@ -188,10 +188,24 @@ def mean_forgetting(run: Mapping[str, Any]) -> float:
 def progress(result: TwoModelResult) -> tuple[int, int]:
     """How many runs are finished, and how many the configuration asks for."""
     wanted = arms(result.config)
-    made = {
-        tuple(run[name] for name in ("seed", "shared", "convergence", "protection", "alpha")) for run in result.runs
-    }
+    keys = ("seed", "shared", "convergence", "protection", "alpha")
+    made = {tuple(run[name] for name in keys) for run in [*result.runs, *result.diverged]}
     return sum(dataclasses.astuple(arm) in made for arm in wanted), len(wanted)
+
+
+def diverged_arms(result: TwoModelResult) -> str:
+    """Which arms diverged, in one sentence; empty if none did."""
+    if not result.diverged:
+        return ""
+    keys = ("seed", "shared", "convergence", "protection", "alpha")
+    several = len(panels(TwoModelResult(result.config, result.diverged))) > 1
+    seeds: dict[str, list[str]] = {}
+    for run in result.diverged:
+        arm = Arm(*(run[key] for key in keys))
+        where = f" ({arm.shared} shared, convergence {number(arm.convergence)})" if several else ""
+        seeds.setdefault(arm.label + where, []).append(str(arm.seed))
+    told = [f"{label} with seed{'s' * (len(found) > 1)} {listed(found)}" for label, found in seeds.items()]
+    return f"Diverged, and in no mean: {'; '.join(told)}. A lower learning rate may help."
 
 
 # Formats

@@ -56,6 +56,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        _expect_path(self.path)
         self.header: Header = read_header(self.path)
         self._lock = FolderLock(self.path)
         self._records = RecordFile(self.path / METRICS, self.header.digest)
@@ -82,6 +83,7 @@ class RunFolder:
                 cannot be written.
         """
         path = Path(path)
+        _expect_path(path)
         _recover(path)
         with writing_to(path):
             is_occupied = path.is_symlink() or (path.exists() and not _is_empty(path))
@@ -118,6 +120,7 @@ class RunFolder:
         Raises:
             InputError: As the class; or if another process writes there.
         """
+        _expect_path(Path(path))
         _recover(Path(path))
         return cls(path)
 
@@ -330,6 +333,17 @@ def differing_options(present: Mapping[str, Any], stored: Mapping[str, Any]) -> 
 
 def _words(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def _expect_path(path: Path) -> None:
+    """Refuse what no file system takes as a name: NUL, or more characters than it has room for."""
+    try:
+        path.lstat()
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+            return  # reading or writing says it
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"Expected the path of a folder, but got {path}: {reason}.") from error
 
 
 def _recover(path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from forgetless.architecture import ACTIVATIONS, CELL_OPERATIONS, NAS201_OPERATIONS
 from forgetless.checkpoints import DEFAULT, seconds_of
-from forgetless.configuration import FITTING, Configuration
+from forgetless.configuration import FITTING, MOST_SEEDS, MOST_THREADS, Configuration
 from forgetless.data.images import IMAGE_DATA
 from forgetless.data.text import TEXT_DATA
 from forgetless.errors import InputError, expect_one_of
@@ -199,6 +199,7 @@ class SearchConfig(Configuration):
     checkpoint_every: str = DEFAULT
 
     def __post_init__(self) -> None:
+        self._expect_storable()
         expect_one_of("space", self.space, get_args(SpaceName))
         rate = _LEARNING_RATES.get((self.space, self.optimizer), _LEARNING_RATE_OF_ADAM)
         for name, value in {**_BY_SPACE[self.space], "learning_rate": rate}.items():
@@ -239,6 +240,9 @@ class SearchConfig(Configuration):
         )
         if not self.trains_shared_weights and self.final_samples == 0:
             raise InputError(f"Expected final_samples of at least 1 for the strategy {self.strategy}, but got 0.")
+        self._expect_at_most(MOST_SEEDS, "seeds")
+        self._expect_at_most(2**32, "first_seed")
+        self._expect_at_most(MOST_THREADS, "threads")
         self._expect_at_least(1, "nsas_models", "coupling_examples", "coupling_rows")
         self._expect_at_least(2, "interference_models")
         for name in (*STRENGTHS, "damping"):

@@ -32,7 +32,7 @@ from forgetless.search.state import DerivationState, EpochState, Moved
 from forgetless.strategies import GdasOptions, Strategy, make_strategy
 from forgetless.supernets.nas201 import ImageSupernet
 from forgetless.tasks import Batch, ImageClassification, LanguageModelling, SplitName, Task
-from forgetless.training import MeanStep, train
+from forgetless.training import MeanStep, consolidate, train
 
 REWARD_SCALE = 80.0
 """c of the reward c / perplexity for text (Pham et al. 2018, section 2.2)."""
@@ -277,8 +277,11 @@ class Search:
         )
 
     def _consolidate(self, architecture: Any, gradients: "Gradients") -> None:
+        is_from_training = self.config.importance == "training" and self.protection.uses_fisher
+        if is_from_training and not gradients.suffice:
+            return  # nearly all batches were skipped: it was not trained, and left no weight elsewhere
         evidence = self._evidence(architecture, lambda: self._fisher(architecture, gradients))
-        self.protection.consolidate(_Bound(self.supernet, architecture), evidence)
+        consolidate(self.protection, _Bound(self.supernet, architecture), evidence)
 
     def _recalled(self, architecture: Any) -> tuple[nn.Module, Evidence]:
         """An architecture trained earlier, and what may still be asked about it: not its Fisher information."""

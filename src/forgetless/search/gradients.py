@@ -41,13 +41,18 @@ class Gradients:
         after = torch._foreach_sub(gradients, means)
         torch._foreach_addcmul_(squares, before, after)
 
+    @property
+    def suffice(self) -> bool:
+        """Whether there are enough for an estimate: two batches."""
+        return self._count >= 2
+
     def fisher(self, batch_size: int) -> dict[str, Tensor]:
-        """F by name; empty if fewer than two batches were trained on.
+        """F by name; empty if the batches do not suffice.
 
         Args:
             batch_size: B.
         """
-        if self._count < 2:
+        if not self.suffice:
             return {}
         share = (batch_size - 1 / self._count) / (self._count - 1)
         return {name: self._squares[name] * share + mean.square() for name, mean in self._mean.items()}

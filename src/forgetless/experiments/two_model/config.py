@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from forgetless.checkpoints import DEFAULT, seconds_of
-from forgetless.configuration import Configuration
+from forgetless.configuration import MOST_SEEDS, MOST_THREADS, Configuration
 from forgetless.errors import InputError, expect_one_of
 from forgetless.importance import FisherKind
 from forgetless.protection import MATCHED, PROTECTIONS, STRENGTHS, WPL
@@ -103,6 +103,7 @@ class TwoModelConfig(Configuration):
     checkpoint_every: str = DEFAULT
 
     def __post_init__(self) -> None:
+        self._expect_storable()
         expect_one_of("wiring", self.wiring, list(Wiring))
         object.__setattr__(self, "wiring", Wiring(self.wiring))
         for name in ("shared", "convergence", "protection", *STRENGTHS):
@@ -132,6 +133,8 @@ class TwoModelConfig(Configuration):
             *("seeds", "iterations", "iterations_a", "batch_size", "width", "evaluate_every", "threads"),
             *("nsas_models", "coupling_examples", "coupling_rows"),
         )
+        self._expect_at_most(MOST_SEEDS, "seeds")
+        self._expect_at_most(MOST_THREADS, "threads")
         self._expect_positive("coupling_prior")
         if self.learning_rate is not None:
             self._expect_positive("learning_rate")

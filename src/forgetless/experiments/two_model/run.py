@@ -77,7 +77,7 @@ def run(
     checkpoints = checkpoints or no_checkpoints()
     with cpu_arithmetic(config.threads), checkpoints.kept_if_interrupted():
         _make(config, task, runs, todo, checkpoint, on_run, on_progress, checkpoints)
-    return TwoModelResult(config, sorted(runs, key=lambda run: order[_arm_of(run)]))
+    return TwoModelResult.of(config, sorted(runs, key=lambda run: order[_arm_of(run)]))
 
 
 def run_in_folder(

@@ -18,7 +18,7 @@ from forgetless.importance import diagonal_fisher
 from forgetless.protection import MATCHED, PROTECTIONS, Evidence, NoProtection, Protection, make_protection
 from forgetless.supernets.mlp import MLP, chain_of_models, shared_parameters
 from forgetless.tasks import ImageClassification, SplitName
-from forgetless.training import MeanStep, train
+from forgetless.training import MeanStep, consolidate, train
 
 # The control arm's mean step may differ by this much from the protected arm's.
 _STEP_TOLERANCE = 0.05
@@ -184,7 +184,7 @@ class Trainer:
         else:
             record = self._train_rest(arm, self.config_rate)
         self._arm, self._tries, self._rest = None, [], None
-        return {**record, "seconds": time.perf_counter() - started}
+        return {**_without_infinities(record), "seconds": time.perf_counter() - started}
 
     @property
     def config_rate(self) -> float:
@@ -192,11 +192,14 @@ class Trainer:
         rate = self.config.learning_rate
         return LEARNING_RATES[self.config.optimizer] if rate is None else rate
 
-    def _matched(self, arm: Arm, wanted: float) -> dict[str, Any]:
+    def _matched(self, arm: Arm, wanted: float | None) -> dict[str, Any]:
         """Unprotected, with the shared weights' learning rate such that their mean step is the wanted one.
 
-        Where the tolerance is not met, the closest try counts.
+        Where the tolerance is not met, the closest try counts. None is the step of a run that diverged: there is
+        nothing to match, and the rate stays what it is.
         """
+        if wanted is None:
+            return self._train_rest(arm, self.config_rate)
         while (rate := self._next_rate(wanted)) is not None:
             record, self._rest = self._train_rest(arm, rate), None
             self._tries.append(record)
@@ -255,7 +258,7 @@ class Trainer:
             self._train(model, config.iterations, arm.seed + 1000 * j, protection, shared_rate, follow)
             first.append(self._accuracies(model))
             if j + 1 < len(models):
-                protection.consolidate(model, self._evidence(j))
+                consolidate(protection, model, self._evidence(j))
             self._rest["protection"], self._rest["steps"] = protection.state_dict(), steps.state_dict()
             self._rest["models"] = copy.deepcopy([model.state_dict() for model in models])
             self._point(self._state)
@@ -271,10 +274,10 @@ class Trainer:
             "forgetting": self.before["test"] - last[0]["test"],
             "validation_forgetting": self.before["validation"] - last[0]["validation"],
             "validation_b": first[1]["validation"],
-            "loss_a_before": _or_none(self.losses_before["test"]),
-            "loss_a_after": _or_none(losses["test"]),
-            "validation_loss_a_before": _or_none(self.losses_before["validation"]),
-            "validation_loss_a_after": _or_none(losses["validation"]),
+            "loss_a_before": self.losses_before["test"],
+            "loss_a_after": losses["test"],
+            "validation_loss_a_before": self.losses_before["validation"],
+            "validation_loss_a_after": losses["validation"],
             "steps_of_a": self.steps_of_a,
             "mean_step": steps.mean,
             "shared_learning_rate": shared_rate,
@@ -297,7 +300,7 @@ class Trainer:
         if name in self.watchers:
             protection.load_state_dict(self.watchers[name].state_dict())
             protection.alpha = arm.alpha or 0.0
-        protection.consolidate(self.models[0], self._evidence(0))
+        consolidate(protection, self.models[0], self._evidence(0))
         error_b = self.task.error(self.models[1], "test")
         curve = {"iteration": [0], "accuracy_a": [self.before["test"]], "accuracy_b": [1 - error_b]}
         self._rest = {"first": [self.before], "curve": curve}  # accuracies of each model right after its own training
@@ -381,9 +384,13 @@ class Trainer:
             self.report(label, step, num_steps, accuracies)
 
 
-def _or_none(value: float) -> float | None:
-    """JSON has no infinity."""
-    return value if math.isfinite(value) else None
+def _without_infinities(value: Any) -> Any:
+    """The same with None for every number that is not finite: JSON has none of these."""
+    if isinstance(value, dict):
+        return {name: _without_infinities(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_infinities(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _letter(j: int) -> str:
