@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from forgetless import ForgettingMeter, Interval, reduction
+from forgetless import ForgettingMeter, Interval, forgetting, reduction
 from forgetless.forgetting import mean_interval
 
 
@@ -217,3 +217,13 @@ def test_arms_of_different_seeds_are_refused(held: list[float], free: list[float
     message = f"Expected one value per seed in both arms, but got {len(held)} and {len(free)}"
     with pytest.raises(ValueError, match=message):
         reduction(held, free)
+
+
+def test_the_bootstrap_does_not_depend_on_how_many_seeds_are_drawn_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And never needs memory for all resamples at once."""
+    held, free = np.random.default_rng(1).normal(0.1, 0.05, (2, 37))
+    free += 0.2
+    whole = reduction(held, free, num_resamples=1000)
+    for drawn in (1, 37, 1000, 36_999):
+        monkeypatch.setattr(forgetting, "_MOST_DRAWN", drawn)
+        assert reduction(held, free, num_resamples=1000) == whole

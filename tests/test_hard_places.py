@@ -133,7 +133,7 @@ def test_whole_numbers_may_be_written_with_a_point(here, capfd):
         ({"data": ["mnist"]}, "data is ['mnist'] where str is expected"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast' where"),
         ({"optimizer": "sdg"}, "Did you mean 'sgd'"),
-        ({"seeds": 2**70}, "Expected seeds to fit into 64 bits"),
+        ({"seeds": 2**70}, "seeds is 1180591620717411303424 where int is expected"),
     ],
 )
 def test_options_of_wrong_types_in_a_file(options, message):
@@ -244,14 +244,13 @@ def test_a_seed_that_diverged_is_in_no_mean_and_in_no_pair():
 def test_a_search_whose_batches_are_all_skipped_is_a_result():
     """Gradients that overflow leave the weights, and the errors, finite."""
     options = {"units": 4, "epochs": 3, "models_per_epoch": 2, "batches_per_model": 3, "final_samples": 2}
-    config = SearchConfig(
-        space="nas201", learning_rate=1e10, protect_from=0, protection=("none", "wpl", "ewc"), **options
-    )
+    options |= {"evaluation_batches": 1, "strategy_steps": 1, "samples_per_step": 2}
+    config = SearchConfig(space="nas201", learning_rate=1e10, protect_from=0, protection=("wpl",), **options)
     records = run(config)
     skipped = [record["num_passed_over"] for record in records if record["event"] == "epoch"]
-    assert len(skipped) == 9
+    assert len(skipped) == 3
     assert max(skipped) >= config.batches_per_model
-    assert len(records) == 12
+    assert len(records) == 4
 
 
 def test_a_model_that_diverged_is_told_of_and_not_held():

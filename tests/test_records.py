@@ -2,15 +2,18 @@
 
 import copy
 import dataclasses
+from typing import Literal, NotRequired, TypedDict
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from forgetless.comparison import ComparisonConfig, read_failures
 from forgetless.errors import InputError
 from forgetless.experiments.two_model import arms
 from forgetless.report import load_result
 from forgetless.runs import RunFolder
-from forgetless.schema import Number, mismatch
+from forgetless.schema import Number, _predicate, mismatch
 from test_report import made_up as made_up_two_model
 from test_report_search import made_up as made_up_search
 
@@ -107,3 +110,24 @@ def test_types(value, kind, fits):
 def test_every_arm_of_a_configuration_is_allowed_once():
     result = made_up_two_model(seeds=2)
     assert len(result.runs) == len(set(arms(result.config)))
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", "seed"]), below, max_size=3),
+    max_leaves=6,
+)
+
+
+class _Made(TypedDict):
+    a: Number
+    b: NotRequired[list[tuple[str, Number]]]
+    seed: NotRequired[dict[str, float]]
+
+
+KINDS = [_Made, Number, float, int, str, bool, list[Number], dict[str, float], tuple[int, ...], Literal["a", 1], None]
+
+
+@given(VALUES, st.sampled_from([*KINDS, list[_Made], int | str, tuple[str, Number]]))
+def test_the_fast_check_says_what_the_one_with_words_says(value, kind):
+    assert _predicate(kind)(value) == (mismatch(value, kind) is None)

@@ -557,3 +557,28 @@ def test_the_table_says_what_is_missing():
     assert "One seed gives no interval. Negative forgetting is progress." in lines
     assert not any("±" in text or "[" in text for text in lines)
     assert next(text for text in lines if text.startswith("wpl")).split() == ["wpl", "0.050", "0.100", "0.150", "75"]
+
+
+class _Counted(list):
+    """A list that counts what is read of it."""
+
+    read = 0
+
+    def __iter__(self):
+        for each in super().__iter__():
+            _Counted.read += 1
+            yield each
+
+
+def test_records_are_read_as_often_however_many_seeds_there_are():
+    """A report of a hundred thousand records must not look through all of them once per seed."""
+    read = []
+    for seeds in (4, 8, 16):
+        result = made_up(seeds=seeds)
+        _Counted.read = 0
+        counted = SearchResult(result.config, _Counted(result.records))
+        search_table(counted)
+        forgetting_curves(counted)
+        counted.progress  # noqa: B018
+        read.append(_Counted.read / len(result.records))
+    assert read[0] == read[1] == read[2] <= 3

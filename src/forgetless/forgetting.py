@@ -16,6 +16,9 @@ NUM_BEST = 5
 ROUNDING = 1e-9
 """Differences of errors that should cancel leave less than this; nothing that is measured is as small."""
 
+# Seeds drawn at a time by the bootstrap, which would need gigabytes for all resamples of ten thousand seeds.
+_MOST_DRAWN = 1_000_000
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -205,10 +208,15 @@ def reduction(
     estimate = float(1 - held.mean() / free.mean())
     if len(held) < 2:
         return Interval(estimate, None, None)
-    rows = np.random.default_rng(seed).integers(len(held), size=(num_resamples, len(held)))
-    free_means = free[rows].mean(1)
-    ratios = np.full(num_resamples, -np.inf)
-    np.divide(-held[rows].mean(1), free_means, out=ratios, where=free_means > ROUNDING)
+    generator, parts = np.random.default_rng(seed), []
+    at_a_time = max(1, _MOST_DRAWN // len(held))
+    for start in range(0, num_resamples, at_a_time):
+        rows = generator.integers(len(held), size=(min(at_a_time, num_resamples - start), len(held)))
+        free_means = free[rows].mean(1)
+        part = np.full(len(rows), -np.inf)
+        np.divide(-held[rows].mean(1), free_means, out=part, where=free_means > ROUNDING)
+        parts.append(part)
+    ratios = np.concatenate(parts)
     ends = np.quantile(1 + ratios, [(1 - confidence) / 2, (1 + confidence) / 2], method="inverted_cdf")
     low, high = (float(end) if math.isfinite(end) else None for end in ends)
     return Interval(estimate, low, high)

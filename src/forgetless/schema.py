@@ -7,7 +7,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 
@@ -33,6 +33,8 @@ def expect_type(value: object, kind: Any, what: str, where: str) -> None:
     Traceback (most recent call last):
     forgetless.errors.InputError: Expected seeds in line 1 of a.jsonl, but seed is '0' where int is expected.
     """
+    if _predicate(kind)(value):
+        return
     wrong = mismatch(value, kind)
     if wrong is not None:
         raise InputError(f"Expected {what} in {where}, but {wrong}.")
@@ -63,12 +65,58 @@ def mismatch(value: object, kind: Any, place: str = "") -> str | None:
     if origin is dict and isinstance(value, Mapping):
         parts = (mismatch(each, of[1], _below(place, name)) for name, each in value.items())
         return _first(parts)
-    if kind is float and type(value) in {int, float}:
-        return None if math.isfinite(typing.cast("float", value)) else _wrong(value, kind, place)
+    if kind in {float, int}:
+        return None if (_is_finite if kind is float else _is_whole)(value) else _wrong(value, kind, place)
     if isinstance(kind, type) and issubclass(kind, Enum) and isinstance(value, str):
         return None if value in {each.value for each in kind} else _wrong(value, kind, place)
     fits = value is None if kind in {None, type(None)} else origin is None and type(value) is kind
     return None if fits else _wrong(value, kind, place)
+
+
+@functools.cache
+def _predicate(kind: Any) -> Callable[[object], bool]:
+    """Whether `mismatch` finds nothing, some ten times as fast: a report may be of a hundred thousand records."""
+    origin, of = get_origin(kind), get_args(kind)
+    if typing.is_typeddict(kind):
+        return _record_predicate(kind)
+    if kind == Number:
+        return lambda value: value is None or _is_finite(value)
+    if origin is list or (origin is tuple and of[-1] is Ellipsis):
+        one = _predicate(of[0])
+        return lambda value: type(value) is list and all(map(one, value))
+    if origin is dict:
+        one = _predicate(of[1])
+        return lambda value: type(value) is dict and all(map(one, value.values()))
+    if kind in {float, int}:
+        return _is_finite if kind is float else _is_whole
+    if origin is None and kind in {str, bool}:
+        return lambda value: type(value) is kind
+    return lambda value: mismatch(value, kind) is None
+
+
+def _record_predicate(kind: Any) -> Callable[[object], bool]:
+    predicates = {name: _predicate(of_key) for name, of_key in _kinds(kind).items()}
+    required = kind.__required_keys__
+
+    def fits(value: object) -> bool:
+        if type(value) is not dict or not required <= value.keys():
+            return False
+        for name, part in value.items():
+            fits_key = predicates.get(name)
+            if fits_key is None or not fits_key(part):
+                return False
+        return True
+
+    return fits
+
+
+def _is_finite(value: object) -> bool:
+    """Whether it is a number that a float, or 64 bits, can hold."""
+    return (type(value) is float and math.isfinite(value)) or _is_whole(value)
+
+
+def _is_whole(value: object) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def _mismatch_of_record(value: object, kind: Any, place: str) -> str | None:

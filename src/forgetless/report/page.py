@@ -53,6 +53,8 @@ _CONFIGS: Mapping[str, type[TwoModelConfig | SearchConfig]] = {
 
 
 # What is drawn against its strength, where several were run.
+# Of a table that a browser still shows; metrics.jsonl has all.
+_MOST_ROWS = 1000
 _WITH_TRADE_OFF = ("wpl", "wpl-tolerance", "l2")
 
 
@@ -173,7 +175,7 @@ def _section(result: TwoModelResult) -> dict[str, Any]:
         "summary": [(panel_name(p, shown), _summary_rows(result, p, summary)) for p in shown],
         "strength": strength_heading(config.protection),
         "models": [(panel_name(p, shown), _model_rows(result, p)) for p in shown] if config.models > 2 else [],
-        "seeds": [_seed_row(run) for run in result.runs],
+        "seeds": [_seed_row(run) for run in result.runs[:_MOST_ROWS]],
         "num_seeds": len({run["seed"] for run in result.runs}),
         "num_runs": len(result.runs),
         "later": listed(later_models(result)) if result.runs else "B",

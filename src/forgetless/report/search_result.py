@@ -106,13 +106,34 @@ class SearchResult:
             protection: All if None.
             seed: All if None.
         """
-        return [
-            record
-            for record in self.records
-            if record["event"] == "epoch"
-            and protection in {None, record["protection"]}
-            and seed in {None, record["seed"]}
-        ]
+        if seed is not None:
+            names = self._arms_of if protection is None else {protection: self._arms_of.get(protection, {})}
+            return [record for name in names for record in names[name].get(seed, ())]
+        return self._all_epochs if protection is None else self._epochs_of.get(protection, [])
+
+    @cached_property
+    def _all_epochs(self) -> list[Record]:
+        return [record for record in self.records if record["event"] == "epoch"]
+
+    @cached_property
+    def _epochs_of(self) -> dict[str, list[Record]]:
+        """Protection → its epochs; searched for once, since a search may have a hundred thousand records."""
+        found: dict[str, list[Record]] = {}
+        for record in self._all_epochs:
+            found.setdefault(record["protection"], []).append(record)
+        return found
+
+    @cached_property
+    def _arms_of(self) -> dict[str, dict[int, list[Record]]]:
+        """Protection → seed → epochs."""
+        found: dict[str, dict[int, list[Record]]] = {}
+        for record in self._all_epochs:
+            found.setdefault(record["protection"], {}).setdefault(record["seed"], []).append(record)
+        return found
+
+    @cached_property
+    def _all_derived(self) -> list[Record]:
+        return [record for record in self.records if record["event"] == "derived"]
 
     def derived(self, protection: str | None = None) -> list[Record]:
         """The records of derived architectures, of one protection or of all.
@@ -120,7 +141,7 @@ class SearchResult:
         Args:
             protection: All if None.
         """
-        return [r for r in self.records if r["event"] == "derived" and protection in {None, r["protection"]}]
+        return [r for r in self._all_derived if protection in {None, r["protection"]}]
 
     def seeds(self, protection: str) -> list[int]:
         """The seeds of which a protection has all epochs; without epochs, those that handed something over.
@@ -128,9 +149,19 @@ class SearchResult:
         Args:
             protection: The protection.
         """
+        if protection not in self._seeds:
+            self._seeds[protection] = self._finished_seeds(protection)
+        return self._seeds[protection]
+
+    @cached_property
+    def _seeds(self) -> dict[str, list[int]]:
+        return {}
+
+    def _finished_seeds(self, protection: str) -> list[int]:
         if not self.config.num_epochs:
             return sorted(record["seed"] for record in self.derived(protection))
-        return [s for s in self.config.all_seeds if len(self.epochs(protection, s)) == self.config.num_epochs]
+        arms = self._arms_of.get(protection, {})
+        return [seed for seed in self.config.all_seeds if len(arms.get(seed, ())) == self.config.num_epochs]
 
     @property
     def has_multi_model_part(self) -> bool:
@@ -202,6 +233,10 @@ class SearchResult:
         Returns:
             One JSON-serialisable dict per protection that has such a seed, in the order of the configuration.
         """
+        return self._whole_summary
+
+    @cached_property
+    def _whole_summary(self) -> list[dict[str, Any]]:
         return [self._summary_of(protection) for protection in self.protections if self.seeds(protection)]
 
     def _summary_of(self, protection: str) -> dict[str, Any]:

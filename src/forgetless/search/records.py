@@ -95,10 +95,11 @@ def check_records(config: SearchConfig, records: Sequence[Record], path: str) ->
         event = record.get("event")
         if not isinstance(event, str) or event not in _KINDS:
             raise InputError(f"Expected a record of search in {where}, but its event is {event!r}.")
-        known = {name: value for name, value in record.items() if event != "epoch" or not name.startswith(_OF_STRATEGY)}
+        of_strategy = [name for name in record if name.startswith(_OF_STRATEGY)] if event == "epoch" else []
+        known = dict(record)
+        learned = {name: known.pop(name) for name in of_strategy}
         expect_type(known, _KINDS[event], "a record of search", where)
-        for name in record.keys() - known.keys():
-            expect_type(record[name], Number, f"a number as {name}", where)
+        expect_type(learned, dict[str, Number], "numbers of the strategy", where)
         arm = SearchArm(record["seed"], record["protection"])
         what = f"the {event} of seed {arm.seed} under {arm.protection}"
         expect_place((arm, event), allowed, seen, what, where)

@@ -44,6 +44,10 @@ class TwoModelResult:
         Returns:
             Dicts in the order of the configuration; none for an arm whose every seed diverged.
         """
+        return self._summary
+
+    @cached_property
+    def _summary(self) -> list[dict[str, Any]]:
         diverged = Counter(map(_key, self.diverged))
         groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
         for run in self.runs:
