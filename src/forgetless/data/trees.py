@@ -91,20 +91,21 @@ def open_tree(path: Path, max_bytes: int = MAX_FILE_BYTES) -> Iterator[FileTree]
         yield FileTree(path, _visible(_walk(path)), lambda name: read_bytes(path / name, max_bytes=max_bytes))
         return
     with open_regular(path) as stream, _open_archive(stream, path) as archive:
-        entries = {entry.filename: entry for entry in archive.infolist() if not entry.is_dir()}
-        for entry in entries.values():
+        for entry in archive.infolist():
             _check_name(entry, path)
+        entries = {entry.filename: entry for entry in archive.infolist() if not entry.is_dir()}
         left = min(ratio_limit(os.fstat(stream.fileno()).st_size), MAX_ARCHIVE_BYTES)
 
         def read(name: str) -> bytes:
             nonlocal left
+            _check_entry(entries[name], path, max_bytes)
             left -= entries[name].file_size
             if left < 0:
                 raise InputError(
                     f"Expected the files in {path} to have at most {MAX_RATIO} times its size decompressed, but got "
                     f"more at {name}. If you trust the archive, unpack it by hand and name the folder."
                 )
-            return _read_entry(archive, entries[name], path, max_bytes)
+            return _read_entry(archive, entries[name], path)
 
         yield FileTree(path, _visible(entries), read)
 
@@ -224,24 +225,28 @@ def _open_archive(stream: IO[bytes], path: Path) -> Iterator[zipfile.ZipFile]:
 def _check_name(entry: zipfile.ZipInfo, path: Path) -> None:
     """Refuse an archive that has a file outside of itself, though nothing would be written there."""
     name = entry.orig_filename  # as it is in the archive: zipfile cuts the other one at a zero byte
-    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+    if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
         raise InputError(
             f"Expected every file in {path} to have a relative path inside of it, but got {name!r}. Make the archive "
             "again."
         )
 
 
-def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, max_bytes: int) -> bytes:
-    """Return the content of one file of an archive, which has the size that the table of contents says."""
-    name = entry.filename
+def _check_entry(entry: zipfile.ZipInfo, path: Path, max_bytes: int) -> None:
+    """Refuse what is no regular file, or too large by the table of contents."""
     mode = entry.external_attr >> 16  # as in Unix, or 0
     if stat.S_IFMT(mode) not in {0, stat.S_IFREG}:
-        raise not_regular(f"{name} in {path}", mode)
+        raise not_regular(f"{entry.filename} in {path}", mode)
     if entry.file_size > max_bytes:
         raise InputError(
-            f"Expected {name} in {path} to have at most {in_units(max_bytes)}, but got "
+            f"Expected {entry.filename} in {path} to have at most {in_units(max_bytes)}, but got "
             f"{in_units(entry.file_size)}. Leave it out."
         )
+
+
+def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> bytes:
+    """Return the content of one file of an archive, which has the size that the table of contents says."""
+    name = entry.filename
     pieces = []
     try:
         with archive.open(name) as stream:
