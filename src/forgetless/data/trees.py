@@ -53,6 +53,7 @@ ZIP_ERRORS = (
 """What zipfile raises on damage."""
 
 _PIECE_BYTES = 4096  # a piece of an archive that is compressed with bzip2 can give 20,000 times as much
+_UNIX = 3  # of the systems that make archives, the one whose files have modes
 _HIDDEN = "__MACOSX"  # the folder of archives made on a Mac that has no data
 
 
@@ -234,7 +235,7 @@ def _check_name(entry: zipfile.ZipInfo, path: Path) -> None:
 
 def _check_entry(entry: zipfile.ZipInfo, path: Path, max_bytes: int) -> None:
     """Refuse what is no regular file, or too large by the table of contents."""
-    mode = entry.external_attr >> 16  # as in Unix, or 0
+    mode = entry.external_attr >> 16 if entry.create_system == _UNIX else 0
     if stat.S_IFMT(mode) not in {0, stat.S_IFREG}:
         raise not_regular(f"{entry.filename} in {path}", mode)
     if entry.file_size > max_bytes:
