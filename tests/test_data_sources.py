@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import io
 import logging
+import os
 import socket
 import sys
 import threading
@@ -41,10 +42,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Server:
-    """A web server on 127.0.0.1 with the files in `files`; it notes what it was asked for."""
+    """A web server on 127.0.0.1 with `files`, and addresses that send on; it notes what it was asked for."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
+        self.sends_on: dict[str, str] = {}
+        self.missing_bytes = 0  # of each answer, before the connection is closed
         self.requests: list[str] = []
         server = self
 
@@ -52,10 +55,13 @@ class Server:
             def do_GET(self) -> None:
                 server.requests.append(self.path)
                 content = server.files.get(self.path)
-                self.send_response(404 if content is None else 200)
+                there = server.sends_on.get(self.path)
+                self.send_response(302 if there else 404 if content is None else 200)
+                if there:
+                    self.send_header("Location", there)
                 self.send_header("Content-Length", str(len(content or b"")))
                 self.end_headers()
-                self.wfile.write(content or b"")
+                self.wfile.write((content or b"")[server.missing_bytes :])
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 pass
@@ -75,7 +81,7 @@ def server() -> Iterator[Server]:
     running.http.server_close()
 
 
-def at(server: Server, **changes: str) -> Source:
+def at(server: Server, **changes: object) -> Source:
     return dataclasses.replace(SOURCE, url=f"{server.address}/numbers.gz", **changes)
 
 
@@ -217,3 +223,82 @@ def test_a_terminal_is_shown_the_progress(server: Server, monkeypatch: pytest.Mo
     server.files["/numbers.gz"] = PACKED
     sources.fetch(at(server), None)
     assert "numbers.gz" in terminal.getvalue()
+
+
+# Safety
+
+
+def files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/a", "ftp://127.0.0.1/a", "file:///etc/passwd", "/etc/passwd", "a"])
+def test_only_encrypted_addresses_are_asked(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.undo()
+    assert sources.SCHEMES == ("https",)
+    monkeypatch.setattr(pooch, "retrieve", None)
+    with pytest.raises(InputError, match=rf"^Expected an address of https, but got {url}\. Name a local folder"):
+        sources.download(dataclasses.replace(SOURCE, url=url))
+
+
+def test_a_download_without_a_checksum_is_refused(server: Server) -> None:
+    server.files["/numbers.gz"] = PACKED
+    with pytest.raises(
+        InputError, match=rf"^Expected the download {server.address}/numbers.gz to have a checksum, but"
+    ):
+        sources.fetch(at(server, download_hash=None), None)
+    assert server.requests == []
+
+
+def test_being_sent_on_is_followed(server: Server) -> None:
+    server.sends_on = {"/numbers.gz": "/b", "/b": f"{server.address}/c"}
+    server.files["/c"] = PACKED
+    assert sources.fetch(at(server), None).read_bytes() == PACKED
+    assert server.requests == ["/numbers.gz", "/b", "/c"]
+
+
+@pytest.mark.parametrize("there", ["other://127.0.0.1:9/b", "ftp://127.0.0.1/b", "file:///etc/passwd", "//[/b"])
+def test_being_sent_on_to_another_kind_of_address_is_refused(server: Server, cache: Path, there: str) -> None:
+    server.sends_on = {"/numbers.gz": "/b", "/b": there}
+    with pytest.raises(InputError, match=r"^Expected an address of http, but got .*\. Name a local folder"):
+        sources.fetch(at(server), None)
+    assert server.requests == ["/numbers.gz", "/b"]
+    assert files_below(cache) == []
+
+
+def test_being_sent_from_https_to_http_is_refused(monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path) -> None:
+    server.sends_on = {"/numbers.gz": "/b"}
+    server.files["/b"] = PACKED
+    monkeypatch.setattr(sources, "SCHEMES", ("https",))
+    # The first address is not checked here, for the server has no certificate.
+    with pytest.raises(InputError, match=rf"^Expected an address of https, but got {server.address}/b\."):
+        sources._retrieve(f"{server.address}/numbers.gz", "numbers.gz", str(SOURCE.download_hash), None)
+    assert files_below(cache) == []
+
+
+def test_a_download_that_is_too_large_is_stopped(server: Server, cache: Path) -> None:
+    server.files["/numbers.gz"] = PACKED
+    assert sources.fetch(at(server, download_bytes=len(PACKED)), None).read_bytes() == PACKED
+    (cache / "set/numbers.gz").unlink()
+    pattern = (
+        rf"^Expected the download {server.address}/numbers\.gz to have at most {len(PACKED) - 1} bytes, but got more"
+    )
+    with pytest.raises(InputError, match=pattern):
+        sources.fetch(at(server, download_bytes=len(PACKED) - 1), None)
+    assert files_below(cache) == []
+
+
+def test_a_download_that_breaks_off_leaves_nothing(server: Server, cache: Path) -> None:
+    server.files["/numbers.gz"] = PACKED
+    server.missing_bytes = 5
+    with pytest.raises(InputError, match=r"^Expected (to download|the download) "):
+        sources.fetch(at(server), None)
+    assert files_below(cache) == []
+
+
+def test_a_pipe_in_the_cache_is_refused(server: Server, cache: Path) -> None:
+    (cache / "set").mkdir(parents=True)
+    os.mkfifo(cache / "set/numbers.gz")
+    with pytest.raises(InputError, match=r"numbers\.gz to be a regular file, but got a named pipe\."):
+        sources.fetch(at(server), None)
+    assert server.requests == []

@@ -5,6 +5,7 @@ source has an address, downloads it once into `cache_folder`. Nothing here knows
 else in forgetless reaches the network for data.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import pooch
 from rich.console import Console
@@ -250,7 +251,7 @@ class _LimitedWriter:
 
 
 def _check_address(url: str) -> None:
-    if urlsplit(url).scheme not in SCHEMES:
+    if url.partition("://")[0].lower() not in SCHEMES:
         raise InputError(
             f"Expected an address of {' or '.join(SCHEMES)}, but got {url}. Name a local folder with --data-dir or "
             f"{DATA_VARIABLE}."
@@ -260,7 +261,10 @@ def _check_address(url: str) -> None:
 def _check_redirect(response: Any, **_: object) -> None:
     """Refuse to be sent on to an address that is not encrypted; requests calls this for every answer."""
     if response.is_redirect:
-        _check_address(urljoin(response.url, response.headers["location"]))
+        address = response.headers["location"]
+        with contextlib.suppress(ValueError):  # what is no address is refused as it is
+            address = urljoin(response.url, address)
+        _check_address(address)
 
 
 def _reason(error: BaseException) -> str:
