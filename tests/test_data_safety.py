@@ -390,6 +390,13 @@ def test_what_is_no_file_in_the_archive_of_cifar10_is_not_read(tmp_path: Path, k
 
 
 @pytest.mark.usefixtures("small_cifar10")
+def test_a_batch_of_another_size_in_the_archive_of_cifar10_is_told_once(tmp_path: Path) -> None:
+    path = tar(tmp_path / "cifar-10-binary.tar.gz", [(tarfile.TarInfo("data_batch_1.bin"), b"short")])
+    pattern = rf"^Expected {path}/data_batch_1\.bin to have 6146 bytes .*, but got 5\. Replace the file\.$"
+    refused(lambda name: load_images(name, tmp_path), "cifar10", pattern)
+
+
+@pytest.mark.usefixtures("small_cifar10")
 def test_no_damage_to_a_tar_archive_does_more_than_an_input_error(tmp_path: Path) -> None:
     dice = random.Random(0)
     stream = io.BytesIO()

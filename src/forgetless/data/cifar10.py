@@ -102,6 +102,8 @@ def _read_cifar10_archive(path: Path) -> dict[str, Labelled]:
             raise InputError(
                 f"Expected {path} to have the six files of CIFAR-10 and no more, but got more. Replace it."
             ) from None
+        except InputError:
+            raise
         except TAR_ERRORS as error:
             raise InputError(
                 f"Expected {path} to be a whole .tar.gz archive, but got {reason_of(error)}. Replace it."

@@ -5,7 +5,6 @@ in a circle would never end, and two names of one folder would make its files co
 """
 
 import contextlib
-import lzma
 import os
 import stat
 import struct
@@ -48,11 +47,10 @@ ZIP_ERRORS = (
     struct.error,
     zipfile.BadZipFile,
     zlib.error,
-    lzma.LZMAError,
 )
 """What zipfile raises on damage."""
 
-_PIECE_BYTES = 4096  # a piece of an archive that is compressed with bzip2 can give 20,000 times as much
+_PIECE_BYTES = 2**16
 _UNIX = 3  # of the systems that make archives, the one whose files have modes
 _HIDDEN = "__MACOSX"  # the folder of archives made on a Mac that has no data
 
@@ -234,10 +232,16 @@ def _check_name(entry: zipfile.ZipInfo, path: Path) -> None:
 
 
 def _check_entry(entry: zipfile.ZipInfo, path: Path, max_bytes: int) -> None:
-    """Refuse what is no regular file, or too large by the table of contents."""
+    """Refuse what is no regular file, cannot be read in pieces, or is too large by the table of contents."""
     mode = entry.external_attr >> 16 if entry.create_system == _UNIX else 0
     if stat.S_IFMT(mode) not in {0, stat.S_IFREG}:
         raise not_regular(f"{entry.filename} in {path}", mode)
+    if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        # zipfile takes what they decompress to into memory whole: 2 GB of 1.5 kB with bzip2.
+        raise InputError(
+            f"Expected {entry.filename} in {path} to be stored or deflated, but got compression "
+            f"{entry.compress_type}. Unpack the archive by hand and name the folder."
+        )
     if entry.file_size > max_bytes:
         raise InputError(
             f"Expected {entry.filename} in {path} to have at most {in_units(max_bytes)}, but got "
