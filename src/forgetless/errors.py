@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """A bad input, told in one clear sentence; the command line prints it and exits with code 2.
+    r"""A bad input, told in one clear sentence; the command line prints it and exits with code 2.
 
     Args:
         sentence: What was expected, what was got, and what to do. It often quotes names of files, which may hold
             anything: what cannot be printed on one line is escaped.
 
     >>> print(InputError("Expected a name, but got \x1b[2J."))
-    Expected a name, but got \\x1b[2J.
+    Expected a name, but got \x1b[2J.
     """
 
     def __init__(self, sentence: str) -> None:
