@@ -149,7 +149,7 @@ def test_names_that_cannot_be_are_told_in_one_printable_line(tmp_path: Path, nam
 
 def test_a_name_cannot_steer_the_terminal(tmp_path: Path) -> None:
     path = write(tmp_path / "\x1b[2J\n\u202e\udcff.gz", b"no gzip")
-    with pytest.raises(InputError, match=r"\\x1b\[2J\\n\\u202e\\udcff\.gz to be a whole gzip file") as caught:
+    with pytest.raises(InputError, match=r"\\x1b\[2J\\n\\u202e\\xff\.gz to be a whole gzip file") as caught:
         files.read_bytes(path)
     assert str(caught.value).isprintable()
 

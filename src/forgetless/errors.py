@@ -1,48 +1,41 @@
 """The one exception that means "the user can mend this"."""
 
 import difflib
-import unicodedata
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    r"""A bad input, told in one clear sentence; the command line prints it and exits with code 2.
+    """A bad input, told in one clear sentence; the command line prints it and exits with code 2."""
 
-    Args:
-        sentence: What was expected, what was got, and what to do. It often quotes names of files, which may hold
-            anything: what cannot be printed on one line is escaped.
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
-    >>> print(InputError("Expected a name, but got \x1b[2J."))
-    Expected a name, but got \x1b[2J.
-    """
 
-    def __init__(self, sentence: str) -> None:
-        super().__init__(printable(sentence))
+class DivergedError(InputError):
+    """A model's outputs or derivatives are not finite, so that what it needs of its weights is not known."""
 
 
 def printable(text: str) -> str:
-    r"""Escape what would break a line, steer a terminal or fail to be encoded: control characters and surrogates.
+    r"""A text on one line of characters that every terminal takes: others are escaped.
+
+    Names of files may hold line ends, control characters, which command a terminal, and bytes that are no text.
 
     Args:
-        text: Anything, such as the name of a file.
+        text: Any.
 
-    Returns:
-        The text in one line; text that can be printed is returned as it is.
-
-    >>> print(printable("näive.png"), printable("two\nlines\x1b[31m\udcff"))
-    näive.png two\nlines\x1b[31m\udcff
+    >>> print(printable("a\x1b[2Jb\udcff"))
+    a\x1b[2Jb\xff
     """
-    if text.isprintable():
-        return text
-    return "".join(
-        # Spaces such as the one that does not break count as not printable, and do no harm.
-        character if character.isprintable() or unicodedata.category(character) == "Zs" else _escaped(character)
-        for character in text
-    )
+    return "".join(map(_printable, text))
 
 
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no text, as Python has it in names of files
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
 
 
 def expect_one_of(what: str, value: str, choices: Iterable[str]) -> None:
