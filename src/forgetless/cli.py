@@ -32,7 +32,7 @@ from rich.text import Text
 from forgetless import __version__, comparison, interruption, search
 from forgetless.checkpoints import DEFAULT
 from forgetless.comparison import ComparisonConfig
-from forgetless.errors import InputError, expect_one_of, printable
+from forgetless.errors import InputError, expect_one_of
 from forgetless.evaluation.benchmark import make_benchmark
 from forgetless.evaluation.run import EvaluatedRun, EvaluationConfig, run_evaluation
 from forgetless.evaluation.trainings import TrainingStore, default_store
@@ -413,7 +413,7 @@ def _start(
 
 def _short_name(data: str) -> str:
     """What data is called in the name of a folder: without what cannot be printed, and not too long for one."""
-    name = "".join(character if printable(character) == character else "_" for character in Path(data).stem)
+    name = "".join(character if character.isprintable() else "_" for character in Path(data).stem)
     return name.encode()[:100].decode(errors="ignore")  # names have 255 bytes at most, and others are made of it
 
 
