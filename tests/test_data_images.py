@@ -20,9 +20,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from forgetless.data import images as images_module
-from forgetless.data import load_images, random_crop_and_flip, sources
-from forgetless.data.images import CIFAR10_BATCHES, CIFAR10_CLASSES, ImageData, ImageSplit, read_idx, stratified_cut
+from forgetless.data import cifar10, image_folders, load_images, mnist, random_crop_and_flip, sources, splits
+from forgetless.data.cifar10 import CIFAR10_BATCHES, CIFAR10_CLASSES
+from forgetless.data.mnist import read_idx
+from forgetless.data.splits import ImageData, ImageSplit, stratified_cut
 from forgetless.errors import InputError
 
 SPLITS = ("train", "importance", "validation", "test")
@@ -124,7 +125,7 @@ def test_cuts_for_different_purposes_differ() -> None:
 def test_channel_statistics_are_exact() -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (1500, 2, 3, 4), dtype=np.uint8)
-    mean, deviation = images_module._channel_statistics(pixels)
+    mean, deviation = splits._channel_statistics(pixels)
     slow = pixels.astype(np.float64).transpose(1, 0, 2, 3).reshape(2, -1)
     assert torch.equal(mean.reshape(-1), torch.from_numpy(slow.mean(1)).float())
     torch.testing.assert_close(deviation.reshape(-1), torch.from_numpy(slow.std(1)).float(), rtol=1e-7, atol=0)
@@ -227,9 +228,9 @@ def make_mnist(folder: Path, monkeypatch: pytest.MonkeyPatch, num_train: int = 1
 def expect_checksums_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {
         name: dataclasses.replace(source, sha256=hashlib.sha256((folder / name).read_bytes()).hexdigest())
-        for name, source in images_module.MNIST_FILES.items()
+        for name, source in mnist.MNIST_FILES.items()
     }
-    monkeypatch.setattr(images_module, "MNIST_FILES", files)
+    monkeypatch.setattr(mnist, "MNIST_FILES", files)
 
 
 def test_mnist_is_cut_from_the_training_images_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +286,7 @@ def test_a_wrong_structure_is_told_before_a_wrong_checksum(
     ("name", "array", "complaint"),
     [
         ("train-labels-idx1-ubyte", np.zeros(119, np.uint8), r"to have the dimensions \(120,\), .* but got \(119,\)\."),
-        ("train-labels-idx1-ubyte", np.zeros((120, 28, 28), np.uint8), r"to have the dimensions \(120,\)"),
+        ("train-labels-idx1-ubyte", np.zeros((60, 28, 28), np.uint8), r"to have the dimensions \(120,\)"),
         ("train-labels-idx1-ubyte", np.full(120, 10, np.uint8), r"to be 0 to 9, but got 10\."),
         ("t10k-images-idx3-ubyte", np.zeros(20, np.uint8), r"to have the dimensions \(N, 28, 28\), but got \(20,\)\."),
         (
@@ -306,12 +307,12 @@ def test_files_of_mnist_that_do_not_fit_are_told(
 
 def test_mnist_without_data_or_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {
-        name: dataclasses.replace(source, url=f"http://127.0.0.1:9/{name}.gz")
-        for name, source in images_module.MNIST_FILES.items()
+        name: dataclasses.replace(source, url=f"https://127.0.0.1:9/{name}.gz")
+        for name, source in mnist.MNIST_FILES.items()
     }
-    monkeypatch.setattr(images_module, "MNIST_FILES", files)
+    monkeypatch.setattr(mnist, "MNIST_FILES", files)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9/train-images.*--data-dir or FORGETLESS_DATA"):
+    with pytest.raises(InputError, match=r"https://127\.0\.0\.1:9/train-images.*--data-dir or FORGETLESS_DATA"):
         load_images("mnist")
 
 
@@ -332,7 +333,7 @@ def test_real_mnist(shared_data: Path) -> None:
 
 def make_cifar10(folder: Path, monkeypatch: pytest.MonkeyPatch, num_images: int = 20) -> Path:
     """Write six small files in CIFAR-10's binary form; return their folder."""
-    monkeypatch.setattr(images_module, "CIFAR10_IMAGES_PER_BATCH", num_images)
+    monkeypatch.setattr(cifar10, "CIFAR10_IMAGES_PER_BATCH", num_images)
     rng = np.random.default_rng(0)
     batches = folder / "cifar-10-batches-bin"
     batches.mkdir(parents=True)
@@ -348,9 +349,9 @@ def make_cifar10_archive(batches: Path, path: Path, monkeypatch: pytest.MonkeyPa
     with tarfile.open(path, "w:gz") as archive:
         archive.add(batches, arcname="cifar-10-batches-bin")
     source = dataclasses.replace(
-        images_module.CIFAR10_ARCHIVE, download_hash="md5:" + hashlib.md5(path.read_bytes()).hexdigest()
+        cifar10.CIFAR10_ARCHIVE, download_hash="md5:" + hashlib.md5(path.read_bytes()).hexdigest()
     )
-    monkeypatch.setattr(images_module, "CIFAR10_ARCHIVE", source)
+    monkeypatch.setattr(cifar10, "CIFAR10_ARCHIVE", source)
 
 
 def test_cifar10_is_read_from_its_binary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,10 +390,10 @@ def test_a_damaged_cached_archive_is_downloaded_again(
     make_cifar10_archive(batches, cache / "cifar-10-binary.tar.gz", monkeypatch)
     archive = cache / "cifar-10-binary.tar.gz"
     archive.write_bytes(archive.read_bytes()[:-5])
-    source = dataclasses.replace(images_module.CIFAR10_ARCHIVE, url="http://127.0.0.1:9/cifar-10-binary.tar.gz")
-    monkeypatch.setattr(images_module, "CIFAR10_ARCHIVE", source)
+    source = dataclasses.replace(cifar10.CIFAR10_ARCHIVE, url="https://127.0.0.1:9/cifar-10-binary.tar.gz")
+    monkeypatch.setattr(cifar10, "CIFAR10_ARCHIVE", source)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with pytest.raises(InputError, match=r"^Expected to download http://127\.0\.0\.1:9/cifar-10-binary"):
+    with pytest.raises(InputError, match=r"^Expected to download https://127\.0\.0\.1:9/cifar-10-binary"):
         load_images("cifar10")
 
 
@@ -461,11 +462,11 @@ def test_the_jpeg_copy_is_called_a_copy_and_decoded_once(
     (decoded,) = (cache / "decoded").iterdir()
     assert hashlib.sha256(archive.read_bytes()).hexdigest() in decoded.name
 
-    decode = images_module._decode
-    monkeypatch.setattr(images_module, "_decode", None)  # the second time nothing is decoded
+    decode = image_folders._decode
+    monkeypatch.setattr(image_folders, "_decode", None)  # the second time nothing is decoded
     assert same(load_images("cifar10", tmp_path), first)
 
-    monkeypatch.setattr(images_module, "_decode", decode)
+    monkeypatch.setattr(image_folders, "_decode", decode)
     good = decoded.read_bytes()
     for damaged in (b"", good[:1000], good[:3000] + b"?" + good[3001:]):
         decoded.write_bytes(damaged)
@@ -589,7 +590,7 @@ def test_decoding_keeps_the_pixels(tmp_path: Path, mode: str) -> None:
     image = Image.fromarray(colours).convert(mode)
     stream = io.BytesIO()
     image.save(stream, "png")
-    found = images_module._decode(stream.getvalue(), tmp_path)
+    found = image_folders._decode(stream.getvalue(), tmp_path)
     gray = mode in {"L", "LA", "1"}
     np.testing.assert_array_equal(found, np.asarray(image.convert("L")) if gray else colours)
 

@@ -1,4 +1,4 @@
-"""Where bytes come from: the search order, downloads from a server on this machine, checksums, folders and zips."""
+"""Where files come from: the search order, and downloads from a server on this machine."""
 
 import dataclasses
 import gzip
@@ -6,17 +6,17 @@ import hashlib
 import http.server
 import io
 import logging
+import os
 import socket
 import sys
 import threading
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pooch
 import pytest
 
-from forgetless.data import sources
+from forgetless.data import files, sources
 from forgetless.data.sources import Source
 from forgetless.errors import InputError
 
@@ -37,14 +37,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sources, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.delenv("FORGETLESS_DATA", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(sources, "SCHEMES", ("http",))  # the server has no certificate
     return tmp_path / "cache"
 
 
 class Server:
-    """A web server on 127.0.0.1 with the files in `files`; it notes what it was asked for."""
+    """A web server on 127.0.0.1 with `files`, and addresses that send on; it notes what it was asked for."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
+        self.sends_on: dict[str, str] = {}
+        self.missing_bytes = 0  # of each answer, before the connection is closed
         self.requests: list[str] = []
         server = self
 
@@ -52,10 +55,13 @@ class Server:
             def do_GET(self) -> None:
                 server.requests.append(self.path)
                 content = server.files.get(self.path)
-                self.send_response(404 if content is None else 200)
+                there = server.sends_on.get(self.path)
+                self.send_response(302 if there else 404 if content is None else 200)
+                if there:
+                    self.send_header("Location", there)
                 self.send_header("Content-Length", str(len(content or b"")))
                 self.end_headers()
-                self.wfile.write(content or b"")
+                self.wfile.write((content or b"")[server.missing_bytes :])
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 pass
@@ -75,7 +81,7 @@ def server() -> Iterator[Server]:
     running.http.server_close()
 
 
-def at(server: Server, **changes: str) -> Source:
+def at(server: Server, **changes: object) -> Source:
     return dataclasses.replace(SOURCE, url=f"{server.address}/numbers.gz", **changes)
 
 
@@ -145,7 +151,7 @@ def test_a_download_happens_once(
     for _ in range(2):
         path = sources.fetch(at(server), None)
         assert path == cache / "set/numbers.gz"
-        assert sources.read_bytes(path) == CONTENT
+        assert files.read_bytes(path) == CONTENT
     assert server.requests == ["/numbers.gz"]
     assert capfd.readouterr() == ("", "")  # no terminal, no progress
     assert caplog.records == []
@@ -219,108 +225,80 @@ def test_a_terminal_is_shown_the_progress(server: Server, monkeypatch: pytest.Mo
     assert "numbers.gz" in terminal.getvalue()
 
 
-def test_gzip_files_are_decompressed(tmp_path: Path) -> None:
-    assert sources.read_bytes(write(tmp_path / "a", PACKED)) == PACKED
-    assert sources.read_bytes(write(tmp_path / "a.gz", PACKED)) == CONTENT
+# Safety
 
 
-@pytest.mark.parametrize(
-    "damaged", [b"plain", PACKED[:-9], PACKED[:40] + b"?" + PACKED[41:], PACKED[:10] + b"\xff", b"\x1f"]
-)
-def test_a_damaged_gzip_file_is_told(tmp_path: Path, damaged: bytes) -> None:
-    path = write(tmp_path / "a.gz", damaged)
-    with pytest.raises(InputError, match=rf"^Expected {path} to be a whole gzip file, but got .*\. Download it again"):
-        sources.read_bytes(path)
+def files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_an_unreadable_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=rf"^Expected {tmp_path} to be readable, but got Is a directory\."):
-        sources.read_bytes(tmp_path)
-    with pytest.raises(InputError, match=r"none to be readable, but got No such file or directory\."):
-        sources.file_hash(tmp_path / "none", "md5")
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/a", "ftp://127.0.0.1/a", "file:///etc/passwd", "/etc/passwd", "a"])
+def test_only_encrypted_addresses_are_asked(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.undo()
+    assert sources.SCHEMES == ("https",)
+    monkeypatch.setattr(pooch, "retrieve", None)
+    with pytest.raises(InputError, match=rf"^Expected an address of https, but got {url}\. Name a local folder"):
+        sources.download(dataclasses.replace(SOURCE, url=url))
 
 
-def test_checksums(tmp_path: Path) -> None:
-    path = write(tmp_path / "a", CONTENT)
-    assert sources.file_hash(path, "md5") == hashlib.md5(CONTENT).hexdigest()
-    sources.check_sha256(CONTENT, path, SOURCE.sha256)
-    sources.check_sha256(b"anything", path, None)
-    found = hashlib.sha256(b"other").hexdigest()
-    pattern = rf"^Expected {path} to have the SHA-256 checksum {SOURCE.sha256}, but got {found}\."
+def test_a_download_without_a_checksum_is_refused(server: Server) -> None:
+    server.files["/numbers.gz"] = PACKED
+    with pytest.raises(
+        InputError, match=rf"^Expected the download {server.address}/numbers.gz to have a checksum, but"
+    ):
+        sources.fetch(at(server, download_hash=None), None)
+    assert server.requests == []
+
+
+def test_being_sent_on_is_followed(server: Server) -> None:
+    server.sends_on = {"/numbers.gz": "/b", "/b": f"{server.address}/c"}
+    server.files["/c"] = PACKED
+    assert sources.fetch(at(server), None).read_bytes() == PACKED
+    assert server.requests == ["/numbers.gz", "/b", "/c"]
+
+
+@pytest.mark.parametrize("there", ["other://127.0.0.1:9/b", "ftp://127.0.0.1/b", "file:///etc/passwd", "//[/b"])
+def test_being_sent_on_to_another_kind_of_address_is_refused(server: Server, cache: Path, there: str) -> None:
+    server.sends_on = {"/numbers.gz": "/b", "/b": there}
+    with pytest.raises(InputError, match=r"^Expected an address of http, but got .*\. Name a local folder"):
+        sources.fetch(at(server), None)
+    assert server.requests == ["/numbers.gz", "/b"]
+    assert files_below(cache) == []
+
+
+def test_being_sent_from_https_to_http_is_refused(monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path) -> None:
+    server.sends_on = {"/numbers.gz": "/b"}
+    server.files["/b"] = PACKED
+    monkeypatch.setattr(sources, "SCHEMES", ("https",))
+    # The first address is not checked here, for the server has no certificate.
+    with pytest.raises(InputError, match=rf"^Expected an address of https, but got {server.address}/b\."):
+        sources._retrieve(f"{server.address}/numbers.gz", "numbers.gz", str(SOURCE.download_hash), None)
+    assert files_below(cache) == []
+
+
+def test_a_download_that_is_too_large_is_stopped(server: Server, cache: Path) -> None:
+    server.files["/numbers.gz"] = PACKED
+    assert sources.fetch(at(server, download_bytes=len(PACKED)), None).read_bytes() == PACKED
+    (cache / "set/numbers.gz").unlink()
+    pattern = (
+        rf"^Expected the download {server.address}/numbers\.gz to have at most {len(PACKED) - 1} bytes, but got more"
+    )
     with pytest.raises(InputError, match=pattern):
-        sources.check_sha256(b"other", path, SOURCE.sha256)
+        sources.fetch(at(server, download_bytes=len(PACKED) - 1), None)
+    assert files_below(cache) == []
 
 
-def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "deep/a"
-    sources.write_atomically(path, lambda stream: stream.write(b"old"))
-
-    def interrupted(stream: io.BufferedWriter) -> None:
-        stream.write(b"new")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        sources.write_atomically(path, interrupted)
-    assert path.read_bytes() == b"old"
-    assert list(path.parent.iterdir()) == [path]
+def test_a_download_that_breaks_off_leaves_nothing(server: Server, cache: Path) -> None:
+    server.files["/numbers.gz"] = PACKED
+    server.missing_bytes = 5
+    with pytest.raises(InputError, match=r"^Expected (to download|the download) "):
+        sources.fetch(at(server), None)
+    assert files_below(cache) == []
 
 
-FILES = {"b/2.png": b"two", "a/1.png": b"one", "B.txt": b"three"}
-HIDDEN = ("a/.DS_Store", ".git/config", "__MACOSX/a/1.png", "a/.hidden/1.png", "../outside.png")
-
-
-def test_folders_and_archives_list_the_same_files(tmp_path: Path) -> None:
-    folder, archive = tmp_path / "folder", tmp_path / "archive.zip"
-    (folder / "inside").mkdir(parents=True)
-    with zipfile.ZipFile(archive, "w") as writer:
-        writer.mkdir("empty")
-        for name in (*FILES, *HIDDEN):
-            write(folder / "inside" / name, FILES.get(name, b"hidden"))
-            writer.writestr(name, FILES.get(name, b"hidden"))
-    for path in (folder / "inside", archive):
-        with sources.open_tree(path) as tree:
-            assert tree.path == path
-            assert tree.names == ("B.txt", "a/1.png", "b/2.png")
-            assert {name: tree.read(name) for name in tree.names} == FILES
-
-
-def test_linked_folders_are_followed(tmp_path: Path) -> None:
-    write(tmp_path / "elsewhere/1.png", b"one")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder/a").symlink_to(tmp_path / "elsewhere")
-    with sources.open_tree(tmp_path / "folder") as tree:
-        assert tree.names == ("a/1.png",)
-
-
-def test_a_file_that_is_no_archive_is_told(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.zip", b"no archive")
-    pattern = rf"^Expected {path} to be a folder or a \.zip archive, but got File is not a zip file\."
-    with pytest.raises(InputError, match=pattern), sources.open_tree(path):
-        pass
-
-
-def test_a_damaged_entry_of_an_archive_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.zip"
-    with zipfile.ZipFile(path, "w") as writer:
-        writer.writestr("a/1.png", b"one")
-    write(path, path.read_bytes().replace(b"one", b"two", 1))
-    with (
-        sources.open_tree(path) as tree,
-        pytest.raises(InputError, match=rf"^Expected a/1\.png in {path} to be readable, but got Bad CRC-32"),
-    ):
-        tree.read("a/1.png")
-
-
-def test_an_encrypted_entry_of_an_archive_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.zip"
-    with zipfile.ZipFile(path, "w") as writer:
-        writer.writestr("a/1.png", b"one")
-    content = bytearray(path.read_bytes())
-    content[6] |= 1  # the flag in the entry's own header and in the table at the end
-    content[content.index(b"PK\x01\x02") + 8] |= 1
-    write(path, bytes(content))
-    with (
-        sources.open_tree(path) as tree,
-        pytest.raises(InputError, match=r"^Expected a/1\.png in .* but got .* is encrypted"),
-    ):
-        tree.read("a/1.png")
+def test_a_pipe_in_the_cache_is_refused(server: Server, cache: Path) -> None:
+    (cache / "set").mkdir(parents=True)
+    os.mkfifo(cache / "set/numbers.gz")
+    with pytest.raises(InputError, match=r"numbers\.gz to be a regular file, but got a named pipe\."):
+        sources.fetch(at(server), None)
+    assert server.requests == []

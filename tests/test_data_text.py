@@ -248,12 +248,12 @@ def test_ptb_is_found_in_both_layouts(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_ptb_without_data_or_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {
-        split: dataclasses.replace(source, url="http://127.0.0.1:9/ptb.txt")
+        split: dataclasses.replace(source, url="https://127.0.0.1:9/ptb.txt")
         for split, source in text_module.PTB_FILES.items()
     }
     monkeypatch.setattr(text_module, "PTB_FILES", files)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with pytest.raises(InputError, match=r"^Expected to download http://127.* --data-dir or FORGETLESS_DATA\.$"):
+    with pytest.raises(InputError, match=r"^Expected to download https://127.* --data-dir or FORGETLESS_DATA\.$"):
         load_text("ptb")
 
 

