@@ -326,7 +326,8 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def _search_result(folder: RunFolder) -> SearchResult:
-    result = load_result(folder)
+    with _warnings_in_one_line():
+        result = load_result(folder)
     if isinstance(result, ComparisonResult):
         below = comparison.units(folder, result.config)[0].path
         raise InputError(
@@ -351,10 +352,11 @@ def report(run: list[Path], /, *, output: Path | None = None) -> None:
     folders = [RunFolder(path) for path in run]
     if not folders:
         raise InputError("Expected at least one run folder, but got none.")
-    for folder in folders:
-        load_result(folder)  # a damaged one is refused before anything is written
-    with _writable(output or folders[0].path / REPORT) as path:
-        write_report(folders, path)
+    with _warnings_in_one_line():
+        for folder in folders:
+            load_result(folder)  # a damaged one is refused before anything is written
+        with _writable(output or folders[0].path / REPORT) as path:
+            write_report(folders, path)
     _tell(f"Report: {path}")
 
 
@@ -465,7 +467,8 @@ def _go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False) -> No
         raise InputError(
             f"Expected a search for --tensorboard, but {folder.path} is a run of {experiment}. Leave it out."
         )
-    load_result(folder)  # what is damaged or was edited is refused before anything is written
+    with _warnings_in_one_line():
+        load_result(folder)  # what is damaged or was edited is refused before anything is written
     with contextlib.ExitStack() as held:
         with _warnings_in_one_line():
             held.enter_context(folder.writing(str(values["device"])))
@@ -473,9 +476,9 @@ def _go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False) -> No
         held.enter_context(_last_words(f"go on with: forgetless resume {shlex.quote(str(folder.path))}"))
         with _progress_bar() as show:
             _RUN[experiment](folder, values, show, scalars)
-        with _writable(folder.path / REPORT) as path:
+        with _writable(folder.path / REPORT) as path, _warnings_in_one_line():
             write_report([folder], path)
-    result = load_result(folder)
+            result = load_result(folder)
     if as_json:
         shown = {"config": folder.config, "environment": folder.environment, **_records_of(result)}
         print(json.dumps({**shown, "summary": result.summary()}, allow_nan=False))  # noqa: T201

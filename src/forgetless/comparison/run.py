@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import json
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,12 +225,19 @@ def read_evaluation(unit: Unit) -> dict[str, Any] | None:
         unit: Which.
     """
     assert unit.evaluation is not None
+    header = RunFolder(unit.path).header
     try:
-        found = read_sealed(unit.path / EVALUATION, RunFolder(unit.path).header.digest)
+        found = read_sealed(unit.path / EVALUATION, header.digest)
+    except FileNotFoundError:
+        return None
+    except InputError as error:
+        warnings.warn(f"{error} Going on judges {unit.key} again.", stacklevel=2)
+        return None
+    try:
         is_whole = len(found["searches"]) == len(search_arms(unit.config))
         asked = dataclasses.asdict(unit.evaluation)
         is_ours = {name: found["about"][name] for name in asked} == asked
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return None
     return found if is_whole and is_ours else None
 
