@@ -154,8 +154,15 @@ def _common(index: int, folder: RunFolder, result: Result) -> dict[str, Any]:
         "id": f"run-{index + 1}",
         "path": str(folder.path),
         "command": command_line(result.config),
-        "environment": {key: "not known" if v is None else str(v) for key, v in folder.environment.items()},
+        "environment": {key: _environment_text(value) for key, value in folder.environment.items()},
     }
+
+
+def _environment_text(value: object) -> str:
+    if isinstance(value, list):  # of what was different when the run was gone on in
+        parts = [", ".join(f"{name.replace('_', ' ')} {each[name]}" for name in each) for each in value]
+        return "; ".join(parts)
+    return "not known" if value is None else str(value)
 
 
 def _section(result: TwoModelResult) -> dict[str, Any]:

@@ -1,11 +1,26 @@
-"""What a result may depend on besides its configuration: versions, revision, processor."""
+"""What a result may depend on besides its configuration: versions, revision, processor and how it computes."""
 
 import importlib.metadata
+import os
 import platform
+import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+
+DECIDING = ("torch", "processor", "instruction_set", "blas", "onednn", "variables", "device")
+"""What decides the last bits of a result, and with them, after some hundred steps, all of it."""
+
+_VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "GLIBC_TUNABLES",
+)
 
 
 def environment(device: str = "cpu") -> dict[str, str | int | None]:
@@ -15,7 +30,8 @@ def environment(device: str = "cpu") -> dict[str, str | int | None]:
         device: The device that does the work.
 
     Returns:
-        Versions, git revision of the source (None outside a checkout), processor or accelerator.
+        Versions, git revision of the source (None outside a checkout), processor, the instruction set and the libraries
+        that PyTorch computes with there, the environment variables that choose among these, and the device.
     """
     packages = ("forgetless", "torch", "numpy", "scipy", "scikit-learn")
     accelerator = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
@@ -25,8 +41,37 @@ def environment(device: str = "cpu") -> dict[str, str | int | None]:
         "git_revision": _git_revision(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "blas": _built_with(r"(Intel.*Math Kernel Library.*?) for |(OpenBLAS.*)"),
+        "onednn": _built_with(r"MKL-DNN (\S+)"),
+        "variables": ", ".join(f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ) or "none set",
         "device": accelerator or device,
     }
+
+
+def differing(recorded: Mapping[str, object], present: Mapping[str, object]) -> dict[str, object]:
+    """What decides the last bits of a result and is not as it was recorded.
+
+    Args:
+        recorded: From an environment.json, perhaps of a version that recorded less.
+        present: From `environment`.
+
+    Returns:
+        The present values by name.
+    """
+
+    def kind(value: object) -> str:
+        return re.sub(r" \(\d+ logical\)$", "", str(value))  # how many cores there are decides nothing
+
+    return {
+        name: present[name] for name in DECIDING if name in recorded and kind(recorded[name]) != kind(present[name])
+    }
+
+
+def _built_with(pattern: str) -> str | None:
+    """What PyTorch's own description says of a library."""
+    found = re.search(pattern, torch.__config__.show())
+    return None if found is None else next(filter(None, found.groups()), None)
 
 
 def _git_revision() -> str | None:

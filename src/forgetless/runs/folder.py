@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetless.errors import InputError
-from forgetless.runs.environment import environment
+from forgetless.runs.environment import differing, environment
 from forgetless.runs.files import leftovers, read_sealed, write_atomically, write_sealed
 from forgetless.runs.lock import LOCK, OWNER, FolderLock
 from forgetless.runs.names import (
@@ -35,6 +35,7 @@ from forgetless.runs.names import (
     ENVIRONMENT,
     EXPERIMENT,
     METRICS,
+    RESUMED,
     Header,
     config_text,
     read_header,
@@ -61,6 +62,7 @@ class RunFolder:
         self._lock = FolderLock(self.path)
         self._records = RecordFile(self.path / METRICS, self.header.digest)
         self._is_prepared = False
+        self._is_compared = False
 
     @classmethod
     def create(
@@ -192,6 +194,26 @@ class RunFolder:
             warnings.warn(f"{error} The environment of the run is not known.", stacklevel=2)
             return {}
 
+    def _note_environment(self) -> None:
+        """Once, before the first result of this process: record and tell it if others were made elsewhere."""
+        if self._is_compared:
+            return
+        self._is_compared = True
+        recorded = self.environment
+        earlier = recorded.get(RESUMED, [])
+        last = {**recorded, **{name: value for each in earlier for name, value in each.items()}}
+        different = differing(last, environment(str(self.header.options.get("device", "cpu"))))
+        if not different:
+            return
+        told = ", ".join(f"{name} {value} (before {last[name]})" for name, value in different.items())
+        warnings.warn(
+            f"{self.path} is gone on in with {told}. Its numbers from here on are not bit for bit those of a run that "
+            "was never interrupted; docs/reproducibility.md says what they may differ by.",
+            stacklevel=3,
+        )
+        noted = [*earlier, {"after_records": len(self.records()), **different}]
+        write_sealed(self.path / ENVIRONMENT, {**recorded, RESUMED: noted}, self.header.digest)
+
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl and force it to the disk.
 
@@ -202,6 +224,7 @@ class RunFolder:
             InputError: If it cannot be written, or another process writes here.
         """
         with self.writing(), writing_to(self.path):
+            self._note_environment()
             self._records.append(record)
             drop_previous(self.path)
 
@@ -244,6 +267,7 @@ class RunFolder:
                 path.replace(self.path / CHECKPOINT_BEFORE)
 
         with self.writing(), writing_to(self.path):
+            self._note_environment()
             save_state(path, state, before=keep)
             drop_previous(self.path)
 

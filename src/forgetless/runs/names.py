@@ -31,6 +31,9 @@ EVALUATION = "evaluation.json"
 EXPERIMENT, VERSION, DIGEST = "experiment", "version", "digest"
 """The head of config.toml: of what it is a run, which forgetless wrote it, and the digest of its options."""
 
+RESUMED = "resumed_with"
+"""In environment.json: what was different when the run was gone on in, and after how many records."""
+
 CHANGEABLE = frozenset({"data_dir", "trainings", "workers", "cluster", "checkpoint_every"})
 """Options that say where and how, and decide no number: a run goes on with others than it began with."""
 
