@@ -276,7 +276,8 @@ def judged(command, folder, whole):
     found = outcome(command, folder)
     if found != whole:
         return "wrong", f"another result: {json.dumps(found)[:500]}"
-    left = [str(path) for path in folder.rglob("*.part")]
+    # The store of trainings has many writers: there it is removed when it is an hour old.
+    left = [str(path) for path in folder.rglob("*.part")] if command != "evaluate" else []
     if left:
         return "wrong", f"left behind: {left}"
     return ("warned", last.said) if last.said.strip() else ("identical", "")

@@ -18,6 +18,7 @@ from forgetless.runs import (
     METRICS,
     RunFolder,
     environment,
+    files,
     write_atomically,
 )
 from forgetless.runs.files import leftovers, seal, unseal
@@ -568,3 +569,16 @@ def test_written_files_are_as_readable_as_others(tmp_path):
     write_atomically(tmp_path / "ours", "")
     (tmp_path / "theirs").touch()
     assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE((tmp_path / "theirs").stat().st_mode)
+
+
+def test_what_a_writer_that_was_killed_long_ago_left_is_removed(tmp_path, monkeypatch):
+    """In a folder with many writers, what another one is just writing stays."""
+    monkeypatch.setattr(files, "_swept", set())
+    old, new = tmp_path / ".a.json.x.part", tmp_path / ".a.json.y.part"
+    other = tmp_path / ".part of something else"
+    for path in (old, new, other):
+        path.touch()
+    os.utime(old, (1, 1))
+    os.utime(other, (1, 1))
+    files.write_atomically(tmp_path / "a.json", "{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [new.name, other.name, "a.json"]

@@ -38,6 +38,7 @@ def replacing(path: Path, *, before: Callable[[], object] = lambda: None) -> Ite
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=_PART)
     temporary = Path(name)
+    _sweep(temporary)
     try:
         with os.fdopen(handle, "w+b") as stream:
             yield stream
@@ -91,6 +92,29 @@ def leftovers(folder: Path) -> list[Path]:
         folder: Where `replacing` was used.
     """
     return sorted(path for path in folder.glob(f".*{_PART}") if path.is_file() and not path.is_symlink())
+
+
+_STALE_SECONDS = 3600.0  # nothing here takes as long to write
+_swept: set[Path] = set()
+
+
+def _sweep(new: Path) -> None:
+    """Once per process and folder: remove what writers that were killed long ago left half written.
+
+    Where folders are locked their owner removes it at once; other folders, such as the store of trainings, have many
+    writers. Ages are told by the clock of the file system, which may be another machine's.
+
+    Args:
+        new: A file that was made just now.
+    """
+    if new.parent in _swept:
+        return
+    _swept.add(new.parent)
+    with contextlib.suppress(OSError):
+        now = new.stat().st_mtime
+        for old in leftovers(new.parent):
+            if now - old.stat().st_mtime > _STALE_SECONDS:
+                old.unlink(missing_ok=True)
 
 
 # ---- content that shows damage -----------------------------------------------------------------------------------
