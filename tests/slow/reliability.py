@@ -7,6 +7,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from forgetless.runs import environment
+
 OUTCOMES = ("identical", "warned", "refused", "wrong")
 
 
@@ -21,6 +23,7 @@ def report(section, counts, **more):
         found[section] = {
             "counts": {key: {name: each.get(name, 0) for name in OUTCOMES} for key, each in sorted(counts.items())},
             **more,
+            "revision": environment()["git_revision"],
         }
         path.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
 
