@@ -216,7 +216,9 @@ def told_of(path):
     from forgetless.cli import _table_of
     from shown import printed
 
-    return " ".join(printed(_table_of(load_result(RunFolder(Path(path))))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return " ".join(printed(_table_of(load_result(RunFolder(Path(path))))))
 
 
 def drawn_file(path, draw):
