@@ -34,7 +34,8 @@ def environment(device: str = "cpu") -> dict[str, str | int | None]:
         that PyTorch computes with there, the environment variables that choose among these, and the device.
     """
     packages = ("forgetless", "torch", "numpy", "scipy", "scikit-learn")
-    accelerator = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+    is_cuda = device.startswith("cuda") and torch.cuda.is_available()
+    accelerator = torch.cuda.get_device_name(device) if is_cuda else None
     return {
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in packages},
