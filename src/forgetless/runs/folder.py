@@ -63,6 +63,7 @@ class RunFolder:
         self._records = RecordFile(self.path / METRICS, self.header.digest)
         self._is_prepared = False
         self._is_compared = False
+        self._device = "cpu"
 
     @classmethod
     def create(
@@ -140,6 +141,7 @@ class RunFolder:
             self._lock.acquire()
         try:
             if not self._is_prepared:
+                self._device = device
                 with writing_to(self.path):
                     for part in leftovers(self.path):
                         part.unlink(missing_ok=True)
@@ -202,7 +204,7 @@ class RunFolder:
         recorded = self.environment
         earlier = recorded.get(RESUMED, [])
         last = {**recorded, **{name: value for each in earlier for name, value in each.items()}}
-        different = differing(last, environment(str(self.header.options.get("device", "cpu"))))
+        different = differing(last, environment(self._device))
         if not different:
             return
         told = ", ".join(f"{name} {value} (before {last[name]})" for name, value in different.items())
