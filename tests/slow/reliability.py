@@ -19,13 +19,14 @@ def report(section, counts, **more):
         return
     path = Path(name)
     with FileLock(path.with_suffix(".lock")):
-        found = json.loads(path.read_text()) if path.exists() else {}
-        found[section] = {
+        found = json.loads(path.read_text()) if path.exists() else {"command": "make test-slow", "sections": {}}
+        found["sections"][section] = {
             "counts": {key: {name: each.get(name, 0) for name in OUTCOMES} for key, each in sorted(counts.items())},
             **more,
             "revision": environment()["git_revision"],
         }
-        path.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+        found["sections"] = dict(sorted(found["sections"].items()))
+        path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 class Tally:
