@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import random
 import re
 import shutil
 import warnings
@@ -36,12 +35,12 @@ def damage(path, other, draw):
         other: A file of the same name from another run.
         draw: A `random.Random`.
     """
-    kind = draw.choice(list(_KINDS if path.suffix != ".pt" else _OF_ANY))
+    of_content = _OF_CONTENT if path.suffix == ".pt" else {**_OF_CONTENT, **_OF_TEXT}
+    kind = draw.choice([*of_content, *_OF_FILES])
     if kind in _OF_FILES:
         _OF_FILES[kind](path, other)
     else:
-        content = path.read_bytes()
-        path.write_bytes(_OF_CONTENT[kind](content, draw) if path.suffix == ".pt" else _KINDS[kind](content, draw))
+        path.write_bytes(of_content[kind](path.read_bytes(), draw))
     return kind
 
 
@@ -81,31 +80,20 @@ def _swap(lines, draw):
     lines[i], lines[j] = lines[j], lines[i]
 
 
-def _digit(content, draw):
-    places = [found.start() for found in re.finditer(rb"\d", content)]
-    if not places:
-        return content
-    place = draw.choice(places)
-    return content[:place] + str(draw.randrange(10)).encode() + content[place + 1 :]
+def _replaced(pattern, texts):
+    """One place that a pattern finds, replaced by one of some texts."""
+
+    def changed(content, draw):
+        places = list(re.finditer(pattern, content, re.MULTILINE))
+        if not places:
+            return content
+        found = draw.choice(places)
+        return content[: found.start()] + draw.choice(texts) + content[found.end() :]
+
+    return changed
 
 
-def _value(content, draw):
-    """Another value, of any type, in the place of one."""
-    places = list(re.finditer(rb'(?<=[:=] )("[^"\n]*"|[-\w.]+)', content))
-    if not places:
-        return content
-    found = draw.choice(places)
-    new = draw.choice([b"null", b"true", b'"x"', b"[]", b"{}", b"1e999", b"-1", b"NaN", b"9" * 30, b'"\\ud800"', b"''"])
-    return content[: found.start()] + new + content[found.end() :]
-
-
-def _key(content, draw):
-    places = list(re.finditer(rb'(?<=")\w+(?=": )|^\w+(?= = )', content, re.MULTILINE))
-    if not places:
-        return content
-    found = draw.choice(places)
-    return content[: found.start()] + draw.choice([b"x", b"seed", b""]) + content[found.end() :]
-
+_OTHER_VALUES = [b"null", b"true", b'"x"', b"[]", b"{}", b"1e999", b"-1", b"NaN", b"9" * 30, b'"\\ud800"', b"''"]
 
 _OF_CONTENT = {
     "a bit flipped": _flip,
@@ -119,9 +107,9 @@ _OF_TEXT = {
     "a line lost": _lines(lambda lines, draw: lines.pop(draw.randrange(len(lines)))),
     "a line doubled": _lines(lambda lines, draw: lines.insert(draw.randrange(len(lines)), draw.choice(lines))),
     "lines exchanged": _lines(_swap),
-    "a digit changed": _digit,
-    "a value changed": _value,
-    "a key changed": _key,
+    "a digit changed": _replaced(rb"\d", [b"%d" % digit for digit in range(10)]),
+    "a value changed": _replaced(rb'(?<=[:=] )("[^"\n]*"|[-\w.]+)', _OTHER_VALUES),
+    "a key changed": _replaced(rb'(?<=")\w+(?=": )|^\w+(?= = )', [b"x", b"seed", b""]),
     "line ends of Windows": lambda content, draw: content.replace(b"\n", b"\r\n"),
     "UTF-16": lambda content, draw: content.decode("utf-8").encode("utf-16"),
     "Latin-1": lambda content, draw: content + "# \xe9\n".encode("latin-1"),
@@ -144,8 +132,6 @@ _OF_FILES = {
     "a folder": _as_folder,
     "a link to itself": _as_loop,
 }
-_OF_ANY = {**_OF_CONTENT, **_OF_FILES}
-_KINDS = {**_OF_CONTENT, **_OF_TEXT, **_OF_FILES}
 
 
 def everything(path):
@@ -228,8 +214,3 @@ def drawn_file(path, draw):
     for each in found:
         by_name.setdefault(each.name, []).append(each)
     return draw.choice(by_name[draw.choice(sorted(by_name))])
-
-
-def dice(seed):
-    """A source of chance of its own."""
-    return random.Random(seed)

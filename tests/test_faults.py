@@ -1,11 +1,12 @@
 """A few of the faults that `make test-slow` tries by the thousand: kills, full disks, damage, two at once."""
 
+import random
 import shutil
 
 import pytest
 
 from faults import COMMANDS, begin, ended, fresh, judged, outcome, run_forked, start_forked
-from mutations import damage, dice, drawn_file, everything, states_of
+from mutations import damage, drawn_file, everything, states_of
 from mutations import judged as judged_reading
 
 COMMAND = "two-model"
@@ -60,7 +61,7 @@ def test_damaged_folders_are_seen(made, tmp_path):
     template, _, operations, finished = made
     unfinished = fresh(template, tmp_path / "unfinished")
     run_forked(COMMANDS[COMMAND], unfinished, at=operations * 2 // 3)
-    draw, outcomes = dice(0), set()
+    draw, outcomes = random.Random(0), set()
     for trial in range(150):
         source = draw.choice([finished, unfinished])
         told = everything(source / "run")

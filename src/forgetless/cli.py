@@ -352,11 +352,8 @@ def report(run: list[Path], /, *, output: Path | None = None) -> None:
     folders = [RunFolder(path) for path in run]
     if not folders:
         raise InputError("Expected at least one run folder, but got none.")
-    with _warnings_in_one_line():
-        for folder in folders:
-            load_result(folder)  # a damaged one is refused before anything is written
-        with _writable(output or folders[0].path / REPORT) as path:
-            write_report(folders, path)
+    with _writable(output or folders[0].path / REPORT) as path, _warnings_in_one_line():
+        write_report(folders, path)
     _tell(f"Report: {path}")
 
 

@@ -1,4 +1,4 @@
-"""Every strategy and every protection with a state of its own, killed at every point."""
+"""Every strategy and every protection that has a state, killed at every fourth point; two models at every point."""
 
 import pytest
 

@@ -1,12 +1,13 @@
 """Thousands of damaged run folders: read, and gone on in."""
 
+import random
 import shutil
 
 import pytest
 from reliability import Tally, report
 
 from faults import COMMANDS, begin, fresh, outcome, run_forked
-from mutations import damage, dice, drawn_file, everything, judged, states_of
+from mutations import damage, drawn_file, everything, judged, states_of
 
 READ = 10_000  # folders
 GONE_ON = 400
@@ -41,7 +42,7 @@ def made(tmp_path_factory):
 
 @pytest.mark.parametrize("part", range(4))
 def test_every_damage_is_seen(made, tmp_path, part):
-    tally, draw = Tally(), dice(part)
+    tally, draw = Tally(), random.Random(part)
     for trial in range(READ // 4):
         key = draw.choice(sorted(made))
         source, other, told, states, _ = made[key]
@@ -57,7 +58,7 @@ def test_every_damage_is_seen(made, tmp_path, part):
 
 
 def test_going_on_in_a_damaged_folder_ends_with_the_same_or_a_sentence(made, tmp_path):
-    tally, draw = Tally(), dice("go on")
+    tally, draw = Tally(), random.Random("go on")
     for trial in range(GONE_ON):
         key = draw.choice(sorted(made))
         source, other, *_, whole = made[key]

@@ -195,7 +195,7 @@ def _place(tree: FileTree) -> list[tuple[str, str, str]]:
             f"class, but got none among {len(tree.names)} files. Check the path."
         )
     parts = [PurePosixPath(name).parts for name in names]
-    # An archive often has everything in one folder of its own name.
+    # Archives often hold everything in one folder that is named like the archive.
     outer = {part[0] for part in parts}
     if len(outer) == 1 and not outer & SPLIT_FOLDERS.keys() and min(map(len, parts)) > 2:
         parts = [part[1:] for part in parts]
