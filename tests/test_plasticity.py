@@ -292,7 +292,7 @@ def test_with_the_metric_of_plain_sgd_momentum_would_rest_elsewhere(monkeypatch:
 def test_with_the_identity_adam_would_rest_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Adam's step does not grow with the gradient, so that a pull which does wins or loses against it by chance."""
     monkeypatch.setattr(
-        metrics_of_optimizers, "adam_metric", lambda _o, _g, p, scale: [torch.full_like(w, scale) for w in p]
+        metrics_of_optimizers, "adam_metric", lambda _o, _g, p, scale, _space: [torch.full_like(w, scale) for w in p]
     )
     model, held, loss, minimiser = quadratic_problem()
     optimizer = Adam(model.parameters(), lr=0.02)

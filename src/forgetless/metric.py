@@ -12,12 +12,18 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
+from forgetless.packing import Packed
+
 # Added to d/lr: 0/0 is no pull.
 TINY = torch.finfo(torch.float32).tiny
 
 
 def scaled_metric(
-    optimizer: Optimizer, group: Mapping[str, Any], parameters: Sequence[Tensor], scale: float
+    optimizer: Optimizer,
+    group: Mapping[str, Any],
+    parameters: Sequence[Tensor],
+    scale: float,
+    packed: Packed | None = None,
 ) -> float | list[Tensor]:
     """The metric d, times a scale, of some weights of one of the optimizer's groups, kept above 0.
 
@@ -33,12 +39,13 @@ def scaled_metric(
         group: One of its parameter groups.
         parameters: Weights of this group that have stepped.
         scale: Such as 1/lr, above 0.
+        packed: Space for tensors like these weights; the metric is then that of the tensors that it returns.
 
     Returns:
         One number for all, or a tensor for each weight, at least float32; the caller may overwrite it.
     """
     if isinstance(optimizer, Adam):
-        return adam_metric(optimizer, group, parameters, scale)
+        return adam_metric(optimizer, group, parameters, scale, packed)
     return (sgd_metric(group) if isinstance(optimizer, SGD) else 1.0) * scale + TINY
 
 
@@ -54,7 +61,13 @@ def sgd_metric(group: Mapping[str, Any]) -> float:
     return (1 - momentum) / (1 - dampening)
 
 
-def adam_metric(optimizer: Adam, group: Mapping[str, Any], parameters: Sequence[Tensor], scale: float) -> list[Tensor]:
+def adam_metric(
+    optimizer: Adam,
+    group: Mapping[str, Any],
+    parameters: Sequence[Tensor],
+    scale: float,
+    packed: Packed | None = None,
+) -> list[Tensor]:
     """(√v̂ + ε) · scale + TINY, with v̂ = v / (1 − β₂ᵗ) and, with amsgrad, the largest v so far.
 
     Args:
@@ -62,17 +75,25 @@ def adam_metric(optimizer: Adam, group: Mapping[str, Any], parameters: Sequence[
         group: One of its parameter groups.
         parameters: Weights of this group that have stepped.
         scale: See above.
+        packed: See above.
 
     Returns:
         One tensor per weight, at least float32.
     """
     moment = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
     states = [optimizer.state[parameter] for parameter in parameters]
-    metric = list(torch._foreach_sqrt([wide(state[moment]) for state in states]))
+    moments = [state[moment] for state in states]
     beta2 = float(group["betas"][1])
     # A step that a gradient scaler skipped leaves t and v at 0.
-    corrections = [math.sqrt(1 - beta2 ** max(float(state["step"]), 1.0)) for state in states]
-    torch._foreach_mul_(metric, [scale / correction for correction in corrections])
+    factors: list[Any] = [scale / math.sqrt(1 - beta2 ** max(float(state["step"]), 1.0)) for state in states]
+    if packed is not None:
+        moments, factors = packed.load(moments), packed.spread(factors)
+    metric = list(torch._foreach_sqrt([wide(values) for values in moments]))
+    if any(isinstance(factor, Tensor) for factor in factors):
+        for values, factor in zip(metric, factors, strict=True):
+            values.mul_(factor)
+    else:
+        torch._foreach_mul_(metric, factors)
     torch._foreach_add_(metric, group["eps"] * scale + TINY)
     return metric
 

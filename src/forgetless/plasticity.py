@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from forgetless.errors import DivergedError, expect_one_of
 from forgetless.importance import unwrapped
 from forgetless.metric import TINY, scaled_metric
+from forgetless.packing import Packed, Packing
 from forgetless.tolerance import LEAST_TOLERANCE, USED_SHARE, expected_increase, tolerance_step
 
 AccumulationRule = Literal["replace", "sum", "joint", "ema", "merge"]
@@ -260,8 +261,8 @@ class WeightPlasticity:
         self._attached: list[tuple[weakref.ref[Optimizer], RemovableHandle]] = []
         # Which weights an attached optimizer moved last, under a tolerance; gradients may be gone by then.
         self._moved: weakref.WeakKeyDictionary[Optimizer, frozenset[int]] = weakref.WeakKeyDictionary()
-        # Per optimizer and group: (what s/(1 + s) depends on, s/(1 + s)).
-        self._pulls: dict[tuple[int, int], tuple[Any, list[Tensor]]] = {}
+        # By who asks: the weights last asked for.
+        self._blocks: dict[Any, _Block] = {}
 
     @property
     def alpha(self) -> float:
@@ -352,7 +353,7 @@ class WeightPlasticity:
         floor = self.damping * _mean_over_all(found.values()) if found else 0.0
         for i, value in found.items():
             self._fold(i, value.detach().to(_wide(self._parameters[i].dtype)) + floor)
-        self._pulls.clear()
+        self._blocks.clear()
 
     def _fold(self, i: int, value: Tensor) -> None:
         """Take F_j of one weight, overwriting it, into anchor and importance."""
@@ -379,7 +380,7 @@ class WeightPlasticity:
         """Forget every anchor and importance; nothing is held until the next `consolidate`."""
         self._anchors = [None] * len(self._parameters)
         self._importances = [None] * len(self._parameters)
-        self._pulls.clear()
+        self._blocks.clear()
         if self._tolerance is not None:
             self._alpha, self._budget = 0.0, self._tolerance
 
@@ -411,10 +412,7 @@ class WeightPlasticity:
         Raises:
             ValueError: If an anchor is on another device or of another type than its weight.
         """
-        return self._increase_of(range(len(self._parameters)))
-
-    def _increase_of(self, indices: Iterable[int]) -> float:
-        held = self._held(indices)
+        held = self._held(range(len(self._parameters)))
         return expected_increase(*self._columns(held)) if held else 0.0
 
     @torch.no_grad()
@@ -511,13 +509,13 @@ class WeightPlasticity:
             else:
                 kept.append((reference, handle))
         self._attached = kept
-        self._pulls.clear()
+        self._blocks.clear()
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         if self._tolerance is not None:
-            weights = (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
-            self._moved[optimizer] = frozenset(self._index[id(p)] for p in weights if id(p) in self._index)
+            moving = (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
+            self._moved[optimizer] = frozenset(self._index[id(p)] for p in moving if id(p) in self._index)
             self._step_within(optimizer)
             return
         if self.alpha == 0:
@@ -528,44 +526,52 @@ class WeightPlasticity:
             learning_rate = float(group["lr"])
             if not held or learning_rate == 0:
                 continue
-            parameters, anchors, importances = self._columns(held)
+            block = self._block((id(optimizer), g), held)
             scale = _inverse(self.alpha * learning_rate)
-            metric = scaled_metric(optimizer, group, parameters, scale)
-            if isinstance(metric, list):
-                pulls = _pulls(importances, metric, parameters)
-            else:
-                # The metric is constant: s/(1 + s) changes with lr and α only, and the step is one fused pass.
-                signature = (metric, tuple(held))
-                if self._pulls.get((id(optimizer), g), (None,))[0] != signature:
-                    self._pulls[id(optimizer), g] = (signature, _pulls(importances, metric, parameters))
-                pulls = self._pulls[id(optimizer), g][1]
-            torch._foreach_lerp_(parameters, anchors, pulls)
+            metric = scaled_metric(optimizer, group, block.parameters, scale, block.space)
+            weights = block.weights.load(block.parameters)
+            torch._foreach_lerp_(weights, block.anchors, block.pulls(metric, weights))
+            block.weights.store(block.parameters)
 
     def _step_within(self, optimizer: Optimizer) -> None:
         """Draw back what the optimizer moved, by one multiplier, until all held weights together are in the budget."""
         assert self._budget is not None
         last = self._moved[optimizer]
-        moved: list[int] = []
+        blocks: list[_Block] = []
+        weights: list[Tensor] = []
         metrics: list[float | Tensor] = []
-        for group in optimizer.param_groups:
+        for g, group in enumerate(optimizer.param_groups):
             learning_rate = float(group["lr"])
             if learning_rate == 0:
                 continue
             found = self._held(i for p in group["params"] if (i := self._index.get(id(p))) in last and i is not None)
             if not found:
                 continue
-            metric = scaled_metric(optimizer, group, [self._parameters[i] for i in found], _inverse(learning_rate))
-            moved += found
-            metrics += metric if isinstance(metric, list) else [metric] * len(found)
-        if not moved:
+            block = self._block((id(optimizer), g), found)
+            metric = scaled_metric(optimizer, group, block.parameters, _inverse(learning_rate), block.space)
+            blocks.append(block)
+            weights += block.weights.load(block.parameters)
+            metrics += metric if isinstance(metric, list) else [metric] * len(block.anchors)
+        if not blocks:
             return
-        columns = self._columns(moved)
-        others = self._increase_of(sorted(set(range(len(self._parameters))) - set(moved)))
+        columns = weights, [a for block in blocks for a in block.anchors], [f for b in blocks for f in b.importances]
+        rest = self._held(sorted(set(range(len(self._parameters))).difference(*(block.held for block in blocks))))
+        others = self._block((id(optimizer), "others"), rest).increase() if rest else 0.0
         room = self._budget
         if not others < room:  # also where others are not numbers
             # It cannot be given back here: these go half of their way. That may be too little to subtract from others.
             room, others = max(expected_increase(*columns) / 4, TINY), 0.0
         self._alpha = tolerance_step(*columns, metrics, tolerance=room, others=others, alpha=self._alpha)
+        for block in blocks:
+            block.weights.store(block.parameters)
+
+    def _block(self, key: Any, held: list[int]) -> "_Block":
+        """These weights together; packed from the second time on that the same are asked for, as that takes a while."""
+        block = self._blocks.get(key)
+        is_known = block is not None and block.held == held
+        if block is None or not is_known or not block.is_settled:
+            block = self._blocks[key] = _Block(held, *self._columns(held), is_known=is_known)
+        return block
 
     def _held(self, indices: Iterable[int]) -> list[int]:
         """Those of the shared weights that have an anchor, after a check that it fits."""
@@ -603,7 +609,7 @@ class WeightPlasticity:
         wide = None if dtype is None else _wide(dtype)
         self._anchors = [None if a is None else a.to(device=device, dtype=dtype) for a in self._anchors]
         self._importances = [None if f is None else f.to(device=device, dtype=wide) for f in self._importances]
-        self._pulls.clear()
+        self._blocks.clear()
         return self
 
     def state_dict(self) -> dict[str, Any]:
@@ -655,7 +661,7 @@ class WeightPlasticity:
         devices = [parameter.device for parameter in self._parameters]
         self._anchors = [_copied(a, device) for a, device in zip(anchors, devices, strict=True)]
         self._importances = [_copied(f, device) for f, device in zip(importances, devices, strict=True)]
-        self._pulls.clear()
+        self._blocks.clear()
 
     def __repr__(self) -> str:
         held = sum(anchor is not None for anchor in self._anchors)
@@ -672,6 +678,49 @@ class WeightPlasticity:
     def __setstate__(self, state: dict[str, Any]) -> None:
         WeightPlasticity.__init__(self, state["parameters"])
         self.load_state_dict(state["state"])
+
+
+class _Block:
+    """Held weights that are drawn together, the small ones packed.
+
+    Attributes:
+        held: Their places among the shared weights.
+        parameters: The weights.
+        weights: Space for their values.
+        anchors, importances: Of what `weights.load` returns.
+        space: Space for one number per weight, at least float32, such as a metric.
+        is_settled: False if they will be packed when they are asked for again.
+    """
+
+    def __init__(
+        self,
+        held: list[int],
+        parameters: list[Tensor],
+        anchors: list[Tensor],
+        importances: list[Tensor],
+        *,
+        is_known: bool,
+    ) -> None:
+        packing = Packing(parameters)
+        self.is_settled = is_known or not packing.blocks
+        if not self.is_settled:
+            packing = Packing(parameters, any_packed=False)
+        self.held, self.parameters = held, parameters
+        self.weights, self.space = Packed(packing, parameters), Packed(packing, parameters, _wide)
+        self.anchors = Packed(packing, parameters).load(anchors)
+        self.importances = Packed(packing, importances).load(importances)
+        self._pulls: tuple[float, list[Tensor]] | None = None
+
+    def increase(self) -> float:
+        return expected_increase(self.weights.load(self.parameters), self.anchors, self.importances)
+
+    def pulls(self, metric: float | list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+        """s/(1 + s), which changes with lr and α only where the metric is constant."""
+        if not isinstance(metric, float):
+            return _pulls(self.importances, metric, weights)
+        if self._pulls is None or self._pulls[0] != metric:
+            self._pulls = (metric, _pulls(self.importances, metric, weights))
+        return self._pulls[1]
 
 
 def _unique_tensors(shared_parameters: Iterable[Any]) -> list[Tensor]:
