@@ -44,6 +44,7 @@ class Command:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=answer_signals,  # even if the tests run in the background, where they are ignored
             env={**os.environ, MARK: self.mark, "COLUMNS": "80", "OMP_NUM_THREADS": "1"},
         )
 
@@ -85,6 +86,12 @@ class Command:
             os.kill(pid, signal.SIGKILL)
         self.process.wait()
         self.process.stderr.close()
+
+
+def answer_signals():
+    """In a new process: what may be ignored in its parent is not."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def living(mark):

@@ -10,7 +10,7 @@ import pytest
 
 from forgetless import interruption
 from forgetless.runs import RunFolder
-from processes import LONG, Command, is_working
+from processes import LONG, Command, answer_signals, is_working
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
@@ -65,7 +65,14 @@ def test_nothing_outlives_a_killed_parent(start, tmp_path):
 
 
 def run(program):
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30)
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+        preexec_fn=answer_signals,
+    )
 
 
 def test_a_loop_that_asks_stores_what_it_has_and_one_that_does_not_is_interrupted():
@@ -122,6 +129,18 @@ with interruption.handled():
     assert run(program).stdout == "False\n"
 
 
+def test_a_signal_while_python_cleans_up_ends_the_process_without_a_traceback():
+    program = """
+import atexit, os, signal
+from forgetless import interruption
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
+with interruption.handled(to_the_end=True):
+    pass
+"""
+    ended = run(program)
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
 def test_handlers_are_nobodys_but_the_command_lines():
     before = signal.getsignal(signal.SIGTERM)
     with interruption.handled():
@@ -138,6 +157,7 @@ def test_a_signal_while_the_program_is_still_loading(tmp_path):
         [sys.executable, "-m", "forgetless", *LONG["two-model"]],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
+        preexec_fn=answer_signals,
         text=True,
         env={**os.environ, "COLUMNS": "80"},
     )

@@ -12,7 +12,7 @@ def main() -> int:
         The exit code; `forgetless.cli` lists them.
     """
     try:
-        with interruption.handled():
+        with interruption.handled(to_the_end=True):
             from forgetless.cli import main as run
 
             interruption.stop_if_asked()

@@ -67,10 +67,13 @@ def stop_if_asked() -> None:
 
 
 @contextlib.contextmanager
-def handled() -> Iterator[None]:
+def handled(*, to_the_end: bool = False) -> Iterator[None]:
     """Within it signals are requests. Outside of the main thread, which alone may handle signals, it does nothing.
 
     A signal that is ignored stays ignored, as SIGHUP is under `nohup`.
+
+    Args:
+        to_the_end: The process is over with it. A signal while Python cleans up then ends it, without another word.
     """
     if _State.is_handled or threading.current_thread() is not threading.main_thread():
         yield
@@ -83,7 +86,7 @@ def handled() -> Iterator[None]:
         if _State.watchdog is not None:
             _State.watchdog.cancel()
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, _leave if to_the_end else handler)
         _State.is_handled, _State.signal_number, _State.watchdog, _State.last_words = False, None, None, None
 
 
@@ -115,6 +118,10 @@ def _alarm(seconds: float) -> bool:
         return False
     signal.setitimer(signal.ITIMER_REAL, seconds)
     return True
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    os._exit(128 + number)
 
 
 @contextlib.contextmanager
