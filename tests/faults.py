@@ -71,9 +71,9 @@ class Ended:
 
     @property
     def is_refusal(self):
-        """Whether it ended in one sentence."""
+        """Whether it ended in sentences that say what is not done."""
         lines = self.said.strip().splitlines()
-        return self.code == 2 and bool(lines) and all(line.startswith("forgetless: ") for line in lines)
+        return self.code in (1, 2) and bool(lines) and all(line.startswith("forgetless: ") for line in lines)
 
 
 class _Fault:

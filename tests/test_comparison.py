@@ -127,6 +127,20 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_numbers_with_any_workers(co
     assert summary_of(copied) == summary_of(compared)
 
 
+def test_a_lost_state_is_told_and_its_rank_is_left_out(copied, compared, capsys):
+    """Everything else is as it was."""
+    (copied / "enas" / "seed-0" / "trained-seed0-wpl.pt").unlink()
+    (copied / "enas" / "seed-0" / EVALUATION).unlink()
+    assert main(["resume", str(copied)]) == 0
+    told = capsys.readouterr()
+    assert "enas/seed-0/trained-seed0-wpl.pt is missing; leaving it out" in told.err
+    assert "τ of enas, wpl: 1 of 2 seeds" in told.out
+    lost, whole = (load_result(RunFolder(path)) for path in (copied, compared))
+    row = Row("enas", "wpl")
+    assert lost.values(row, Measure.FOUND_MEAN) == whole.values(row, Measure.FOUND_MEAN)
+    assert (len(lost.values(row, Measure.TAU)), len(whole.values(row, Measure.TAU))) == (1, 2)
+
+
 def test_an_evaluation_of_another_kind_is_made_again(copied, compared):
     """Somebody evaluated one of the searches by hand, with other options."""
     path = copied / "enas" / "seed-0"
@@ -151,7 +165,7 @@ def test_one_that_fails_is_tried_again_reported_and_loses_no_other(copied, compa
     monkeypatch.setattr(
         comparison_run, "run_in_folder", lambda c, f: fails(c, f) if "enas" in str(f.path) else real(c, f)
     )
-    assert main(["resume", str(copied)]) == 0
+    assert main(["resume", str(copied)]) == 1
     assert tries == [copied / "enas" / "seed-1"] * 2
     told = capsys.readouterr()
     assert "forgetless: enas/seed-1 failed: ValueError: no luck" in told.err

@@ -296,11 +296,22 @@ def test_no_code_of_a_checkpoint_runs(tmp_path):
 
 
 def test_the_state_of_another_search_is_left_out(folder):
-    folder.save_trained(0, "wpl", {"arm": {"seed": 0, "protection": "wpl"}})
+    state = {"arm": {"seed": 0, "protection": "wpl"}, "config": folder.header.options}
+    folder.save_trained(0, "wpl", state)
     assert folder.load_trained(0, "wpl") is not None
     (folder.path / "trained-seed0-wpl.pt").rename(folder.path / "trained-seed1-wpl.pt")
     with pytest.warns(UserWarning, match="is the state of another search"):
         assert folder.load_trained(1, "wpl") is None
+    name, value = next(iter(folder.header.options.items()))
+    folder.save_trained(0, "wpl", {**state, "config": {**state["config"], name: f"not {value}"}})
+    with pytest.warns(UserWarning, match="is the state of another search"):
+        assert folder.load_trained(0, "wpl") is None
+
+
+def test_a_missing_state_of_a_finished_search_is_told(folder):
+    assert folder.load_trained(0, "wpl") is None
+    with pytest.warns(UserWarning, match=r"trained-seed0-wpl\.pt is missing; leaving it out"):
+        assert folder.load_trained(0, "wpl", is_finished=True) is None
 
 
 def test_records_that_are_missing_beside_a_checkpoint_are_not_begun_again(folder):

@@ -1,13 +1,14 @@
 """The command line: arguments to calls, and nothing else.
 
-Results go to standard output, progress and errors to standard error. Exit codes: 0 done (what failed twice is named on
-standard error), 2 bad input (one sentence says what), 130, 143 or 129 stopped by Ctrl-C, SIGTERM or SIGHUP (one line
-says how to go on).
+Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 done but for what failed
+twice (each is named on standard error), 2 bad input (one sentence says what), 130, 143 or 129 stopped by Ctrl-C,
+SIGTERM or SIGHUP (one line says how to go on).
 """
 
 import contextlib
 import dataclasses
 import datetime as dt
+import functools
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -74,6 +75,7 @@ _AGAIN_KEPT = f"{_AGAIN}: what is done is kept"
 
 Config = TwoModelConfig | SearchConfig
 Show = Callable[[str, float, int], None]
+Failures = Mapping[str, str]
 
 
 def _expect_whole_numbers(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -107,7 +109,7 @@ def two_model_command(
     output: Path | None = None,
     overwrite: bool = False,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
-) -> None:
+) -> int:
     """Train B on some of A's layers and follow what A loses: figures 1 and 3 of the paper.
 
     Args:
@@ -118,7 +120,7 @@ def two_model_command(
     """
     config = config or TwoModelConfig()
     two_model.check_memory(config, two_model.load_task(config))  # bad input is refused before anything is written
-    _start(TWO_MODEL, config, output, overwrite=overwrite, as_json=as_json)
+    return _start(TWO_MODEL, config, output, overwrite=overwrite, as_json=as_json)
 
 
 @app.command(name=SEARCH)
@@ -130,7 +132,7 @@ def search_command(
     overwrite: bool = False,
     tensorboard: bool = False,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
-) -> None:
+) -> int:
     """Search an architecture on shared weights and measure how much is forgotten: figure 4 of the paper.
 
     Args:
@@ -156,7 +158,7 @@ def search_command(
     if tensorboard:
         expect_tensorboard()
     search.check_memory(config, search.load_task(config))  # bad input is refused before anything is written
-    _start(SEARCH, config, output, overwrite=overwrite, as_json=as_json, tensorboard=tensorboard)
+    return _start(SEARCH, config, output, overwrite=overwrite, as_json=as_json, tensorboard=tensorboard)
 
 
 @app.command(name=COMPARE)
@@ -166,7 +168,7 @@ def compare_command(
     output: Path | None = None,
     overwrite: bool = False,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
-) -> None:
+) -> int:
     """Protections, strategies and seeds side by side on one space: one table, one page, and what is significant.
 
     Args:
@@ -177,13 +179,13 @@ def compare_command(
     """
     config = config or ComparisonConfig()
     comparison.check(config)  # bad input is refused before anything is written
-    _start(COMPARE, config, output, overwrite=overwrite, as_json=as_json)
+    return _start(COMPARE, config, output, overwrite=overwrite, as_json=as_json)
 
 
 @app.command
 def resume(
     run: Path, /, *, tensorboard: bool = False, as_json: Annotated[bool, Parameter(name="--json")] = False
-) -> None:
+) -> int:
     """Go on with an interrupted run, to the same numbers as if it had never stopped.
 
     Args:
@@ -193,7 +195,7 @@ def resume(
     """
     with _warnings_in_one_line():
         folder = RunFolder.open_to_go_on(run)
-    _go_on(folder, as_json=as_json, tensorboard=tensorboard)
+    return _go_on(folder, as_json=as_json, tensorboard=tensorboard)
 
 
 @app.command(name="interference")
@@ -247,7 +249,7 @@ def evaluate_command(
     checkpoint_every: str = DEFAULT,
     output: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
-) -> None:
+) -> int:
     """Is it better than random? What finished searches hand over, against as many architectures drawn uniformly.
 
     Args:
@@ -274,8 +276,8 @@ def evaluate_command(
         print(json.dumps(found, allow_nan=False))  # noqa: T201
     else:
         _tell(evaluation_table(found), f"Numbers: {path / EVALUATION}")
-    for architecture, seed, reason in found["failures"]:
-        _complain(f"training {architecture} with seed {seed} failed: {reason}")
+    failures = found["failures"]
+    return _told({f"training {architecture} with seed {seed}": reason for architecture, seed, reason in failures})
 
 
 @app.command(name="benchmark")
@@ -314,7 +316,8 @@ def benchmark_command(
 
 def _evaluated(name: str, folder: RunFolder) -> EvaluatedRun:
     result = _search_result(folder)
-    return EvaluatedRun(name, result.config, result.records, folder.load_trained)
+    load_state = functools.partial(folder.load_trained, is_finished=True)
+    return EvaluatedRun(name, result.config, result.records, load_state)
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:
@@ -364,11 +367,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after the program's name; those of this process if None.
 
     Returns:
-        The exit code: 0 done, 2 bad input, 130, 143 or 129 stopped by a signal.
+        The exit code: 0 done, 1 done but for what failed, 2 bad input, 130, 143 or 129 stopped by a signal.
     """
     try:
         with interruption.handled():
-            app(
+            code = app(
                 list(sys.argv[1:] if arguments is None else arguments),
                 exit_on_error=False,
                 print_error=False,
@@ -398,7 +401,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "Expected sizes that fit the memory, but it ran out. Choose smaller models or batches, or fewer workers."
         )
         return 2
-    return 0
+    return code or 0
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -440,14 +443,14 @@ def _start(
     overwrite: bool,
     as_json: bool,
     tensorboard: bool = False,
-) -> None:
+) -> int:
     """Make the run folder, then do all of the run."""
     stamp = dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     path = output or Path("runs") / f"{experiment}-{_short_name(config.data)}-{stamp}"
     values = {EXPERIMENT: experiment, **config.to_toml()}
     with _warnings_in_one_line():
         folder = RunFolder.create(path, values, device=config.device, overwrite=overwrite)
-    _go_on(folder, as_json=as_json, tensorboard=tensorboard)
+    return _go_on(folder, as_json=as_json, tensorboard=tensorboard)
 
 
 def _short_name(data: str) -> str:
@@ -456,8 +459,8 @@ def _short_name(data: str) -> str:
     return name.encode()[:100].decode(errors="ignore")  # names have 255 bytes at most, and others are made of it
 
 
-def _go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False) -> None:
-    """Do what is left of a run, then show it."""
+def _go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False) -> int:
+    """Do what is left of a run, then show it; the exit code."""
     values = folder.config
     experiment = values.pop(EXPERIMENT)
     if tensorboard and experiment != SEARCH:
@@ -472,7 +475,7 @@ def _go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False) -> No
         scalars = EpochScalars(folder.path / TENSORBOARD) if tensorboard else None
         held.enter_context(_last_words(f"go on with: forgetless resume {shlex.quote(str(folder.path))}"))
         with _progress_bar() as show:
-            _RUN[experiment](folder, values, show, scalars)
+            failures = _RUN[experiment](folder, values, show, scalars)
         with _writable(folder.path / REPORT) as path, _warnings_in_one_line():
             write_report([folder], path)
             result = load_result(folder)
@@ -481,6 +484,7 @@ def _go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False) -> No
         print(json.dumps({**shown, "summary": result.summary()}, allow_nan=False))  # noqa: T201
     else:
         _tell(_table_of(result), f"Report: {path}")
+    return _told(failures)
 
 
 @contextlib.contextmanager
@@ -512,15 +516,19 @@ def _table_of(result: Result) -> Table:
     return search_table(result) if isinstance(result, SearchResult) else summary_table(result)
 
 
-def _run_comparison(folder: RunFolder, values: dict[str, Any], show: Show, _: EpochScalars | None) -> None:
-    config = ComparisonConfig.from_dict(values)
-    with _warnings_in_one_line():
-        failures = comparison.run_comparison(folder, config, on_progress=_show_search(show))
+def _told(failures: Mapping[str, str]) -> int:
+    """The exit code where some of the work failed."""
     for name, reason in failures.items():
         _complain(f"{name} failed: {reason}")
+    return int(bool(failures))
 
 
-def _run_two_model(folder: RunFolder, values: dict[str, Any], show: Show, _: EpochScalars | None) -> None:
+def _run_comparison(folder: RunFolder, values: dict[str, Any], show: Show, _: EpochScalars | None) -> Failures:
+    with _warnings_in_one_line():
+        return comparison.run_comparison(folder, ComparisonConfig.from_dict(values), on_progress=_show_search(show))
+
+
+def _run_two_model(folder: RunFolder, values: dict[str, Any], show: Show, _: EpochScalars | None) -> Failures:
     def on_progress(progress: two_model.Progress) -> None:
         accuracies = "  ".join(f"{name} {100 * value:5.1f} %" for name, value in progress.accuracies.items())
         done = progress.done + progress.step / max(1, progress.num_steps)
@@ -528,13 +536,15 @@ def _run_two_model(folder: RunFolder, values: dict[str, Any], show: Show, _: Epo
 
     with _warnings_in_one_line():
         two_model.run_in_folder(TwoModelConfig.from_dict(values), folder, on_progress=on_progress)
+    return {}
 
 
-def _run_search(folder: RunFolder, values: dict[str, Any], show: Show, scalars: EpochScalars | None) -> None:
+def _run_search(folder: RunFolder, values: dict[str, Any], show: Show, scalars: EpochScalars | None) -> Failures:
     config = SearchConfig.from_dict(values)
     on_record = None if scalars is None else scalars.write
     with _warnings_in_one_line():
         search.run_in_folder(config, folder, on_record=on_record, on_progress=_show_search(show))
+    return {}
 
 
 def _show_search(show: Show) -> Callable[[search.SearchProgress], None]:
@@ -575,7 +585,7 @@ def _trained_states(
     return states
 
 
-_RUN: dict[str, Callable[[RunFolder, dict[str, Any], Show, EpochScalars | None], None]] = {
+_RUN: dict[str, Callable[[RunFolder, dict[str, Any], Show, EpochScalars | None], Failures]] = {
     TWO_MODEL: _run_two_model,
     SEARCH: _run_search,
     COMPARE: _run_comparison,

@@ -40,6 +40,12 @@ def made(tmp_path_factory):
     return found
 
 
+def without_ranks(value):
+    if isinstance(value, dict):
+        return {name: without_ranks(each) for name, each in value.items() if not name.startswith("tau")}
+    return [without_ranks(each) for each in value] if isinstance(value, list) else value
+
+
 @pytest.mark.parametrize("part", range(4))
 def test_every_damage_is_seen(made, tmp_path, part):
     tally, draw = Tally(), random.Random(part)
@@ -69,8 +75,12 @@ def test_going_on_in_a_damaged_folder_ends_with_the_same_or_a_sentence(made, tmp
         last = run_forked(["resume", "run"], folder)
         kind, detail = f"{path.name}: {what}", f"{trial} {key} {path.relative_to(folder)} {what}: {last}"
         if last.code == 0:
-            same = outcome(key[0], folder) == whole
-            tally.add(kind, "wrong" if not same else "warned" if last.said else "identical", detail)
+            found = outcome(key[0], folder)
+            if "trained" in path.name and "leaving it out" in last.said:  # ranks by its weights are left out, too
+                found, expected = without_ranks(found), without_ranks(whole)
+            else:
+                expected = whole
+            tally.add(kind, "wrong" if found != expected else "warned" if last.said else "identical", detail)
         else:
             tally.add(kind, "refused" if last.is_refusal else "wrong", detail)
         shutil.rmtree(folder)

@@ -12,6 +12,7 @@ Nothing else is kept, so that an interrupted comparison goes on as its searches 
 
 import contextlib
 import dataclasses
+import functools
 import json
 import threading
 import warnings
@@ -265,7 +266,8 @@ def _folder_of(unit: Unit) -> RunFolder:
 
 
 def _evaluated(unit: Unit) -> EvaluatedRun:
-    return EvaluatedRun(unit.key, unit.config, read_unit(unit), RunFolder(unit.path).load_trained)
+    load_state = functools.partial(RunFolder(unit.path).load_trained, is_finished=True)
+    return EvaluatedRun(unit.key, unit.config, read_unit(unit), load_state)
 
 
 def _store_evaluation(path: Path, found: Mapping[str, Any]) -> None:

@@ -201,7 +201,8 @@ def _estimates(
     on_progress: Callable[[SearchProgress], None] | None,
 ) -> Estimates | None:
     """Rewards on the shared weights of a search; None where its state is not kept, or none are asked for."""
-    state = run.load_state(search.arm.seed, search.arm.protection) if config.estimates else None
+    is_asked = config.estimates and run.config.trains_shared_weights
+    state = run.load_state(search.arm.seed, search.arm.protection) if is_asked else None
     if state is None:
         return None
     chosen = truth.architectures

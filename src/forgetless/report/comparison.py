@@ -199,7 +199,7 @@ def comparison_notes(result: ComparisonResult) -> list[str]:
         notes.append(f"Missing: {', '.join(names[:_MANY])}{more} (of {result.num_units}).")
         notes.append("Go on with `forgetless resume`.")
     if lacking := _lacking(result):
-        notes.append("Left out are seeds that gave no number, as where all diverged:")
+        notes.append("Left out are seeds that gave no number, as where all diverged or a file was damaged:")
         notes += [f"  {text}," for text in lacking[:-1]] + [f"  {lacking[-1]}."]
     if any(result.interval(row, Measure.FOUND_MEAN) for row in result.ranked):
         best = min(config.top, config.final_samples)  # of fewer samples a search hands over all
@@ -230,16 +230,17 @@ def comparison_notes(result: ComparisonResult) -> list[str]:
 
 
 def _lacking(result: ComparisonResult) -> list[str]:
-    """Rows whose quality or forgetting is a mean over fewer seeds than were finished, and over how many."""
+    """Rows of which a number is a mean over fewer seeds than were finished, and over how many."""
     found = []
     for row in result.ranked:
         unfinished = sum(name.startswith(f"{row.strategy}/") for name in result.missing)
         wanted = result.config.seeds - unfinished
         is_judged = any(record["strategy"] == row.strategy for record in result.evaluations)
         measures = [Measure.FOUND_MEAN] * is_judged + [Measure.FORGETTING] * (row.strategy != RANDOM)
+        measures += [Measure.TAU] * (is_judged and row.strategy != RANDOM and Measure.TAU in result.config.measures)
         for measure in measures:
             if (number := len(result.values(row, measure))) < wanted:
-                name = "quality" if measure.is_quality else "forgetting"
+                name = "τ" if measure is Measure.TAU else "quality" if measure.is_quality else "forgetting"
                 found.append(f"{name} of {row}: {number} of {wanted} seeds")
     return found
 

@@ -302,16 +302,24 @@ class RunFolder:
         with self.writing(), writing_to(self.path):
             save_state(self._trained(seed, protection), state)
 
-    def load_trained(self, seed: int, protection: str) -> dict[str, Any] | None:
+    def load_trained(self, seed: int, protection: str, *, is_finished: bool = False) -> dict[str, Any] | None:
         """The state that `save_trained` kept; None if there is none, or it is damaged, which a warning tells.
 
         Args:
             seed: Of the arm.
             protection: Of the arm.
+            is_finished: Whether there should be one; a warning tells if there is none.
         """
         path = self._trained(seed, protection)
+        if is_finished and not path.exists():
+            warnings.warn(f"{path} is missing; leaving it out.", stacklevel=2)
+            return None
         state = load_state(path, "leaving it out")
-        if state is not None and state.get("arm") != {"seed": seed, "protection": protection}:
+        if state is None:
+            return None
+        options = self.header.options
+        told = differing_options(options, {n: value for n, value in state["config"].items() if n in options})
+        if told or state["arm"] != {"seed": seed, "protection": protection}:
             warnings.warn(f"{path} is the state of another search; leaving it out.", stacklevel=2)
             return None
         return state
