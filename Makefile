@@ -16,7 +16,7 @@ test: $(STAMP)  ## every test and docstring example, a process per core
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP)  ## kills, damage, full disks, signals, by the thousand; counts go to $(COUNTS)
-	FORGETLESS_RELIABILITY=$(abspath $(COUNTS)) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal tests/slow
+	FORGETLESS_RELIABILITY=$(abspath $(COUNTS)) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 12 tests/slow
 
 lint: $(STAMP)  ## style, types
 	$(BIN)/ruff check

@@ -30,7 +30,7 @@ def start(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "number", "to"),
-    [("compare", signal.SIGTERM, "process"), ("search", signal.SIGHUP, "group")],
+    [("search", signal.SIGTERM, "process"), ("compare", signal.SIGHUP, "group")],
 )
 def test_one_signal_ends_every_process_and_says_how_to_go_on(start, tmp_path, name, number, to):
     command = start(name)
@@ -53,8 +53,7 @@ def test_a_second_signal_ends_every_process_at_once(start, tmp_path):
     assert command.seconds_until_gone() < 1
     code, said = command.end()
     assert code == 130
-    assert said.count("go on with: forgetless resume run") == 1
-    assert "Traceback" not in said
+    assert said.splitlines() == ["forgetless: interrupted; go on with: forgetless resume run"]
 
 
 def test_nothing_outlives_a_killed_parent(start, tmp_path):

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from types import FrameType
 
 GRACE_SECONDS = 2.0
@@ -153,6 +154,19 @@ def end_at_once(number: int) -> None:
     os._exit(128 + number)
 
 
+def _start_accountant() -> None:
+    """Where this process is ended at once, Python's resource tracker removes semaphores; it need not warn of them."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker:UserWarning"]))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
+
+
 # ---- workers -----------------------------------------------------------------------------------------------------
 
 
@@ -161,13 +175,16 @@ def starting_children() -> Iterator[None]:
     """Within it child processes are started that the terminal's signals never reach; their parent tells them.
 
     Ctrl-C and the end of a terminal are sent to a whole group of processes. A child inherits the blocked signals, also
-    for the seconds before it can handle any.
+    for the seconds before it can handle any. So does the process in which Python keeps account of semaphores, which
+    would end at SIGHUP and leave its errors behind.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_TERMINAL)
     try:
+        _start_accountant()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_TERMINAL)  # which that may have undone
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

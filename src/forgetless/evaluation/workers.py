@@ -252,7 +252,10 @@ class _Processes:
 
     def _start(self) -> None:
         self._context = _Recording()
-        self._executor = ProcessPoolExecutor(self.size, mp_context=self._context, initializer=interruption.begin_worker)
+        with interruption.starting_children():
+            self._executor = ProcessPoolExecutor(
+                self.size, mp_context=self._context, initializer=interruption.begin_worker
+            )
 
     def submit(self, job: Any) -> "Future[Result]":
         with interruption.starting_children():
