@@ -63,7 +63,7 @@ class Command:
         else:
             self.process.send_signal(number)
 
-    def seconds_until_gone(self, most=20.0):
+    def seconds_until_gone(self, most=30.0):
         """How long it takes until no process of it is left, whoever its parent is now."""
         started = time.monotonic()
         while living(self.mark):

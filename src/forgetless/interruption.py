@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
+from pathlib import Path
 from types import FrameType
 
 GRACE_SECONDS = 2.0
@@ -140,13 +141,17 @@ def last_words(say: Callable[[], object]) -> Iterator[None]:
 
 
 def end_at_once(number: int) -> None:
-    """Kill every child process and end this one, without any cleaning up.
+    """Kill every process that this one or its children started and end this one, without any cleaning up.
 
     Args:
         number: Of the signal, for the exit code.
     """
     for child in multiprocessing.active_children():
         child.kill()
+    with contextlib.suppress(Exception):
+        for pid in _descendants():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
     with contextlib.suppress(Exception):
         if _State.last_words is not None:
             _State.last_words()
@@ -165,6 +170,21 @@ def _start_accountant() -> None:
             del os.environ["PYTHONWARNINGS"]
         else:
             os.environ["PYTHONWARNINGS"] = before
+
+
+def _descendants() -> list[int]:
+    """Such as those of Ray, parents first; but for the one that removes semaphores. Only where there is /proc."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(folder.name))
+    found: list[int] = []
+    known = [os.getpid()]
+    while known:
+        known = [child for parent in known for child in children.get(parent, ())]
+        found += known
+    return [pid for pid in found if pid != getattr(resource_tracker._resource_tracker, "_pid", None)]
 
 
 # ---- workers -----------------------------------------------------------------------------------------------------

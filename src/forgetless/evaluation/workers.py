@@ -299,7 +299,8 @@ def _ray_pool(workers: int, cluster: str, runner: Runner) -> Iterator[_Pool]:
         _expect_answer(cluster)
     with _own_handlers():
         if cluster == LOCAL:
-            ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            with interruption.starting_children():
+                ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         else:
             try:
                 ray.init(address=cluster, log_to_driver=False, logging_level=logging.ERROR)
