@@ -127,16 +127,19 @@ def comparison(folder: RunFolder, title: str) -> str:
 
 def against_random(result: ComparisonResult) -> list[str]:
     """What each search hands over against as many architectures drawn uniformly, tested over seeds."""
+    lines = ["Better than as many architectures drawn uniformly for the same seed; one-sided sign flips over seeds:"]
+    lines += ["", "| | by | p |", "|---|---|---|"]
+    return lines + [f"| {row} | {with_ends(gain, 1, 3)} | {p:.3f} |" for row, gain, p in gains(result)]
+
+
+def gains(result: ComparisonResult) -> list[tuple[Row, Interval, float]]:
+    """By how much what each search hands over is better than random, and p."""
     # Each seed's search is a run of its own there; here they are the seeds of one.
     records = [{**record, "run": ""} for record in result.evaluations]
     lower = result.lower_is_better(Measure.FOUND_MEAN)
     found = {Row(r["strategy"], r["protection"]): r for r in summarise(records, lower_is_better=lower)}
-    lines = ["Better than as many architectures drawn uniformly for the same seed; one-sided sign flips over seeds:"]
-    lines += ["", "| | by | p |", "|---|---|---|"]
-    for row in result.ranked:
-        if row.strategy != RANDOM and found[row]["p"] is not None:
-            lines.append(f"| {row} | {with_ends(Interval(**found[row]['gain']), 1, 3)} | {found[row]['p']:.3f} |")
-    return lines
+    tested = [row for row in result.ranked if row.strategy != RANDOM and found[row]["p"] is not None]
+    return [(row, Interval(**found[row]["gain"]), found[row]["p"]) for row in tested]
 
 
 def on_shared_weights(result: ComparisonResult) -> list[str]:
@@ -149,18 +152,25 @@ def on_shared_weights(result: ComparisonResult) -> list[str]:
     lines += ["| | reward, last quarter | p | err₂, last half | p |", "|---|---|---|---|---|"]
     rows = []
     for row in result.ranked:
-        search = result.searches[row.strategy]
-        half = range(search.config.epochs // 2, search.config.epochs)
-        cells = []
-        for key, epochs in ((REWARD, search.last_quarter), ("error_second", half)):
-            mine, free = (search.by_seed(name, key, epochs) for name in (row.protection, "none"))
-            differences = [mine[seed] - free[seed] for seed in sorted(set(mine) & set(free))]
-            if row.protection != "none" and differences:
-                p = paired_permutation_test(differences, alternative="two-sided").p
-                cells += [with_ends(mean_interval(differences), 1, 4), f"{p:.4f}"]
+        found = effects(result, row)
+        cells = [f"{with_ends(difference, 1, 4)} | {p:.4f}" for difference, p in found]
         if cells:
             rows.append(f"| {row} | {' | '.join(cells)} |")
     return [*lines, *rows] if rows else []
+
+
+def effects(result: ComparisonResult, row: Row) -> list[tuple[Interval, float]]:
+    """What a protection does to the reward and to err₂ against none, each with its p; none for no protection."""
+    search = result.searches[row.strategy]
+    half = range(search.config.epochs // 2, search.config.epochs)
+    found = []
+    for key, epochs in ((REWARD, search.last_quarter), ("error_second", half)):
+        mine, free = (search.by_seed(name, key, epochs) for name in (row.protection, "none"))
+        differences = [mine[seed] - free[seed] for seed in sorted(set(mine) & set(free))]
+        if row.protection != "none" and differences:
+            p = paired_permutation_test(differences, alternative="two-sided").p
+            found.append((mean_interval(differences), p))
+    return found
 
 
 def ranking(path: Path) -> str:

@@ -15,10 +15,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import comparisons
+
 from forgetless.comparison import ComparisonConfig
+from forgetless.comparison.config import RANDOM
 from forgetless.configuration import Configuration
-from forgetless.experiments.two_model import TwoModelConfig
-from forgetless.report import command_line
+from forgetless.experiments.two_model import TwoModelConfig, TwoModelResult
+from forgetless.forgetting import Interval
+from forgetless.report import SearchResult, command_line, load_result
+from forgetless.report.comparison_result import ComparisonResult
 from forgetless.runs import EXPERIMENT, RunFolder
 from forgetless.search import SearchConfig
 
@@ -65,6 +70,85 @@ def make(instruction_set: str, name: str) -> None:
     print(shlex.join(command), flush=True)
     program = [sys.executable, "-m", "forgetless", *command[1:]]
     subprocess.run(program, check=True, env={**os.environ, **SETS[instruction_set]})
+
+
+def section() -> str:
+    """The headline numbers of the committed runs and of their reruns, side by side."""
+    note = (
+        "The same commands and seeds, by `python results/instruction_sets.py SET`; the committed runs are from another "
+        "processor, whose instruction set was not recorded. Intervals are 95 %, over seeds."
+    )
+    lines = [
+        "## The headline runs under other instruction sets",
+        *("", note, "", f"| run | number | committed | {' | '.join(SETS)} |", "|---" * (3 + len(SETS)) + "|"),
+    ]
+    for name in RUNS:
+        found = {"committed": headlines(HERE / name)}
+        for instruction_set in SETS:
+            path = RERUNS / instruction_set / name.replace("/", "-")
+            found[instruction_set] = headlines(path) if path.exists() else {}
+        for label in found["committed"]:
+            cells = [each.get(label, "–") for each in found.values()]
+            if any(cell != "–" for cell in cells[1:]):
+                lines.append(f"| `{name}` | {label} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def headlines(path: Path) -> dict[str, str]:
+    """The numbers of a run that the README tells of, by what they are."""
+    result = load_result(RunFolder(path))
+    if isinstance(result, TwoModelResult):
+        return _of_two_models(result)
+    return _of_search(result) if isinstance(result, SearchResult) else _of_comparison(result)
+
+
+def _of_two_models(result: TwoModelResult) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for convergence in result.config.convergence:
+        where = "A at convergence" if convergence == 1 else f"A stopped at {convergence:.0%}"
+        arms = {s["protection"]: s for s in result.summary() if s["convergence"] == convergence}
+        plain, held = arms["none"], arms["wpl"]
+        found[f"{where}: forgetting, points"] = _shown(plain["forgetting"], 100, 1)
+        found[f"{where}: of seed 0"] = _of_seed_0(result, convergence)
+        found[f"{where}: reduction, %"] = _shown(held["reduction"], 100, 1)
+        found[f"{where}: B against unprotected, points"] = _shown(held["cost_b"], -100, 2)
+    return found
+
+
+def _of_seed_0(result: TwoModelResult, convergence: float) -> str:
+    runs = [r for r in result.runs if (r["seed"], r["convergence"], r["protection"]) == (0, convergence, "none")]
+    return f"{100 * runs[0]['forgetting']:.1f}"
+
+
+def _of_search(result: SearchResult) -> dict[str, str]:
+    scale, digits = result.unit.scale, 1 if result.unit.scale == 100 else 3
+    found: dict[str, str] = {}
+    for s in result.summary():
+        found[f"forgetting, {s['protection']}"] = _shown(s["forgetting_mean"], scale, digits)
+        if s["protection"] == "wpl":
+            found["reduction by wpl, %"] = _shown(s["reduction_mean"], 100, 0)
+        found[f"reward, {s['protection']}"] = _shown(s["reward"], 1, 3)
+    return found
+
+
+def _of_comparison(result: ComparisonResult) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for row in sorted(result.ranked, key=str):
+        if row.strategy == RANDOM:
+            continue
+        for name, (difference, p) in zip(("reward", "err₂"), comparisons.effects(result, row), strict=False):
+            found[f"{row}: {name} against none"] = f"{comparisons.with_ends(difference, 1, 4)}, p = {p:.3f}"
+    for row, gain, p in sorted(comparisons.gains(result), key=lambda each: str(each[0])):
+        found[f"{row}: better than random by"] = f"{comparisons.with_ends(gain, 1, 3)}, p = {p:.3f}"
+    return found
+
+
+def _shown(interval: dict[str, Any] | None, scale: float, digits: int) -> str:
+    if interval is None:
+        return "–"
+    if scale < 0:  # the ends change places
+        interval = {"mean": interval["mean"], "low": interval["high"], "high": interval["low"]}
+    return comparisons.with_ends(Interval(**interval), scale, digits)
 
 
 if __name__ == "__main__":

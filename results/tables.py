@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import comparisons
+import instruction_sets
 
 from forgetless.experiments.two_model import TwoModelResult, arms
 from forgetless.forgetting import Interval
@@ -254,6 +255,33 @@ def body(result: SearchResult | TwoModelResult, name: str) -> str:
     )
 
 
+def reliability(path: Path) -> str:
+    """How often a run was struck in each way, and how it ended."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    outcomes = ("identical", "warned", "refused", "wrong")
+    totals: dict[str, dict[str, int]] = {}
+    revisions: dict[str, set[str]] = {}
+    for name, section_ in found["sections"].items():
+        what = "bombs among data files" if name.startswith("bomb ") else name.partition(", part ")[0]
+        total = totals.setdefault(what, dict.fromkeys(outcomes, 0))
+        revisions.setdefault(what, set()).add(section_["revision"])
+        for counts in section_["counts"].values():
+            for outcome in outcomes:
+                total[outcome] += counts[outcome]
+    note = (
+        f"`{found['command']}`. Struck were real commands of small size: killed, told that the disk is full, started "
+        "twice, sent signals, or given damaged files. *Identical*: the same result after going on, without a word. "
+        "*Warned*: the same, and a sentence said what was lost or left out. *Refused*: one clear sentence and exit "
+        "code 2 or 1. *Wrong*: another result in silence, a traceback, a hang, an orphan."
+    )
+    columns = ("what", *outcomes, "revision")
+    lines = ["## Kills, full disks, damage, signals", "", note, "", f"| {' | '.join(columns)} |"]
+    lines.append("|---" * len(columns) + "|")
+    for what, total in totals.items():
+        lines.append(f"| {what} | {' | '.join(map(str, total.values()))} | {', '.join(sorted(revisions[what]))} |")
+    return "\n".join([*lines, ""])
+
+
 def speed(path: Path) -> str:
     measured = json.loads(path.read_text(encoding="utf-8"))
     where = ", ".join(f"{key} {measured['environment'][key]}" for key in ("cpu", "python", "torch", "threads"))
@@ -288,5 +316,6 @@ if __name__ == "__main__":
         if name == "recurrent-3":
             parts.append(comparisons.ranking(HERE / "ranking.json"))
     parts += [comparisons.evaluation(HERE / "evaluate.json"), comparisons.fan_out(HERE / "fan-out.json")]
+    parts += [instruction_sets.section(), reliability(HERE / "reliability.json")]
     parts += [speed(path) for path in sorted((HERE / "speed").glob("*.json"))]
     write_atomically(HERE / "README.md", "\n".join(parts))
