@@ -5,8 +5,7 @@ storing), which are made whatever the interval, and each checkpoint. At the defa
 
     time in calls / time of the run without checkpoints  +  time of a checkpoint / 10 min
 
-of a run. The last run is a search of the paper's size on text, whose checkpoint is the largest; there only the
-checkpoints are timed, over so many minutes that each kind of point is met.
+of a run. The last run is a search of the paper's size on text, whose checkpoint is the largest.
 """
 
 import json
@@ -21,11 +20,9 @@ import timing
 from rich.console import Console
 from rich.table import Table
 
-from forgetless import runs
+from forgetless import runs, search
 from forgetless.checkpoints import DEFAULT, Checkpoints, seconds_of
 from forgetless.experiments import two_model
-from forgetless.search import SearchConfig
-from forgetless.search.folder import run_in_folder
 
 PTB = {"space": "recurrent", "data": "ptb", "nodes": 8, "units": 100, "batch_size": 32, "num_steps": 20}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -38,6 +35,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         PTB
         | {"nodes": 12, "units": 850, "epochs": 1, "models_per_epoch": 3, "protection": ("wpl",), "final_samples": 2},
     ),
+}
+
+EXPERIMENTS: dict[str, tuple[Any, Any]] = {
+    "two-model": (two_model.TwoModelConfig, two_model.run_in_folder),
+    "search": (search.SearchConfig, search.run_in_folder),
 }
 
 
@@ -69,15 +71,10 @@ def measured(experiment: str, options: dict[str, Any]) -> dict[str, Any]:
         mock.patch.object(runs.RunFolder, "save_checkpoint", timed_save),
     ):
         start = time.perf_counter()
-        if experiment == "search":
-            search = SearchConfig(**options, checkpoint_every="1s")
-            run_in_folder(
-                search, runs.RunFolder.create(Path(place, "run"), {"experiment": "search", **search.to_toml()})
-            )
-        else:
-            models = two_model.TwoModelConfig(**options, checkpoint_every="1s")
-            folder = runs.RunFolder.create(Path(place, "run"), {"experiment": "two-model", **models.to_toml()})
-            two_model.run_in_folder(models, folder)
+        make_config, run_in_folder = EXPERIMENTS[experiment]
+        config = make_config(**options, checkpoint_every="1s")
+        folder = runs.RunFolder.create(Path(place, "run"), {runs.EXPERIMENT: experiment, **config.to_toml()})
+        run_in_folder(config, folder)
         seconds = time.perf_counter() - start - sum(stores)
     checkpoint = statistics.median(stores)
     return {

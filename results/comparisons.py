@@ -133,7 +133,7 @@ def against_random(result: ComparisonResult) -> list[str]:
 
 
 def gains(result: ComparisonResult) -> list[tuple[Row, Interval, float]]:
-    """By how much what each search hands over is better than random, and p."""
+    """How much better than random the architectures are that each search found, with an interval, and p."""
     # Each seed's search is a run of its own there; here they are the seeds of one.
     records = [{**record, "run": ""} for record in result.evaluations]
     lower = result.lower_is_better(Measure.FOUND_MEAN)

@@ -17,15 +17,12 @@ from typing import Any
 
 import comparisons
 
-from forgetless.comparison import ComparisonConfig
 from forgetless.comparison.config import RANDOM
-from forgetless.configuration import Configuration
-from forgetless.experiments.two_model import TwoModelConfig, TwoModelResult
+from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import Interval
 from forgetless.report import SearchResult, command_line, load_result
 from forgetless.report.comparison_result import ComparisonResult
-from forgetless.runs import EXPERIMENT, RunFolder
-from forgetless.search import SearchConfig
+from forgetless.runs import RunFolder
 
 HERE = Path(__file__).parent
 RERUNS = HERE / "reproducibility"
@@ -46,27 +43,20 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 """Which run, and what is changed in its options."""
 
-CONFIGURATIONS: dict[str, type[Configuration]] = {
-    "two-model": TwoModelConfig,
-    "search": SearchConfig,
-    "compare": ComparisonConfig,
-}
 
-
-def configuration(name: str) -> Any:
-    """Of the rerun of a committed run."""
-    options = {key: value for key, value in RunFolder(HERE / name).config.items() if key != EXPERIMENT}
-    config = CONFIGURATIONS[name.split("/")[0]].from_dict(options)
-    return dataclasses.replace(config, **RUNS[name])
+def rerun(instruction_set: str, name: str) -> Path:
+    """The folder of one."""
+    return RERUNS / instruction_set / name.replace("/", "-")
 
 
 def make(instruction_set: str, name: str) -> None:
     """One rerun, or the rest of it."""
-    path = RERUNS / instruction_set / name.replace("/", "-")
+    path = rerun(instruction_set, name)
     if path.exists():
         command = ["forgetless", "resume", str(path)]
     else:
-        command = [*shlex.split(command_line(configuration(name))), "--output", str(path)]
+        config = dataclasses.replace(load_result(RunFolder(HERE / name)).config, **RUNS[name])
+        command = [*shlex.split(command_line(config)), "--output", str(path)]
     print(shlex.join(command), flush=True)
     program = [sys.executable, "-m", "forgetless", *command[1:]]
     subprocess.run(program, check=True, env={**os.environ, **SETS[instruction_set]})
@@ -83,14 +73,14 @@ def section() -> str:
         *("", note, "", f"| run | number | committed | {' | '.join(SETS)} |", "|---" * (3 + len(SETS)) + "|"),
     ]
     for name in RUNS:
-        found = {"committed": headlines(HERE / name)}
-        for instruction_set in SETS:
-            path = RERUNS / instruction_set / name.replace("/", "-")
-            found[instruction_set] = headlines(path) if path.exists() else {}
-        for label in found["committed"]:
-            cells = [each.get(label, "–") for each in found.values()]
-            if any(cell != "–" for cell in cells[1:]):
-                lines.append(f"| `{name}` | {label} | {' | '.join(cells)} |")
+        paths = [rerun(instruction_set, name) for instruction_set in SETS]
+        reruns = [headlines(path) if path.exists() else {} for path in paths]
+        if not any(reruns):
+            continue
+        for label, committed in headlines(HERE / name).items():
+            cells = [each.get(label, "–") for each in reruns]
+            if any(cell != "–" for cell in cells):
+                lines.append(f"| `{name}` | {label} | {' | '.join([committed, *cells])} |")
     return "\n".join([*lines, ""])
 
 

@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
 
 PROCESSORS = ("Nehalem", "Haswell", "EPYC")
 SETTINGS = {
@@ -91,20 +90,7 @@ def digests() -> dict[str, str]:
             stepped.grad = signed[30 * step : 30 * step + 30].clone()
             chosen.step()
         add(f"two steps of {optimizer.__name__}", stepped)
-    for optimizer_name in ("sgd", "adam"):
-        found[f"two-model, {optimizer_name}"] = _two_models(optimizer_name)
     return found
-
-
-def _two_models(optimizer: Literal["sgd", "adam"]) -> str:
-    """A digest of a small experiment on the embedded digits, weight plasticity included."""
-    from forgetless.experiments import two_model
-
-    config = two_model.TwoModelConfig(
-        protection=("none", "wpl"), seeds=1, iterations=60, iterations_a=60, evaluate_every=30, optimizer=optimizer
-    )
-    runs = [{name: value for name, value in run.items() if name != "seconds"} for run in two_model.run(config).runs]
-    return hashlib.sha256(json.dumps(runs, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def measured(processor: str | None, settings: dict[str, str]) -> dict[str, str]:
