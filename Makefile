@@ -13,7 +13,7 @@ demo: $(STAMP)  ## two models, then a search, on embedded digits; one report of 
 	$(BIN)/forgetless report runs/demo runs/demo-search
 
 test: $(STAMP)  ## every test and docstring example, a process per core
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(STAMP)  ## kills, damage, full disks, signals, by the thousand; counts go to $(COUNTS)
 	FORGETLESS_RELIABILITY=$(abspath $(COUNTS)) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 12 tests/slow

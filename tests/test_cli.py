@@ -185,8 +185,9 @@ def whole(tmp_path_factory):
     return {command: RunFolder(path).records() for command, path in paths.items()}
 
 
-@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
-@pytest.mark.parametrize("command", INTERRUPTED)
+@pytest.mark.parametrize(
+    ("command", "stop", "code"), [("search", signal.SIGINT, 130), ("two-model", signal.SIGKILL, -signal.SIGKILL)]
+)
 def test_interrupted_at_any_moment_and_resumed(here, capfd, whole, command, stop, code):
     process = subprocess.Popen(
         [sys.executable, "-m", "forgetless", *INTERRUPTED[command], "--output", "run"],

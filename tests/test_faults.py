@@ -62,7 +62,7 @@ def test_damaged_folders_are_seen(made, tmp_path):
     unfinished = fresh(template, tmp_path / "unfinished")
     run_forked(COMMANDS[COMMAND], unfinished, at=operations * 2 // 3)
     draw, outcomes = random.Random(0), set()
-    for trial in range(150):
+    for trial in range(80):
         source = draw.choice([finished, unfinished])
         told = everything(source / "run")
         states = states_of(source / "run")
