@@ -51,34 +51,17 @@ def counted(folder, training):
     return pretend(training)
 
 
-def fails_at_first(folder, training):
+def in_trouble(folder, troubles, training):
+    """A runner for each seed's trouble: whether it fails or dies, at first or always."""
+    what, _, when = troubles.get(training.seed, "nothing").partition(" ")
     mark = Path(folder) / training.key
-    if training.seed == 1 and not mark.exists():
-        mark.touch()
-        message = "no luck"
-        raise RuntimeError(message)
-    return pretend(training)
-
-
-def dies_at_first(folder, training):
-    mark = Path(folder) / training.key
-    if training.seed == 1 and not mark.exists():
-        mark.touch()
+    if what == "nothing" or (when == "at first" and mark.exists()):
+        return pretend(training)
+    mark.touch()
+    if what == "dies":
         os._exit(1)
-    return pretend(training)
-
-
-def always_dies(training):
-    if training.seed == 1:
-        os._exit(1)
-    return pretend(training)
-
-
-def always_fails(training):
-    if training.seed == 1:
-        message = "no luck"
-        raise RuntimeError(message)
-    return pretend(training)
+    message = "no luck"
+    raise RuntimeError(message)
 
 
 def many(number=5):
@@ -195,32 +178,22 @@ def test_processes_give_the_same_numbers(trainings, tmp_path):
     assert not failures
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_failed_training_is_made_again(tmp_path, workers):
-    runner = functools.partial(fails_at_first, tmp_path)
-    results, failures = run_trainings(many(), TrainingStore(tmp_path / "s"), workers=workers, runner=runner)
-    assert [result["validation_error"] for result in results] == [0.0, 0.1, 0.2, 0.3, 0.4]
-    assert not failures
+def test_what_fails_is_made_again_and_what_fails_for_good_is_reported_and_loses_no_other(tmp_path):
+    runner = functools.partial(in_trouble, tmp_path, {1: "fails at first", 3: "fails always"})
+    results, failures = run_trainings(many(), TrainingStore(tmp_path / "s"), workers=1, runner=runner)
+    assert [r and r["validation_error"] for r in results] == [0.0, 0.1, 0.2, None, 0.4]
+    assert [(failure.job.seed, failure.reason) for failure in failures] == [(3, "RuntimeError: no luck")]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_training_that_fails_for_good_is_reported_and_loses_no_other(tmp_path, workers):
-    results, failures = run_trainings(many(), TrainingStore(tmp_path), workers=workers, runner=always_fails)
-    assert [r and r["validation_error"] for r in results] == [0.0, None, 0.2, 0.3, 0.4]
-    assert [(failure.job.seed, failure.reason) for failure in failures] == [(1, "RuntimeError: no luck")]
-
-
-def test_a_process_that_dies_is_replaced(tmp_path):
-    runner = functools.partial(dies_at_first, tmp_path)
-    results, failures = run_trainings(many(), TrainingStore(tmp_path / "s"), workers=2, runner=runner)
-    assert [result["validation_error"] for result in results] == [0.0, 0.1, 0.2, 0.3, 0.4]
-    assert not failures
-
-
-def test_who_runs_beside_a_dying_process_is_not_to_blame(tmp_path):
-    results, failures = run_trainings(many(), TrainingStore(tmp_path), workers=2, runner=always_dies)
-    assert [r and r["validation_error"] for r in results] == [0.0, None, 0.2, 0.3, 0.4]
-    assert [failure.job.seed for failure in failures] == [1]
+def test_a_process_that_dies_is_replaced_and_who_runs_beside_it_is_not_to_blame(tmp_path):
+    troubles = {0: "fails always", 1: "dies at first", 2: "fails at first", 4: "dies always"}
+    runner = functools.partial(in_trouble, tmp_path, troubles)
+    results, failures = run_trainings(many(6), TrainingStore(tmp_path / "s"), workers=2, runner=runner)
+    assert [r and r["validation_error"] for r in results] == [None, 0.1, 0.2, 0.3, None, 0.5]
+    reasons = {failure.job.seed: failure.reason for failure in failures}
+    assert reasons.keys() == {0, 4}
+    assert reasons[0] == "RuntimeError: no luck"
+    assert "no luck" not in reasons[4]
 
 
 def test_a_pool_that_broke_before_a_submission_is_replaced(tmp_path):
@@ -256,7 +229,7 @@ def test_bad_input_ends_it_at_once(tmp_path):
 
 @needs_ray
 @pytest.mark.filterwarnings("ignore")
-def test_ray_gives_the_same_numbers_and_survives_what_fails(trainings, tmp_path):
+def test_ray_gives_the_same_numbers(trainings, tmp_path):
     here, _ = run_trainings(trainings, TrainingStore(tmp_path / "1"), workers=1)
     store = TrainingStore(tmp_path / "2")
     there, failures = run_trainings(trainings, store, workers=2, cluster="local")

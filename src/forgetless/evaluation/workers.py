@@ -175,7 +175,7 @@ def _fan_out(jobs: Sequence[J], pool: _Pool, retries: int, done: Callable[[J, Re
             continue
         finished, _ = concurrent.futures.wait(running, _SECONDS_BETWEEN_LOOKS, concurrent.futures.FIRST_COMPLETED)
         interruption.stop_if_asked()
-        died = False
+        died, was_alone = False, len(running) == 1
         for future in finished:
             job = running.pop(future)
             error = future.exception()
@@ -183,11 +183,15 @@ def _fan_out(jobs: Sequence[J], pool: _Pool, retries: int, done: Callable[[J, Re
                 done(job, future.result())
             elif isinstance(error, InputError):
                 raise error
+            elif isinstance(error, concurrent.futures.BrokenExecutor):
+                died = True
+                if was_alone:
+                    again(job, error)
+                else:  # it may have run beside the one to blame
+                    suspects.append(job)
             else:
-                died |= isinstance(error, concurrent.futures.BrokenExecutor)
                 again(job, error)
         if died:
-            # Who ran beside the one that died is not to blame, but is lost as well.
             suspects += running.values()
             running.clear()
             pool.restart()
