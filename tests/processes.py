@@ -94,14 +94,21 @@ def answer_signals():
         signal.signal(number, signal.SIG_DFL)
 
 
+def is_running(pid):
+    """Whether there is such a process, and not what a parent has still to be told of."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def living(mark):
     """The processes that carry a mark in their environment, zombies left out."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
-                found += [int(folder.name)] * (state != "Z")
+                found += [int(folder.name)] * is_running(int(folder.name))
         except (OSError, ProcessLookupError):
             continue
     return found

@@ -10,7 +10,7 @@ import pytest
 
 from forgetless import interruption
 from forgetless.runs import RunFolder
-from processes import LONG, Command, answer_signals, is_working
+from processes import LONG, Command, answer_signals, is_running, is_working
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
@@ -54,13 +54,6 @@ def test_a_second_signal_ends_every_process_at_once(start, tmp_path):
     code, said = command.end()
     assert code == 130
     assert said.splitlines() == ["forgetless: interrupted; go on with: forgetless resume run"]
-
-
-def test_nothing_outlives_a_killed_parent(start, tmp_path):
-    command = start("compare")
-    command.wait_for(is_working("compare", tmp_path))
-    command.process.kill()
-    assert command.seconds_until_gone() < 5
 
 
 def run(program):
@@ -113,6 +106,24 @@ with interruption.handled(), interruption.last_words(lambda: print("last words",
 """
     ended = run(program)
     assert (ended.returncode, ended.stdout) == (143, "last words\n")
+
+
+def test_what_its_children_started_is_ended_though_they_are_gone():
+    """As Ray's workers when the signal ended Ray."""
+    program = """
+import os, signal, subprocess
+from forgetless import interruption
+child = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+print(child.stdout.readline().strip(), flush=True)
+with interruption.handled():
+    os.kill(os.getpid(), signal.SIGTERM)
+    child.kill()
+    child.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+    ended = run(program)
+    assert ended.returncode == 143
+    assert not is_running(int(ended.stdout))
 
 
 def test_a_signal_that_is_ignored_stays_ignored():

@@ -50,6 +50,8 @@ class _State:
     signal_number: int | None = None
     watchdog: threading.Timer | None = None
     last_words: Callable[[], object] | None = None
+    children: frozenset[tuple[int, int]] = frozenset()
+    """Processes that there were when it was asked. If one of them ends, its own children have another parent."""
 
 
 def is_asked() -> bool:
@@ -90,6 +92,7 @@ def handled(*, to_the_end: bool = False) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, _leave if to_the_end else handler)
         _State.is_handled, _State.signal_number, _State.watchdog, _State.last_words = False, None, None, None
+        _State.children = frozenset()
 
 
 def _install() -> dict[int, signal.Handlers | Callable[..., object] | int | None]:
@@ -106,6 +109,7 @@ def _ask(number: int, _frame: FrameType | None) -> None:
     if _State.signal_number is not None or _State.is_idle_worker:
         end_at_once(number)
     _State.signal_number = number
+    _State.children = frozenset(_descendants())
     # A thread of its own, because a handler waits for a library's long call to end.
     _State.watchdog = threading.Timer(LIMIT_SECONDS, end_at_once, [number])
     _State.watchdog.daemon = True
@@ -149,9 +153,10 @@ def end_at_once(number: int) -> None:
     for child in multiprocessing.active_children():
         child.kill()
     with contextlib.suppress(Exception):
-        for pid in _descendants():
+        for pid, begun in [*_State.children, *_descendants()]:
             with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+                if _parent_and_begin(pid)[1] == begun:  # not another process with the number of one that is gone
+                    os.kill(pid, signal.SIGKILL)
     with contextlib.suppress(Exception):
         if _State.last_words is not None:
             _State.last_words()
@@ -172,19 +177,27 @@ def _start_accountant() -> None:
             os.environ["PYTHONWARNINGS"] = before
 
 
-def _descendants() -> list[int]:
-    """Such as those of Ray, parents first; but for the one that removes semaphores. Only where there is /proc."""
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
+def _descendants() -> list[tuple[int, int]]:
+    """Number and begin of each, such as those of Ray, parents first; but for the one that removes semaphores."""
+    children: dict[int, list[tuple[int, int]]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):  # none where there is no /proc
         with contextlib.suppress(OSError):
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(folder.name))
-    found: list[int] = []
+            pid = int(folder.name)
+            parent, begun = _parent_and_begin(pid)
+            children.setdefault(parent, []).append((pid, begun))
+    found: list[tuple[int, int]] = []
     known = [os.getpid()]
     while known:
-        known = [child for parent in known for child in children.get(parent, ())]
-        found += known
-    return [pid for pid in found if pid != getattr(resource_tracker._resource_tracker, "_pid", None)]
+        next_ones = [child for parent in known for child in children.get(parent, ())]
+        found += next_ones
+        known = [pid for pid, _ in next_ones]
+    return [each for each in found if each[0] != getattr(resource_tracker._resource_tracker, "_pid", None)]
+
+
+def _parent_and_begin(pid: int) -> tuple[int, int]:
+    """The parent of a process, and when it began, in ticks since the machine did."""
+    after_name = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    return int(after_name[1]), int(after_name[19])
 
 
 # ---- workers -----------------------------------------------------------------------------------------------------
