@@ -282,11 +282,46 @@ def reliability(path: Path) -> str:
     return "\n".join([*lines, ""])
 
 
+def checkpoints(path: Path) -> str:
+    """What it costs to store the state of a run every so often."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    note = (
+        f"`{found['command']}` ({_where(found)}). A checkpoint is possible at every *call*; it is stored at the "
+        f"first call after `--checkpoint-every`, by default {found['interval']}. The share of a run's time is that of "
+        "its calls and of the longest checkpoint per such interval."
+    )
+    columns = ("run", "s", "calls", "s in calls", "longest checkpoint, s", "MB", "share, %")
+    lines = ["## Cost of checkpoints", "", note, "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for name, run in found["runs"].items():
+        numbers = (run["seconds_in_calls"], run["longest_checkpoint"], run["megabytes"])
+        cells = [f"{run['seconds']:.0f}", f"{run['calls']:,}", *(f"{number:.2g}" for number in numbers[:2])]
+        lines.append(f"| {name} | {' | '.join(cells)} | {numbers[2]:.1f} | {100 * run['share']:.3f} |")
+    return "\n".join([*lines, ""])
+
+
+def load(path: Path) -> str:
+    """How long reports of long runs take."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    note = (
+        f"`{found['command']}` ({_where(found)}). Each is made by a process of its own; its imports alone take "
+        f"{min(report['imports_mb'] for report in found['reports'].values()):.0f} MB."
+    )
+    lines = ["## Reports of long runs", "", note, "", "| run | records | s | peak, MB | page, MB |", "|---" * 5 + "|"]
+    for name, report in found["reports"].items():
+        sizes = f"{report['peak_mb']:.0f} | {report['page_mb']:.1f}"
+        lines.append(f"| {name} | {report['records']:,} | {report['seconds']:.1f} | {sizes} |")
+    return "\n".join([*lines, ""])
+
+
+def _where(measured: dict[str, Any]) -> str:
+    keys = ("cpu", "python", "torch", "threads")
+    return ", ".join(f"{key} {measured['environment'][key]}" for key in keys)
+
+
 def speed(path: Path) -> str:
     measured = json.loads(path.read_text(encoding="utf-8"))
-    where = ", ".join(f"{key} {measured['environment'][key]}" for key in ("cpu", "python", "torch", "threads"))
     lines = [f"## Speed: {measured['benchmark']}", ""]
-    lines += [f"`{measured['command']}` (median of {measured['rounds']} interleaved rounds; {where})", ""]
+    lines += [f"`{measured['command']}` (median of {measured['rounds']} interleaved rounds; {_where(measured)})", ""]
     for title, timings in measured["tables"].items():
         lines += [title, "", "| | ms | ratio | quartiles |", "|---|---|---|---|"]
         for t in timings:
@@ -317,5 +352,6 @@ if __name__ == "__main__":
             parts.append(comparisons.ranking(HERE / "ranking.json"))
     parts += [comparisons.evaluation(HERE / "evaluate.json"), comparisons.fan_out(HERE / "fan-out.json")]
     parts += [instruction_sets.section(), reliability(HERE / "reliability.json")]
+    parts += [checkpoints(HERE / "checkpoints.json"), load(HERE / "report-load.json")]
     parts += [speed(path) for path in sorted((HERE / "speed").glob("*.json"))]
     write_atomically(HERE / "README.md", "\n".join(parts))

@@ -1,4 +1,4 @@
-"""Every strategy and every protection that has a state, killed at every fourth point; two models at every point."""
+"""Every strategy and every protection that has a state, killed at every sixth point; two models at every point."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def test_every_combination(space, base, changes, text):  # noqa: F811
     options = base | ({"protection": ("none",)} if changes.get("strategy") == "random" else {}) | changes
     if space == "text":
         options = options | {"data": text}
-    assert killed_at_every_point(SearchConfig(**options), 4) > 2  # every fourth: each goes through the rest of the run
+    assert killed_at_every_point(SearchConfig(**options), 6) > 2  # every sixth: each goes through the rest of the run
 
 
 @pytest.mark.parametrize("wiring", ["prefix", "crossed"])
