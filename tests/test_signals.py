@@ -108,6 +108,40 @@ with interruption.handled(), interruption.last_words(lambda: print("last words",
     assert (ended.returncode, ended.stdout) == (143, "last words\n")
 
 
+def test_a_second_signal_is_heard_during_a_long_call_of_a_library():
+    program = """
+import hashlib, os, signal, threading, time
+from forgetless import interruption
+interruption.GRACE_SECONDS = interruption.LIMIT_SECONDS = 60
+
+def twice():
+    for _ in range(2):
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+with interruption.handled():
+    threading.Thread(target=twice).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+"""
+    assert run(program).returncode == 143
+
+
+def test_signals_to_a_fork_are_not_its_parents():
+    program = """
+import os, signal, time
+from forgetless import interruption
+with interruption.handled():
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(60)
+    for _ in range(2):
+        time.sleep(0.2)
+        os.kill(pid, signal.SIGTERM)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    assert run(program).stdout == "143\n"
+
+
 def test_what_its_children_started_is_ended_though_they_are_gone():
     """As Ray's workers when the signal ended Ray."""
     program = """

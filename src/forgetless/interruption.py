@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -83,9 +84,11 @@ def handled(*, to_the_end: bool = False) -> Iterator[None]:
         yield
         return
     before = _install()
+    stop_counting = _count()
     try:
         yield
     finally:
+        stop_counting()
         _alarm(0)
         if _State.watchdog is not None:
             _State.watchdog.cancel()
@@ -103,6 +106,43 @@ def _install() -> dict[int, signal.Handlers | Callable[..., object] | int | None
     if hasattr(signal, "SIGALRM"):
         wanted[signal.SIGALRM] = lambda number, frame: stop_if_asked()  # noqa: ARG005
     return {number: signal.signal(number, handler) for number, handler in wanted.items()}
+
+
+def _count() -> Callable[[], None]:
+    """End this process at the second signal, whatever its main thread does; return what puts an end to it.
+
+    Python calls handlers between two instructions. Of two signals during one long call of a library, it tells of one.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+    def count() -> None:
+        asked = 0
+        while received := reader.recv(64):
+            for number in received:
+                asked += number in _SIGNALS
+                if asked > 1:
+                    end_at_once(number)
+
+    def stop() -> None:
+        signal.set_wakeup_fd(before)
+        writer.close()  # which ends the thread
+        thread.join()
+        reader.close()
+
+    thread = threading.Thread(target=count, daemon=True)
+    thread.start()
+    return stop
+
+
+def _forget_count() -> None:
+    if _State.is_handled:  # the parent would count this process's signals as its own
+        signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_count)
 
 
 def _ask(number: int, _frame: FrameType | None) -> None:
