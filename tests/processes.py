@@ -22,7 +22,7 @@ LONG = {
         *("--allow-few-seeds", "--operations", "none", "skip_connect", "nor_conv_3x3", "--truth", "nas201-digits"),
         *("--workers", "2", "--output", "run"),
     ],
-    "benchmark": ["benchmark", "recurrent-3", "--workers", "2", "--trainings", "trainings", "--output", "made.csv"],
+    "benchmark": ["benchmark", "nas201-digits", "--workers", "2", "--trainings", "trainings", "--output", "made.csv"],
 }
 """A command of each kind that lasts for minutes."""
 
