@@ -22,6 +22,7 @@ from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import Interval
 from forgetless.report import SearchResult, command_line, load_result
 from forgetless.report.comparison_result import ComparisonResult
+from forgetless.report.evaluation import probability
 from forgetless.runs import RunFolder
 
 HERE = Path(__file__).parent
@@ -68,12 +69,13 @@ def section() -> str:
         "The same commands and seeds, by `python results/instruction_sets.py SET`; the committed runs are from another "
         "processor, whose instruction set was not recorded. Intervals are 95 %, over seeds."
     )
+    made = [name for name in SETS if (RERUNS / name).is_dir()]
     lines = [
         "## The headline runs under other instruction sets",
-        *("", note, "", f"| run | number | committed | {' | '.join(SETS)} |", "|---" * (3 + len(SETS)) + "|"),
+        *("", note, "", f"| run | number | committed | {' | '.join(made)} |", "|---" * (3 + len(made)) + "|"),
     ]
     for name in RUNS:
-        paths = [rerun(instruction_set, name) for instruction_set in SETS]
+        paths = [rerun(instruction_set, name) for instruction_set in made]
         reruns = [headlines(path) if path.exists() else {} for path in paths]
         if not any(reruns):
             continue
@@ -127,10 +129,15 @@ def _of_comparison(result: ComparisonResult) -> dict[str, str]:
         if row.strategy == RANDOM:
             continue
         for name, (difference, p) in zip(("reward", "err₂"), comparisons.effects(result, row), strict=False):
-            found[f"{row}: {name} against none"] = f"{comparisons.with_ends(difference, 1, 4)}, p = {p:.3f}"
+            found[f"{row}: {name} against none"] = f"{comparisons.with_ends(difference, 1, 4)}, {_probability(p)}"
     for row, gain, p in sorted(comparisons.gains(result), key=lambda each: str(each[0])):
-        found[f"{row}: better than random by"] = f"{comparisons.with_ends(gain, 1, 3)}, p = {p:.3f}"
+        found[f"{row}: better than random by"] = f"{comparisons.with_ends(gain, 1, 3)}, {_probability(p)}"
     return found
+
+
+def _probability(p: float) -> str:
+    shown = probability(p)
+    return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
 
 
 def _shown(interval: dict[str, Any] | None, scale: float, digits: int) -> str:
