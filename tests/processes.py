@@ -10,10 +10,11 @@ from pathlib import Path
 
 MARK = "FORGETLESS_TEST_MARK"
 
-TINY_SEARCH = (
-    *("--space", "nas201", "--units", "2", "--epochs", "200", "--models-per-epoch", "2", "--batches-per-model", "2"),
+TINY = (
+    *("--space", "nas201", "--units", "2", "--models-per-epoch", "2", "--batches-per-model", "2"),
     *("--strategy-steps", "1", "--samples-per-step", "2", "--final-samples", "2", "--batch-size", "16"),
 )
+TINY_SEARCH = (*TINY, "--epochs", "200")
 LONG = {
     "two-model": ["two-model", "--seeds", "200", "--iterations", "200", "--iterations-a", "200", "--output", "run"],
     "search": ["search", *TINY_SEARCH, "--output", "run"],
@@ -23,8 +24,13 @@ LONG = {
         *("--workers", "2", "--output", "run"),
     ],
     "benchmark": ["benchmark", "nas201-digits", "--workers", "2", "--trainings", "trainings", "--output", "made.csv"],
+    "evaluate": [
+        *("evaluate", "run", "--training-seeds", "1000", "--batches", "40", "--estimates", "2", "--workers", "2"),
+        *("--trainings", "trainings"),
+    ],
 }
-"""A command of each kind that lasts for minutes."""
+"""A command of each kind that lasts for minutes. `evaluate` needs a folder that FINISHED made."""
+FINISHED = ["search", *TINY, "--epochs", "1", "--protection", "none", "--final-batches", "2", "--output", "run"]
 
 
 class Command:
@@ -116,5 +122,10 @@ def living(mark):
 
 def is_working(command, folder):
     """Whether a command has begun with what it repeats."""
-    pattern = {"benchmark": "trainings/*.json", "compare": "run/*/*/metrics.jsonl"}.get(command, "run/metrics.jsonl")
+    patterns = {
+        "benchmark": "trainings/*.json",
+        "evaluate": "trainings/*.json",
+        "compare": "run/*/*/metrics.jsonl",
+    }
+    pattern = patterns.get(command, "run/metrics.jsonl")
     return lambda: sum(path.stat().st_size > 0 for path in folder.glob(pattern)) >= 1

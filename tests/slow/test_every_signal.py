@@ -1,13 +1,15 @@
 """Every signal, to every command that lasts, at random moments; each must end, leave no process, and go on."""
 
 import random
+import shutil
 import signal
 import time
 
 import pytest
 from reliability import Tally, report
 
-from processes import LONG, Command, is_working
+from forgetless.cli import main
+from processes import FINISHED, LONG, Command, is_working
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RAY = [*LONG["benchmark"], "--cluster", "local"]
@@ -44,9 +46,19 @@ def attempt(name, number, to, how, folder):
         command.kill()
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with a finished search, to be evaluated."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(FINISHED) == 0
+    return folder
+
+
 @pytest.mark.parametrize("number", [*SIGNALS, signal.SIGKILL], ids=lambda number: number.name)
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_signal_ends_every_process(name, number, tmp_path):
+def test_every_signal_ends_every_process(name, number, tmp_path, request):
     if "Ray" in name:
         pytest.importorskip("ray", reason="needs the extra ray")
     random.seed(f"{name} {number.name}")
@@ -54,7 +66,10 @@ def test_every_signal_ends_every_process(name, number, tmp_path):
     trials = [(to, how) for to in ("process", "group") for how in ("one", "two")]
     for trial, (to, how) in enumerate(trials if number in SIGNALS else [("process", "one")]):
         folder = tmp_path / str(trial)
-        folder.mkdir()
+        if name == "evaluate":
+            shutil.copytree(request.getfixturevalue("finished"), folder)
+        else:
+            folder.mkdir()
         wrong = attempt(name, number, to, how, folder)
         kind = f"{number.name} to the {to}, {how}"
         tally.add(kind, "wrong" if wrong else "identical", wrong)
