@@ -13,7 +13,7 @@ from forgetless.errors import DivergedError, InputError, printable
 from forgetless.experiments import two_model
 from forgetless.experiments.two_model import TwoModelConfig, TwoModelResult
 from forgetless.protection import Evidence, make_protection
-from forgetless.report import load_result, summary_table
+from forgetless.report import headline, load_result, summary_table
 from forgetless.runs import CONFIG, RunFolder
 from forgetless.schema import mismatch
 from forgetless.search import SearchConfig, run
@@ -237,6 +237,8 @@ def test_a_seed_that_diverged_is_in_no_mean_and_in_no_pair():
         kept = TwoModelResult(config, [record for record in runs if record["seed"] != 1])
         assert by["wpl"]["reduction"] == kept.summary()[1]["reduction"]
         assert by["wpl"]["cost_b"] == kept.summary()[1]["cost_b"]
+    alone = [lost(record, record["seed"], "none") for record in runs]
+    assert headline(TwoModelResult.of(config, alone)).startswith("Without protection every run diverged, so there is")
     unfinished = TwoModelResult.of(config, [r for r in runs if (r["seed"], r["protection"]) != (1, "none")])
     assert unfinished.summary()[-1]["cost_b"] is None  # that arm is still to come
 

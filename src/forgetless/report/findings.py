@@ -70,7 +70,11 @@ def headline_sentences(result: TwoModelResult) -> list[str]:
         return [diverged_arms(result) or "No run is finished yet."]
     done, wanted = progress(result)
     shown = panels(result)
-    first, *others = _finding(result, shown[0]) if len(shown) == 1 else _over_panels(result, shown)
+    finished, diverged = ({run["protection"] for run in runs} for runs in (result.runs, result.diverged))
+    if "none" in diverged - finished:
+        first, others = "Without protection every run diverged, so there is nothing to compare with.", list[str]()
+    else:
+        first, *others = _finding(result, shown[0]) if len(shown) == 1 else _over_panels(result, shown)
     main = main_protection(result)
     strengths = {run["alpha"] for run in result.runs if run["protection"] == main} - {None}
     if main is not None and len(strengths) > 1:
