@@ -42,6 +42,7 @@ ALLOWED = {
     ("data/sources.py", "urllib"): "takes addresses apart",
     ("evaluation/workers.py", "ray"): "the cluster that the user names with --cluster",
     ("evaluation/workers.py", "socket"): "asks whether that cluster answers",
+    ("interruption.py", "socket"): "a pair of this process's own, to hear signals",
     ("runs/environment.py", "importlib"): "versions of installed packages",
     ("runs/environment.py", "subprocess"): "git, for the revision; a list of words, and no shell",
     ("runs/lock.py", "socket"): "the name of this computer",

@@ -113,7 +113,7 @@ def _count() -> Callable[[], None]:
 
     Python calls handlers between two instructions. Of two signals during one long call of a library, it tells of one.
     """
-    reader, writer = socket.socketpair()
+    reader, writer = socket.socketpair()  # a pipe would not do on Windows
     writer.setblocking(False)
     before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
 
