@@ -279,6 +279,10 @@ def reliability(path: Path) -> str:
     lines.append("|---" * len(columns) + "|")
     for what, total in totals.items():
         lines.append(f"| {what} | {' | '.join(map(str, total.values()))} | {', '.join(sorted(revisions[what]))} |")
+    lines += ["", "What was found to go wrong once, and the test that fails if it does again:", "", "| what | test |"]
+    lines.append("|---|---|")
+    for what, test in json.loads((HERE / "faults.json").read_text(encoding="utf-8")).items():
+        lines.append(f"| {what} | `{test}` |")
     return "\n".join([*lines, ""])
 
 
