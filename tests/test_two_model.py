@@ -35,6 +35,11 @@ def test_every_arm_is_run_once(result):
     assert len(made) == 2 * 2 * 5
 
 
+def test_later_seeds_alone_give_the_same_numbers(result):
+    later = run(dataclasses.replace(result.config, first_seed=1, seeds=1)).runs
+    assert without_time(later) == without_time([r for r in result.runs if r["seed"] == 1])
+
+
 def test_arms_of_one_seed_start_from_the_same_models_and_differ_afterwards(result):
     for convergence in (1.0, 0.6):
         group = [r for r in result.runs if r["seed"] == 0 and r["convergence"] == convergence]

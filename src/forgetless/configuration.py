@@ -28,6 +28,8 @@ class _OrNone:
 
 MOST_SEEDS = 100_000
 """What is drawn, recorded and reported per seed has to fit a memory."""
+MOST_FIRST_SEED = 2**32
+"""Far below where a generator would refuse it."""
 MOST_THREADS = 1024
 """More than any machine has cores; PyTorch starts them at once, and cannot start a million."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from forgetless.architecture import ACTIVATIONS, CELL_OPERATIONS, NAS201_OPERATIONS
 from forgetless.checkpoints import DEFAULT, seconds_of
-from forgetless.configuration import FITTING, MOST_SEEDS, MOST_THREADS, Configuration
+from forgetless.configuration import FITTING, MOST_FIRST_SEED, MOST_SEEDS, MOST_THREADS, Configuration
 from forgetless.data.images import IMAGE_DATA
 from forgetless.data.text import TEXT_DATA
 from forgetless.errors import InputError, expect_one_of
@@ -105,7 +105,7 @@ class SearchConfig(Configuration):
         fisher: Kind of the Fisher, if held-out.
         single: Train one architecture only, the first proposed: what then is forgotten is no other model's doing.
         independent: Draw chunks of text independently instead of reading on.
-        seeds: How many seeds, 0, 1, ….
+        seeds: How many seeds.
         first_seed: The first of them.
         epochs: Epochs per arm.
         models_per_epoch: Architectures trained per epoch.
@@ -241,7 +241,7 @@ class SearchConfig(Configuration):
         if not self.trains_shared_weights and self.final_samples == 0:
             raise InputError(f"Expected final_samples of at least 1 for the strategy {self.strategy}, but got 0.")
         self._expect_at_most(MOST_SEEDS, "seeds")
-        self._expect_at_most(2**32, "first_seed")
+        self._expect_at_most(MOST_FIRST_SEED, "first_seed")
         self._expect_at_most(MOST_THREADS, "threads")
         self._expect_at_least(1, "nsas_models", "coupling_examples", "coupling_rows")
         self._expect_at_least(2, "interference_models")

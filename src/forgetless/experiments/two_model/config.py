@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from forgetless.checkpoints import DEFAULT, seconds_of
-from forgetless.configuration import MOST_SEEDS, MOST_THREADS, Configuration
+from forgetless.configuration import MOST_FIRST_SEED, MOST_SEEDS, MOST_THREADS, Configuration
 from forgetless.errors import InputError, expect_one_of
 from forgetless.importance import FisherKind
 from forgetless.protection import MATCHED, PROTECTIONS, STRENGTHS, WPL
@@ -47,7 +47,8 @@ class TwoModelConfig(Configuration):
         ogl_directions: How many directions `ogl` keeps for all earlier models together.
         damping: Added to the importance under `wpl` and `wpl-tolerance`, as a share of its mean; 0 is the paper's
             penalty.
-        seeds: How many seeds, 0, 1, …: initial weights and batches.
+        seeds: How many seeds: initial weights and batches.
+        first_seed: The first of them.
         models: How many models in all, at least 2; the third and later ones share with A and with B.
         iterations: Training steps of B, and of each later model.
         iterations_a: Training steps of A to convergence.
@@ -87,6 +88,7 @@ class TwoModelConfig(Configuration):
     ogl_directions: tuple[int, ...] = (100,)
     damping: float = 1e-3
     seeds: int = 5
+    first_seed: int = 0
     models: int = 2
     iterations: int = 1500
     iterations_a: int = 3000
@@ -133,7 +135,9 @@ class TwoModelConfig(Configuration):
             *("seeds", "iterations", "iterations_a", "batch_size", "width", "evaluate_every", "threads"),
             *("nsas_models", "coupling_examples", "coupling_rows"),
         )
+        self._expect_at_least(0, "first_seed")
         self._expect_at_most(MOST_SEEDS, "seeds")
+        self._expect_at_most(MOST_FIRST_SEED, "first_seed")
         self._expect_at_most(MOST_THREADS, "threads")
         self._expect_positive("coupling_prior")
         if self.learning_rate is not None:
@@ -180,7 +184,7 @@ def arms(config: TwoModelConfig) -> list[Arm]:
     order = sorted(config.protection, key=lambda protection: protection == MATCHED)
     return [
         Arm(seed, shared, convergence, protection, alpha)
-        for seed in range(config.seeds)
+        for seed in range(config.first_seed, config.first_seed + config.seeds)
         for shared in config.shared
         for convergence in config.convergence
         for protection in order
