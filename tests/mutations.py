@@ -199,7 +199,7 @@ def judged(path, whole, states):
 
 def told_of(path):
     """The table of a run, as the terminal shows it."""
-    from forgetless.cli import _table_of
+    from forgetless.cli.folders import _table_of
     from shown import printed
 
     with warnings.catch_warnings():

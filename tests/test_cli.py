@@ -1,3 +1,5 @@
+import importlib
+import inspect
 import json
 import os
 import random
@@ -10,8 +12,7 @@ import time
 import pytest
 import torch
 
-from forgetless import cli
-from forgetless.cli import main
+from forgetless.cli import _COMMANDS, app, main, terminal
 from forgetless.experiments.two_model import TwoModelConfig
 from forgetless.runs import CHECKPOINT, METRICS, REPORT, RunFolder
 from forgetless.search import SearchConfig
@@ -225,6 +226,44 @@ def test_help_names_every_option(here, capfd, command, config):
         assert f"--{name.replace('_', '-')}" in text
 
 
+def test_the_list_of_commands_imports_nothing_that_is_slow():
+    """Of each command it says what the command's own help says first."""
+    slow = {"torch", "numpy", "scipy", "matplotlib", "sklearn", "networkx", "jinja2", "pooch", "PIL"}
+    program = f"""
+import contextlib, io, sys
+from forgetless.__main__ import main
+sys.argv = ["forgetless", "--help"]
+with contextlib.redirect_stdout(io.StringIO()) as shown:
+    assert main() == 0
+assert "two-model" in shown.getvalue()
+print(*{slow} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
+def test_a_signal_while_a_command_is_loaded_stops_before_anything_is_written(here, monkeypatch):
+    monkeypatch.setattr(type(app), "parse_commands", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["two-model", *SMALL, "--output", "run"]) == 143
+    assert not (here / "run").exists()
+
+
+def test_an_installation_that_is_broken_is_no_bad_input(here, monkeypatch):
+    def broken(*_):
+        raise OSError("libtorch.so: cannot open shared object file")
+
+    monkeypatch.setattr(type(app), "parse_commands", broken)
+    with pytest.raises(OSError, match="libtorch"):
+        main(["two-model", *SMALL, "--output", "run"])
+
+
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_a_command_is_told_in_the_list_as_by_itself(name):
+    module = name.replace("-", "_")
+    command = getattr(importlib.import_module(f"forgetless.cli.{module}"), f"{module}_command")
+    assert inspect.getdoc(command).partition("\n")[0] == _COMMANDS[name]
+
+
 # Searches
 
 
@@ -388,7 +427,7 @@ def test_a_log_file_gets_lines_instead_of_a_bar(tmp_path, capsys, monkeypatch):
     options += ("--batches-per-model", "2", "--strategy-steps", "1", "--samples-per-step", "2", "--final-samples", "0")
     assert main(["search", *options, "--output", str(tmp_path / "quiet")]) == 0
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(cli, "_SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(terminal, "_SECONDS_BETWEEN_LINES", 0.0)
     assert main(["search", *options, "--output", str(tmp_path / "told")]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert any(line.startswith("1/2  seed 0 wpl: epoch 2, model 1/1  accuracy ") for line in lines)

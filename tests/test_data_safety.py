@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from forgetless.cli import _short_name, main
+from forgetless.cli import main
+from forgetless.cli.folders import _short_name
 from forgetless.data import cifar10, files, image_folders, load_images, load_text, mnist, sources, text
 from forgetless.data.image_folders import IMAGE_FORMATS, load_tree
 from forgetless.errors import InputError

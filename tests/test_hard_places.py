@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 
-from forgetless import cli
 from forgetless.cli import main
 from forgetless.configuration import MOST_SEEDS
 from forgetless.errors import DivergedError, InputError, printable
@@ -176,7 +175,7 @@ def test_a_machine_at_its_limits_is_one_sentence(here, capfd, monkeypatch, error
 
 
 def test_an_error_of_our_own_is_no_lack_of_memory(here, monkeypatch):
-    monkeypatch.setattr(cli.two_model, "load_task", lambda _: (_ for _ in ()).throw(RuntimeError("a bug")))
+    monkeypatch.setattr(two_model, "load_task", lambda _: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         main(["two-model", *TINY])
 

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import logging
+import pkgutil
 import sys
 
 import pytest
@@ -257,7 +258,8 @@ def test_the_package_imports_without_it(monkeypatch):
                 patch.setitem(sys.modules, name, None)  # importing it raises ImportError
             elif name.partition(".")[0] == "forgetless":
                 patch.delitem(sys.modules, name)
-        importlib.import_module("forgetless.cli")
+        for module in pkgutil.iter_modules(importlib.import_module("forgetless.cli").__path__):
+            importlib.import_module(f"forgetless.cli.{module.name}")
         importlib.import_module("forgetless.integrations")
         with pytest.raises(ImportError, match="lightning"):
             importlib.import_module("forgetless.integrations.lightning")

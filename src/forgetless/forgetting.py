@@ -9,7 +9,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 NUM_BEST = 5
 
@@ -161,6 +160,8 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     mean = float(array.mean())
     if len(array) < 2:
         return Interval(mean, None, None)
+    from scipy import stats  # takes a second
+
     half = float(stats.t.ppf((1 + confidence) / 2, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
     return Interval(mean, mean - half, mean + half)
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from forgetless.errors import InputError
 from forgetless.forgetting import ROUNDING, Interval
@@ -142,6 +141,8 @@ def kendall_tau(x: ArrayLike, y: ArrayLike, confidence: float = 0.95) -> Interva
     >>> kendall_tau([1, 2, 3], [5, 5, 5]) is None
     True
     """
+    from scipy import stats  # takes a second
+
     first, second = _ranks(_qualities(x)), _ranks(_qualities(y))
     _expect_equal_lengths(x=len(first), y=len(second))
     n = len(first)

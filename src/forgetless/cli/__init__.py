@@ -1,0 +1,121 @@
+"""The command line: arguments to calls, and nothing else. A module per command, imported when it is called.
+
+Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 done but for what failed
+twice (each is named on standard error), 2 bad input (one sentence says what), 130, 143 or 129 stopped by Ctrl-C,
+SIGTERM or SIGHUP (one line says how to go on).
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import get_args
+
+from cyclopts import App, ArgumentCollection, CoercionError, CycloptsError, Parameter
+
+from forgetless import __version__, interruption
+from forgetless.cli.terminal import complain
+from forgetless.errors import InputError
+
+_COMMANDS = {
+    "two-model": "Train B on layers of A, and follow what A loses (the paper's figures 1 and 3).",
+    "search": "Search an architecture on shared weights, and measure forgetting (figure 4).",
+    "compare": "Compare protections, strategies and seeds on one space, in one ranked table.",
+    "resume": "Go on with an interrupted run, to the same numbers as if it had never stopped.",
+    "interference": "Measure which architecture of a finished search overwrites which.",
+    "evaluate": "Is what finished searches select better than architectures drawn at random?",
+    "benchmark": "Make a shipped benchmark again: every architecture of a space, from scratch.",
+    "report": "Make one HTML page of any number of runs.",
+}
+"""What the list of commands says of each: the first line of its help."""
+
+
+def _expect_whole_numbers(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Refuse 1.5 where an int is asked for: cyclopts rounds it in silence."""
+    for argument in arguments:
+        kinds = set(get_args(argument.hint) or (argument.hint,))
+        if int not in kinds or float in kinds:
+            continue
+        for token in argument.tokens:
+            with contextlib.suppress(ValueError):
+                if not float(token.value).is_integer():
+                    raise CoercionError(
+                        msg=f"Expected {argument.name} to be a whole number, but got {token.value}.", argument=argument
+                    )
+
+
+app = App(
+    name="forgetless",
+    config=_expect_whole_numbers,
+    help="Measure and prevent forgetting in networks that share weights.",
+    version=__version__,
+    suppress_keyboard_interrupt=False,  # main has an exit code for each signal
+    default_parameter=Parameter(consume_multiple=True, negative=(), json_list=False),
+)
+for _place, (_name, _help) in enumerate(_COMMANDS.items()):
+    _module = _name.replace("-", "_")
+    app.command(f"{__name__}.{_module}:{_module}_command", name=_name, help=_help, sort_key=_place)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Words after the program's name; those of this process if None.
+
+    Returns:
+        The exit code: 0 done, 1 done but for what failed, 2 bad input, 130, 143 or 129 stopped by a signal.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with interruption.handled():
+            with contextlib.suppress(CycloptsError):  # which the call tells
+                app.parse_commands(words)  # imports the command; an error there is one of the installation
+            interruption.stop_if_asked()
+            return _call(words)
+    except interruption.Interrupted as error:
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _call(words: list[str]) -> int:
+    try:
+        code = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except InputError as error:
+        complain(str(error))
+        return 2
+    except CycloptsError as error:
+        complain(_one_sentence(error))
+        return 2
+    except BrokenPipeError:  # the reader of our output has gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        what = f"to read and write {error.filename}" if error.filename is not None else "to read and write files"
+        complain(f"Expected to be able {what}, but got: {error.strerror or error}.")
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        complain(
+            "Expected sizes that fit the memory, but it ran out. Choose smaller models or batches, or fewer workers."
+        )
+        return 2
+    return code or 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Also where the CPU's allocator of PyTorch says so, whose error has no type of its own."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool({"MemoryError", "OutOfMemoryError"} & kinds) or "can't allocate memory" in str(error)
+
+
+def _one_sentence(error: CycloptsError) -> str:
+    """Cyclopts's own message; a bad value that our configuration refused is told in the configuration's words."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InputError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(str(error).split())

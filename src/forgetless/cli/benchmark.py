@@ -1,0 +1,53 @@
+"""`forgetless benchmark`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from forgetless.checkpoints import DEFAULT
+from forgetless.cli.terminal import (
+    AGAIN_KEPT,
+    last_words,
+    progress_bar,
+    show_search,
+    tell,
+    warnings_in_one_line,
+    writable,
+)
+from forgetless.configuration import MOST_THREADS
+from forgetless.evaluation.benchmark import make_benchmark
+from forgetless.evaluation.trainings import TrainingStore, default_store
+from forgetless.runs import write_atomically
+
+
+def benchmark_command(
+    name: str,
+    /,
+    *,
+    output: Path | None = None,
+    trainings: Path | None = None,
+    workers: Annotated[int | None, Parameter(validator=Number(gte=1, lte=MOST_THREADS))] = None,
+    cluster: str | None = None,
+    limit: Annotated[int | None, Parameter(validator=Number(gte=1, lt=2**63))] = None,
+    checkpoint_every: str = DEFAULT,
+) -> None:
+    """Make a shipped benchmark again: every architecture of a space, from scratch.
+
+    Args:
+        name: recurrent-3 or nas201-digits.
+        output: The file; NAME.csv by default.
+        trainings: Folder of trainings, from which an interrupted call goes on; FORGETLESS_TRAININGS or runs/trainings
+            by default.
+        workers: Processes, or tasks at a time on a cluster; one per core by default.
+        cluster: The address of a Ray cluster, or `local` to start one here; processes by default.
+        limit: Only the first so many architectures.
+        checkpoint_every: How much work of a training a kill may cost, such as 10min, 90s or 2h.
+    """
+    with last_words(AGAIN_KEPT), progress_bar() as show, warnings_in_one_line():
+        store = TrainingStore(trainings or default_store(), checkpoint_every)
+        text = make_benchmark(name, store, workers=workers, cluster=cluster, limit=limit, on_progress=show_search(show))
+    with writable(output or Path(f"{name}.csv")) as path:
+        write_atomically(path, text)
+    tell(f"Benchmark: {path}")

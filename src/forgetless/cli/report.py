@@ -1,0 +1,26 @@
+"""`forgetless report`."""
+
+from pathlib import Path
+
+from forgetless.cli.terminal import tell, warnings_in_one_line, writable
+from forgetless.errors import InputError
+from forgetless.report import write_report
+from forgetless.runs import REPORT, RunFolder
+
+
+def report_command(run: list[Path], /, *, output: Path | None = None) -> None:
+    """Make one HTML page of any number of runs.
+
+    Args:
+        run: The run folders.
+        output: The page; report.html in the first folder by default.
+
+    Raises:
+        InputError: If there is no folder, or one is no run folder.
+    """
+    folders = [RunFolder(path) for path in run]
+    if not folders:
+        raise InputError("Expected at least one run folder, but got none.")
+    with writable(output or folders[0].path / REPORT) as path, warnings_in_one_line():
+        write_report(folders, path)
+    tell(f"Report: {path}")
