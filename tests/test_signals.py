@@ -126,6 +126,113 @@ with interruption.handled():
     assert run(program).returncode == 143
 
 
+def test_the_watch_ends_though_a_fork_lives():
+    program = """
+import os, time
+from forgetless import interruption
+with interruption.handled():
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(60)
+        os._exit(0)
+os.kill(pid, 9)
+print("done")
+"""
+    assert run(program).stdout == "done\n"
+
+
+def test_last_words_that_nobody_reads_do_not_keep_a_process():
+    program = """
+import os, signal, sys, threading
+from forgetless import interruption
+reader, writer = os.pipe()
+sys.stderr = open(writer, "w")
+
+def fill():
+    while True:
+        print("x" * 1000, file=sys.stderr, flush=True)
+
+def say():
+    print("last words", file=sys.stderr)
+
+with interruption.handled(), interruption.last_words(say):
+    threading.Thread(target=fill, daemon=True).start()
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+"""
+    assert run(program).returncode == 143
+
+
+def test_last_words_are_said_once():
+    program = """
+import os, signal
+from forgetless import interruption
+with interruption.handled(), interruption.last_words(lambda: print("last words", flush=True)):
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+"""
+    for _ in range(5):
+        assert run(program).stdout == "last words\n"
+
+
+def test_a_closed_terminal_that_is_told_twice_is_one_signal():
+    """By the shell, and by the kernel."""
+    program = """
+import os, signal
+from forgetless import interruption
+try:
+    with interruption.handled():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
+        interruption.stop_if_asked()
+except interruption.Interrupted as error:
+    print("stored", error.exit_code)
+"""
+    assert run(program).stdout == "stored 129\n"
+
+
+def test_a_process_whose_name_is_no_text_is_no_obstacle():
+    program = """
+import ctypes, os, signal, time
+from forgetless import interruption
+pid = os.fork()
+if pid == 0:
+    ctypes.CDLL(None).prctl(15, b"\\xff\\xfe", 0, 0, 0)
+    time.sleep(60)
+    os._exit(0)
+time.sleep(0.2)
+try:
+    with interruption.handled():
+        os.kill(os.getpid(), signal.SIGTERM)
+        interruption.stop_if_asked()
+except interruption.Interrupted as error:
+    print(error.exit_code, len(interruption._descendants()) > 0)
+os.kill(pid, 9)
+"""
+    assert run(program).stdout == "143 True\n"
+
+
+def test_an_alarm_at_the_end_leaves_nothing_behind():
+    program = """
+import os, signal, time
+from forgetless import interruption
+before = signal.getsignal(signal.SIGTERM)
+for trial in range(200):
+    interruption.GRACE_SECONDS = 0.001 + trial * 1e-6
+    try:
+        with interruption.handled():
+            os.kill(os.getpid(), signal.SIGTERM)
+            start = time.monotonic()
+            while time.monotonic() - start < 0.001:
+                pass
+    except interruption.Interrupted:
+        pass
+    assert not interruption._State.is_handled and signal.getsignal(signal.SIGTERM) is before
+print("whole")
+"""
+    assert run(program).stdout == "whole\n"
+
+
 def test_signals_to_a_fork_are_not_its_parents():
     program = """
 import os, signal, time
@@ -134,6 +241,7 @@ with interruption.handled():
     pid = os.fork()
     if pid == 0:
         time.sleep(60)
+        os._exit(0)
     for _ in range(2):
         time.sleep(0.2)
         os.kill(pid, signal.SIGTERM)

@@ -5,6 +5,7 @@ The first SIGINT, SIGTERM or SIGHUP is a request. Loops ask `is_asked()` where t
 does not end it, as in a long call of a library, it is ended with all its children. A second signal does that at once.
 """
 
+import _thread
 import contextlib
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -43,14 +45,28 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.signal_number
 
 
+_Handler = signal.Handlers | Callable[..., object] | int | None
+
+_SECONDS_OF_A_HANGUP = 0.3
+_SECONDS_OF_LAST_WORDS = 0.5
+
+_ending = threading.Lock()
+
+
 class _State:
     """What was asked of this process, and how it answers."""
 
     is_handled = False
     is_idle_worker = False
+    is_ending = False
+    """Whether `handled` is over; a signal changes nothing any more."""
     signal_number: int | None = None
-    watchdog: threading.Timer | None = None
+    asked_at = 0.0
     last_words: Callable[[], object] | None = None
+    stop_watching: Callable[[], None] | None = None
+    """Of a worker."""
+    ender: int | None = None
+    """The thread that ends this process."""
     children: frozenset[tuple[int, int]] = frozenset()
     """Processes that there were when it was asked. If one of them ends, its own children have another parent."""
 
@@ -83,78 +99,106 @@ def handled(*, to_the_end: bool = False) -> Iterator[None]:
     if _State.is_handled or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = _install()
-    stop_counting = _count()
+    stop_watching, before = _watch(), dict[int, _Handler]()
     try:
+        _install(before)
         yield
     finally:
-        stop_counting()
+        _State.is_ending = True
         _alarm(0)
-        if _State.watchdog is not None:
-            _State.watchdog.cancel()
         for number, handler in before.items():
             signal.signal(number, _leave if to_the_end else handler)
-        _State.is_handled, _State.signal_number, _State.watchdog, _State.last_words = False, None, None, None
-        _State.children = frozenset()
+        stop_watching()
+        _State.is_handled, _State.signal_number, _State.last_words = False, None, None
+        _State.is_ending, _State.children = False, frozenset()
 
 
-def _install() -> dict[int, signal.Handlers | Callable[..., object] | int | None]:
+def _install(before: dict[int, "_Handler"]) -> None:
+    """Handle signals from now on.
+
+    Args:
+        before: What handled them so far goes there.
+    """
     _State.is_handled = True
     wanted: dict[int, Callable[[int, FrameType | None], None]] = {
         number: _ask for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
     }
     if hasattr(signal, "SIGALRM"):
-        wanted[signal.SIGALRM] = lambda number, frame: stop_if_asked()  # noqa: ARG005
-    return {number: signal.signal(number, handler) for number, handler in wanted.items()}
+        wanted[signal.SIGALRM] = lambda number, frame: None if _State.is_ending else stop_if_asked()  # noqa: ARG005
+    for number, handler in wanted.items():
+        before[number] = signal.signal(number, handler)
 
 
-def _count() -> Callable[[], None]:
-    """End this process at the second signal, whatever its main thread does; return what puts an end to it.
+def _watch() -> Callable[[], None]:
+    """Start the thread that ends this process where its main thread cannot; return what stops it.
 
-    Python calls handlers between two instructions. Of two signals during one long call of a library, it tells of one.
+    Python calls handlers between two instructions, and so not during a long call of a library; of two signals during
+    one such call it tells of one. The thread hears each at once. It ends the process at the second, or when time is up.
     """
     reader, writer = socket.socketpair()  # a pipe would not do on Windows
     writer.setblocking(False)
-    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    before, owner = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False), os.getpid()
 
-    def count() -> None:
-        asked = 0
-        while received := reader.recv(64):
+    def watch() -> None:
+        first, asked_at = 0, None
+        while True:
+            reader.settimeout(None if asked_at is None else max(0.01, asked_at + LIMIT_SECONDS - time.monotonic()))
+            try:
+                received = reader.recv(64)
+            except TimeoutError:
+                end_at_once(first)
+                return
+            if not received:
+                return
             for number in received:
-                asked += number in _SIGNALS
-                if asked > 1:
+                if number not in _SIGNALS:
+                    continue
+                if _State.is_idle_worker or (asked_at is not None and not _is_the_same(number, asked_at)):
                     end_at_once(number)
+                if asked_at is None:
+                    first, asked_at = number, time.monotonic()
 
     def stop() -> None:
+        if os.getpid() != owner:
+            return  # a fork, which has no such thread
         signal.set_wakeup_fd(before)
-        writer.close()  # which ends the thread
+        writer.shutdown(socket.SHUT_WR)  # which ends the thread, whoever else has a copy
         thread.join()
+        writer.close()
         reader.close()
 
-    thread = threading.Thread(target=count, daemon=True)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     return stop
 
 
-def _forget_count() -> None:
-    if _State.is_handled:  # the parent would count this process's signals as its own
+def _leave_watch() -> None:
+    if _State.is_handled:  # the parent would take this process's signals for its own
         signal.set_wakeup_fd(-1)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_count)
+    os.register_at_fork(after_in_child=_leave_watch)
+
+
+def _is_the_same(number: int, asked_at: float) -> bool:
+    """Whether a second signal is the first one over again: shell and kernel both tell that a terminal is closed."""
+    return number == getattr(signal, "SIGHUP", None) and time.monotonic() - asked_at < _SECONDS_OF_A_HANGUP
 
 
 def _ask(number: int, _frame: FrameType | None) -> None:
+    if _State.is_ending:
+        return
+    if _State.signal_number is not None and _is_the_same(number, _State.asked_at):
+        return
     if _State.signal_number is not None or _State.is_idle_worker:
         end_at_once(number)
-    _State.signal_number = number
-    _State.children = frozenset(_descendants())
-    # A thread of its own, because a handler waits for a library's long call to end.
-    _State.watchdog = threading.Timer(LIMIT_SECONDS, end_at_once, [number])
-    _State.watchdog.daemon = True
-    _State.watchdog.start()
-    if not _alarm(GRACE_SECONDS):
+        return
+    _State.signal_number, _State.asked_at = number, time.monotonic()
+    has_alarm = _alarm(GRACE_SECONDS)
+    with contextlib.suppress(Exception):
+        _State.children = frozenset(_descendants())
+    if not has_alarm:
         stop_if_asked()
 
 
@@ -190,17 +234,35 @@ def end_at_once(number: int) -> None:
     Args:
         number: Of the signal, for the exit code.
     """
-    for child in multiprocessing.active_children():
-        child.kill()
+    if not _ending.acquire(blocking=False):
+        if _State.ender == threading.get_ident():
+            return  # a signal handler within this function, which goes on when it returns
+        time.sleep(_SECONDS_OF_LAST_WORDS + 1)
+        os._exit(128 + number)
+    _State.ender = threading.get_ident()
+    with contextlib.suppress(Exception):
+        for child in multiprocessing.active_children():
+            with contextlib.suppress(Exception):
+                child.kill()
     with contextlib.suppress(Exception):
         for pid, begun in [*_State.children, *_descendants()]:
             with contextlib.suppress(OSError):
                 if _parent_and_begin(pid)[1] == begun:  # not another process with the number of one that is gone
                     os.kill(pid, signal.SIGKILL)
+    said = threading.Event()
+
+    def say() -> None:
+        with contextlib.suppress(Exception):
+            if _State.last_words is not None:
+                _State.last_words()
+            sys.stderr.flush()
+        said.set()
+
     with contextlib.suppress(Exception):
-        if _State.last_words is not None:
-            _State.last_words()
-        sys.stderr.flush()
+        # In a thread, because a pipe or a terminal may take nothing; a low one, because a handler may have interrupted
+        # the start of another, which has a lock.
+        _thread.start_new_thread(say, ())
+        said.wait(_SECONDS_OF_LAST_WORDS)
     os._exit(128 + number)
 
 
@@ -236,7 +298,7 @@ def _descendants() -> list[tuple[int, int]]:
 
 def _parent_and_begin(pid: int) -> tuple[int, int]:
     """The parent of a process, and when it began, in ticks since the machine did."""
-    after_name = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    after_name = (Path("/proc") / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
     return int(after_name[1]), int(after_name[19])
 
 
@@ -267,7 +329,8 @@ def begin_worker() -> None:
     """In a worker process, once: it stops when its parent says so with SIGTERM, and ends when its parent does."""
     for number in _OF_THE_TERMINAL:  # where they could not be blocked
         signal.signal(number, signal.SIG_IGN)
-    _install()
+    _State.stop_watching = _watch()  # kept, as it holds the socket
+    _install({})
     _State.is_idle_worker = True
     parent = multiprocessing.parent_process()
     if parent is not None:

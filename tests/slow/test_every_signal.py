@@ -26,7 +26,8 @@ def attempt(name, number, to, how, folder):
         time.sleep(random.uniform(0, 1.5))
         command.send(number, to)
         if how == "two":
-            time.sleep(random.uniform(0.02, 0.3))
+            # A terminal that is closed may be told of twice within 0.3 s, which is one signal.
+            time.sleep(random.uniform(0.35, 0.6) if number == signal.SIGHUP else random.uniform(0.02, 0.3))
             command.send(number, to)
         seconds = command.seconds_until_gone()
         limit = LIMITS["SIGKILL" if number == signal.SIGKILL else how]
