@@ -34,16 +34,6 @@ def compare_command(
 
 
 def run(folder: RunFolder, values: dict[str, Any], show: Show, _scalars: object) -> Mapping[str, str]:
-    """Do what is left of a run.
-
-    Args:
-        folder: The run.
-        values: Its options.
-        show: Shows how far it is.
-        _scalars: Of searches only.
-
-    Returns:
-        What failed, and why.
-    """
+    """Do what is left of a run; what failed, and why. `folders.go_on` calls it."""
     with warnings_in_one_line():
         return comparison.run_comparison(folder, ComparisonConfig.from_dict(values), on_progress=show_search(show))

@@ -54,17 +54,7 @@ def search_command(
 
 
 def run(folder: RunFolder, values: dict[str, Any], show: Show, scalars: EpochScalars | None) -> dict[str, str]:
-    """Do what is left of a run.
-
-    Args:
-        folder: The run.
-        values: Its options.
-        show: Shows how far it is.
-        scalars: Told of every epoch.
-
-    Returns:
-        What failed, and why.
-    """
+    """Do what is left of a run; what failed, and why. `folders.go_on` calls it."""
     config = SearchConfig.from_dict(values)
     on_record = None if scalars is None else scalars.write
     with warnings_in_one_line():

@@ -33,17 +33,7 @@ def two_model_command(
 
 
 def run(folder: RunFolder, values: dict[str, Any], show: Show, _scalars: object) -> dict[str, str]:
-    """Do what is left of a run.
-
-    Args:
-        folder: The run.
-        values: Its options.
-        show: Shows how far it is.
-        _scalars: Of searches only.
-
-    Returns:
-        What failed, and why.
-    """
+    """Do what is left of a run; what failed, and why. `folders.go_on` calls it."""
 
     def on_progress(progress: two_model.Progress) -> None:
         accuracies = "  ".join(f"{name} {100 * value:5.1f} %" for name, value in progress.accuracies.items())
