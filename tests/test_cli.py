@@ -268,7 +268,7 @@ def test_a_command_is_told_in_the_list_as_by_itself(name):
 
 
 def test_json_of_a_compared_search_is_all_of_standard_output(here, capfd):
-    assert main(tiny_search("--compare", "--json", "--output", "run")) == 0
+    assert main(tiny_search("--controls", "--json", "--output", "run")) == 0
     result = json.loads(capfd.readouterr().out)
     assert set(result) == {"config", "environment", "records", "summary"}
     assert result["records"] == RunFolder(here / "run").records()

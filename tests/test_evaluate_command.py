@@ -95,8 +95,8 @@ def test_no_search_is_evaluated_and_shown_like_any_other(truth, tmp_path, capsys
     assert all(len(search["found"]) == len(search["random"]) == 2 for search in found["searches"])
     assert main(["interference", str(path)]) == 2
     assert "strategy random, which trains none" in capsys.readouterr().err
-    assert main([*arms, "--strategy", "random", "--compare"]) == 2
-    assert "for --compare, but got random" in capsys.readouterr().err
+    assert main([*arms, "--strategy", "random", "--controls"]) == 2
+    assert "for --controls, but got random" in capsys.readouterr().err
 
 
 def test_by_training_what_is_kept_is_not_trained_again(searched, tmp_path, capsys):

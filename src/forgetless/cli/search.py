@@ -19,7 +19,7 @@ from forgetless.tensorboard import EpochScalars, expect_tensorboard
 def search_command(
     config: Annotated[SearchConfig | None, Parameter(name="*")] = None,
     *,
-    compare: bool = False,
+    controls: bool = False,
     output: Path | None = None,
     overwrite: bool = False,
     tensorboard: bool = False,
@@ -29,23 +29,23 @@ def search_command(
 
     Args:
         config: What to do.
-        compare: Three arms with the same seeds: unprotected, matched learning rate, weight plasticity.
+        controls: Three arms of the same seeds: unprotected, matched learning rate, weight plasticity.
         output: Folder for the run; a new one below runs/ by default.
         overwrite: Replace the run folder if it exists.
         tensorboard: Write every epoch's numbers as scalars below the run folder, too.
         as_json: Print the result as JSON on standard output, and nothing else there.
     """
     config = config or SearchConfig()
-    if compare and not config.trains_shared_weights:
+    if controls and not config.trains_shared_weights:
         raise InputError(
-            f"Expected a strategy that trains shared weights for --compare, but got {config.strategy}. Leave --compare "
-            "out: there is nothing to protect."
+            f"Expected a strategy that trains shared weights for --controls, but got {config.strategy}. Leave "
+            "--controls out: there is nothing to protect."
         )
-    if compare and config.protection != SearchConfig().protection:
+    if controls and config.protection != SearchConfig().protection:
         raise InputError(
-            "Expected --compare or --protection, but got both. --compare chooses none, matched-lr and wpl."
+            "Expected --controls or --protection, but got both. --controls chooses none, matched-lr and wpl."
         )
-    if compare:
+    if controls:
         config = dataclasses.replace(config, protection=("none", MATCHED, "wpl"))
     if tensorboard:
         expect_tensorboard()

@@ -246,7 +246,7 @@ def _notes(result: SearchResult, summary: Sequence[Mapping[str, Any]]) -> list[s
     if any(share_cell(entry, "reduction_mean", summary) == NOTHING_TO_REDUCE for entry in summary):
         notes.append(f"{NOTHING_TO_REDUCE}: without protection the models do not forget on average.")
     if summary and "none" not in result.config.protection:
-        notes.append("No reduction without an unprotected arm: take --compare.")
+        notes.append("No reduction without an unprotected arm: take --controls.")
     if summary:
         notes.append(f"Reward: mean over {epochs_text(result.last_quarter)}. Time: over all seeds.")
     if parts := [f"{e['protection']} {plus_minus(e[MULTI_MODEL], result.unit)}" for e in summary if e[MULTI_MODEL]]:
