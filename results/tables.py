@@ -274,9 +274,7 @@ def reliability(path: Path) -> str:
         "*Warned*: the same, and a sentence said what was lost or left out. *Refused*: one clear sentence and exit "
         "code 2 or 1. *Wrong*: another result in silence, a traceback, a hang, an orphan."
     )
-    columns = ("what", *outcomes, "revision")
-    lines = ["## Kills, full disks, damage, signals", "", note, "", f"| {' | '.join(columns)} |"]
-    lines.append("|---" * len(columns) + "|")
+    lines = _head("Kills, full disks, damage, signals", note, ("what", *outcomes, "revision"))
     for what, total in totals.items():
         lines.append(f"| {what} | {' | '.join(map(str, total.values()))} | {', '.join(sorted(revisions[what]))} |")
     lines += ["", "What was found to go wrong once, and the test that fails if it does again:", "", "| what | test |"]
@@ -295,7 +293,7 @@ def checkpoints(path: Path) -> str:
         "its calls and of the longest checkpoint per such interval."
     )
     columns = ("run", "s", "calls", "s in calls", "longest checkpoint, s", "MB", "share, %")
-    lines = ["## Cost of checkpoints", "", note, "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines = _head("Cost of checkpoints", note, columns)
     for name, run in found["runs"].items():
         numbers = (run["seconds_in_calls"], run["longest_checkpoint"], run["megabytes"])
         cells = [f"{run['seconds']:.0f}", f"{run['calls']:,}", *(f"{number:.2g}" for number in numbers[:2])]
@@ -310,11 +308,16 @@ def load(path: Path) -> str:
         f"`{found['command']}` ({_where(found)}). Each is made by a process of its own; its imports alone take "
         f"{min(report['imports_mb'] for report in found['reports'].values()):.0f} MB."
     )
-    lines = ["## Reports of long runs", "", note, "", "| run | records | s | peak, MB | page, MB |", "|---" * 5 + "|"]
+    lines = _head("Reports of long runs", note, ("run", "records", "s", "peak, MB", "page, MB"))
     for name, report in found["reports"].items():
         sizes = f"{report['peak_mb']:.0f} | {report['page_mb']:.1f}"
         lines.append(f"| {name} | {report['records']:,} | {report['seconds']:.1f} | {sizes} |")
     return "\n".join([*lines, ""])
+
+
+def _head(title: str, note: str, columns: tuple[str, ...]) -> list[str]:
+    """A section up to the first row of its table."""
+    return [f"## {title}", "", note, "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
 
 
 def _where(measured: dict[str, Any]) -> str:
