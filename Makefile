@@ -8,8 +8,8 @@ COUNTS ?= runs/reliability.json
 .PHONY: demo test test-slow lint benchmark clean
 
 demo: $(STAMP)  ## two models, then a search, on embedded digits; one report of both
-	$(BIN)/forgetless two-model --seeds 3 --alpha 1e3 1e5 1e7 --iterations 600 --iterations-a 1200 --output runs/demo --overwrite
-	$(BIN)/forgetless search --space nas201 --protection none wpl --seeds 3 --epochs 8 --strategy-steps 2 --final-samples 20 --final-batches 200 --output runs/demo-search --overwrite
+	$(BIN)/forgetless two-model --seeds 3 --wpl.strength 1e3 1e5 1e7 --iterations 600 --iterations-a 1200 --workers 2 --output runs/demo --overwrite
+	$(BIN)/forgetless search --space nas201 --protection none wpl --seeds 3 --epochs 8 --strategy-steps 2 --final-samples 20 --final-batches 200 --workers 2 --output runs/demo-search --overwrite
 	$(BIN)/forgetless report runs/demo runs/demo-search
 
 test: $(STAMP)  ## every test and docstring example, a process per core

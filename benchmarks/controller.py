@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 import timing
 
-from forgetless.architecture import CellSpace, Nas201Space, RecurrentSpace
-from forgetless.strategies import EnasStrategy
+from forgetless.spaces.cell import CellSpace
+from forgetless.spaces.nas201 import Nas201Space
+from forgetless.spaces.recurrent import RecurrentSpace
+from forgetless.strategies.enas import EnasStrategy
 
 
 def main() -> None:

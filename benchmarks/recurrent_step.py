@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forgetless.architecture import RecurrentSpace
-from forgetless.supernets.recurrent import RecurrentSupernet
+from forgetless.spaces.recurrent import RecurrentSpace
+from forgetless.spaces.recurrent.supernet import RecurrentSupernet
 
 NUM_NODES = (6, 12)
 

@@ -8,15 +8,15 @@ from typing import Any
 
 from forgetless.comparison import ComparisonConfig, Measure, Row
 from forgetless.comparison.config import RANDOM
+from forgetless.comparison.result import ComparisonResult, load_comparison
 from forgetless.evaluation.searches import summarise
 from forgetless.evaluation.significance import paired_permutation_test
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import Interval, mean_interval
 from forgetless.report import command_line
 from forgetless.report.comparison import comparison_notes, comparison_tables
-from forgetless.report.comparison_result import ComparisonResult, load_comparison
-from forgetless.report.search_result import REWARD
 from forgetless.runs import EXPERIMENT, RunFolder
+from forgetless.search.result import REWARD
 
 Run = Mapping[str, Any]
 
@@ -36,24 +36,29 @@ def kept_and_learnt(run: Run) -> float:
 def rivals(result: TwoModelResult) -> str:
     """Per protection the strength that is best on the validation images, and what it does on the test images."""
     lines = [RIVALS_NOTE]
-    for convergence in result.config.convergence:
+    for convergence in result.config.chain.convergence:
         stopped = "trained to convergence" if convergence == 1 else f"stopped at {convergence:.0%}"
         columns = ("protection", "strength", "A before", "A after", "forgetting, points", "A's loss", "B", "together")
         lines += ["", f"A {stopped}:", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         plain = _of(result, convergence, "none")
         rows = []
-        for protection in result.config.protection:
+        for protection in result.config.arms:
             groups: dict[float | None, list[Run]] = {}
             for run in _of(result, convergence, protection):
-                groups.setdefault(run["alpha"], []).append(run)
-            alpha, runs = max(groups.items(), key=lambda group: statistics.fmean(map(kept_and_learnt, group[1])))
+                groups.setdefault(run["strength"], []).append(run)
+            strength, runs = max(groups.items(), key=lambda group: statistics.fmean(map(kept_and_learnt, group[1])))
             rows.append(
-                (protection, alpha, runs, [_together(r) - _together(p) for r, p in zip(runs, plain, strict=True)])
+                (protection, strength, runs, [_together(r) - _together(p) for r, p in zip(runs, plain, strict=True)])
             )
-        for protection, alpha, runs, gains in sorted(rows, key=lambda row: -statistics.fmean(row[3])):
+        for protection, strength, runs, gains in sorted(rows, key=lambda row: -statistics.fmean(row[3])):
             before, after, b = (_mean(runs, key) for key in ("accuracy_a_before", "accuracy_a_after", "accuracy_b"))
             loss = mean_interval([run["loss_a_after"] - run["loss_a_before"] for run in runs])
-            cells = [protection, "" if alpha is None else f"{alpha:g}", f"{100 * before:.2f}", f"{100 * after:.2f}"]
+            cells = [
+                protection,
+                "" if strength is None else f"{strength:g}",
+                f"{100 * before:.2f}",
+                f"{100 * after:.2f}",
+            ]
             cells += [with_ends(mean_interval([run["forgetting"] for run in runs]), 100, 2), with_ends(loss, 1, 3)]
             cells += [f"{100 * b:.2f}", "–" if protection == "none" else with_ends(mean_interval(gains), 100, 2)]
             lines.append(f"| {' | '.join(cells)} |")

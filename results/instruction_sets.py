@@ -18,10 +18,10 @@ from typing import Any
 import comparisons
 
 from forgetless.comparison.config import RANDOM
+from forgetless.comparison.result import ComparisonResult
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import Interval
 from forgetless.report import SearchResult, command_line, load_result
-from forgetless.report.comparison_result import ComparisonResult
 from forgetless.report.evaluation import probability
 from forgetless.runs import RunFolder
 

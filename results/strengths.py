@@ -16,7 +16,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from forgetless.report import command_line
+from forgetless.options import command_line
+from forgetless.protection import PROTECTIONS
 from forgetless.runs import environment, write_atomically
 from forgetless.search import SearchConfig, run
 
@@ -24,26 +25,16 @@ FOLDER = Path(__file__).parent / "strengths"
 
 SEARCHES: dict[str, dict[str, Any]] = {
     "nas201-digits": {
-        "space": "nas201",
-        "operations": ("none", "skip_connect", "nor_conv_3x3"),
-        "units": 2,
-        "learning_rate": 0.05,
-        "batches_per_model": 8,
-        "strategy_steps": 2,
-        "coupling_examples": 5,
+        "space": {"name": "nas201", "operations": ["none", "skip_connect", "nor_conv_3x3"], "units": 2},
+        "optimizer": {"learning_rate": 0.05},
+        "schedule": {"batches_per_model": 8, "strategy_steps": 2},
     },
     "recurrent-3": {
-        "space": "recurrent",
-        "nodes": 3,
-        "units": 32,
-        "vocabulary": 1000,
-        "optimizer": "adam",
+        "space": {"name": "recurrent", "nodes": 3, "units": 32},
+        "task": {"name": "text", "vocabulary": 1000},
         # Below this rate and length every epoch ends with all models better than they were: nothing is forgotten.
-        "learning_rate": 0.01,
-        "max_gradient_norm": 1.0,
-        "batches_per_model": 25,
-        "epochs": 8,
-        "strategy_steps": 2,
+        "optimizer": {"name": "adam", "learning_rate": 0.01, "max_gradient_norm": 1.0},
+        "schedule": {"batches_per_model": 25, "epochs": 8, "strategy_steps": 2},
     },
 }
 """The options of the searches that the shipped benchmarks judge."""
@@ -63,27 +54,21 @@ STRENGTHS: dict[str, dict[str, tuple[float, ...]]] = {
     },
 }  # fmt: skip
 
-OPTIONS = {
-    "wpl": "alpha",
-    "ewc": "ewc_alpha",
-    "l2": "l2_alpha",
-    "mas": "mas_alpha",
-    "si": "si_alpha",
-    "nsas": "nsas_alpha",
-    "ogl": "ogl_directions",
-    "coupling": "coupling_alpha",
-    "wpl-tolerance": "tolerance",
-}
+OTHERS: dict[tuple[str, str], dict[str, Any]] = {("nas201-digits", "coupling"): {"num_examples": 5}}
+"""Other options of a protection than its own."""
 
 
 def config_of(name: str, protection: str, strength: float) -> SearchConfig:
-    option = OPTIONS.get(protection)
-    chosen: dict[str, Any] = {} if option is None else {option: int(strength) if protection == "ogl" else strength}
-    return SearchConfig(**SEARCHES[name], **chosen, protection=(protection,), seeds=2, first_seed=100, final_samples=0)
+    chosen = {"name": protection, **OTHERS.get((name, protection), {})}
+    if PROTECTIONS[protection].has_strength():
+        chosen["strength"] = float(strength)
+    run = {"seeds": 2, "first_seed": 100}
+    selection = {"final_samples": 0}
+    return SearchConfig.from_dict({**SEARCHES[name], "protections": [chosen], "run": run, "selection": selection})
 
 
 def measure(config: SearchConfig) -> dict[str, Any]:
-    records = [r for r in run(config) if r["epoch"] >= config.epochs // 2]
+    records = [r for r in run(config) if r["epoch"] >= config.schedule.epochs // 2]
     means = {
         key: statistics.fmean(found) if (found := [r[key] for r in records if r[key] is not None]) else None
         for key in ("error_first", "error_second", "forgetting_mean", "strategy_mean_reward")
@@ -104,7 +89,7 @@ def main() -> None:
     with ProcessPoolExecutor(2) as pool:
         futures = {pair: pool.submit(measure, config_of(name, *pair)) for pair in wanted}
         for pair, future in futures.items():
-            command = command_line(config_of(name, *pair))
+            command = command_line(config_of(name, *pair), "search")
             rows.append({"protection": pair[0], "strength": pair[1], **future.result(), "command": command})
             print({key: value for key, value in rows[-1].items() if key != "command"}, flush=True)
             write_atomically(path, json.dumps(found, indent=1) + "\n")

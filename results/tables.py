@@ -15,8 +15,8 @@ import instruction_sets
 from forgetless.experiments.two_model import TwoModelResult, arms
 from forgetless.forgetting import Interval
 from forgetless.report import SearchResult, command_line, load_result
-from forgetless.report.search_result import REWARD, epochs_text
 from forgetless.runs import INTERFERENCE, METRICS, RunFolder, write_atomically
+from forgetless.search.result import REWARD, epochs_text
 
 HERE = Path(__file__).parent
 

@@ -22,15 +22,27 @@ from pathlib import Path
 import torch
 
 from forgetless import cli
-from forgetless.report import load_result, page
+from forgetless.experiments import load_result
+from forgetless.report import page
 from forgetless.runs import RunFolder, read_sealed
 
 TINY_SEARCH = [
-    *("--space", "nas201", "--units", "2", "--epochs", "2", "--models-per-epoch", "2", "--batches-per-model", "2"),
+    *(
+        "--space",
+        "nas201",
+        "--nas201.units",
+        "2",
+        "--epochs",
+        "2",
+        "--models-per-epoch",
+        "2",
+        "--batches-per-model",
+        "2",
+    ),
     *("--strategy-steps", "1", "--samples-per-step", "1", "--final-samples", "2", "--batch-size", "16"),
     *("--evaluation-batches", "1"),
 ]
-SMALL_SPACE = ["--operations", "none", "skip_connect", "nor_conv_3x3"]
+SMALL_SPACE = ["--nas201.operations", "none", "skip_connect", "nor_conv_3x3"]
 SEARCH = ["search", *TINY_SEARCH, *SMALL_SPACE, "--final-batches", "2", "--checkpoint-every", "0", "--output", "run"]
 COMMANDS = {
     "two-model": [

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from forgetless.comparison import units
+from forgetless.comparison.result import ComparisonResult
 from forgetless.errors import InputError
-from forgetless.report import ComparisonResult, load_result
+from forgetless.experiments import load_result
 from forgetless.runs import RunFolder
 from forgetless.runs.states import load_state
 
@@ -199,12 +200,13 @@ def judged(path, whole, states):
 
 def told_of(path):
     """The table of a run, as the terminal shows it."""
-    from forgetless.cli.folders import _table_of
+    from forgetless.experiments.base import kind_of
     from shown import printed
 
+    folder = RunFolder(Path(path))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return " ".join(printed(_table_of(load_result(RunFolder(Path(path))))))
+        return " ".join(printed(kind_of(folder).table(load_result(folder))))
 
 
 def drawn_file(path, draw):

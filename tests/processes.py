@@ -11,7 +11,7 @@ from pathlib import Path
 MARK = "FORGETLESS_TEST_MARK"
 
 TINY = (
-    *("--space", "nas201", "--units", "2", "--models-per-epoch", "2", "--batches-per-model", "2"),
+    *("--space", "nas201", "--nas201.units", "2", "--models-per-epoch", "2", "--batches-per-model", "2"),
     *("--strategy-steps", "1", "--samples-per-step", "2", "--final-samples", "2", "--batch-size", "16"),
 )
 TINY_SEARCH = (*TINY, "--epochs", "200")
@@ -20,7 +20,15 @@ LONG = {
     "search": ["search", *TINY_SEARCH, "--output", "run"],
     "compare": [
         *("compare", *TINY_SEARCH, "--strategy", "enas", "uniform", "--protection", "none", "--seeds", "2"),
-        *("--allow-few-seeds", "--operations", "none", "skip_connect", "nor_conv_3x3", "--truth", "nas201-digits"),
+        *(
+            "--allow-few-seeds",
+            "--nas201.operations",
+            "none",
+            "skip_connect",
+            "nor_conv_3x3",
+            "--truth",
+            "nas201-digits",
+        ),
         *("--workers", "2", "--output", "run"),
     ],
     "benchmark": ["benchmark", "nas201-digits", "--workers", "2", "--trainings", "trainings", "--output", "made.csv"],

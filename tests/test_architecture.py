@@ -14,21 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forgetless import InputError
-from forgetless.architecture import (
-    ACTIVATIONS,
-    CELL_OPERATIONS,
-    Architecture,
-    CellArchitecture,
-    CellNode,
-    CellSpace,
-    Nas201Architecture,
-    Nas201Space,
-    RecurrentArchitecture,
-    RecurrentNode,
-    RecurrentSpace,
-    Space,
-    cell_loose_ends,
-)
+from forgetless.spaces.base import Architecture, Space
+from forgetless.spaces.cell import CELL_OPERATIONS, CellArchitecture, CellNode, CellSpace, cell_loose_ends
+from forgetless.spaces.nas201 import Nas201Architecture, Nas201Space
+from forgetless.spaces.recurrent import ACTIVATIONS, RecurrentArchitecture, RecurrentNode, RecurrentSpace
 
 
 def some_of(names: tuple[str, ...]) -> st.SearchStrategy[tuple[str, ...]]:

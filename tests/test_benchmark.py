@@ -1,22 +1,22 @@
 """Benchmarks: tables that are made from trainings, resumable, and readable as a truth."""
 
-import dataclasses
 import json
 import math
 import statistics
 
 import pytest
 
+from configs import changed, search_config
 from forgetless.cli import main
 from forgetless.errors import InputError
 from forgetless.evaluation import benchmark
 from forgetless.evaluation.benchmark import BENCHMARKS, Benchmark, make_benchmark, task_difference
 from forgetless.evaluation.trainings import TrainingStore
 from forgetless.evaluation.truth import benchmark_names, read_truth
-from forgetless.search import SearchConfig, make_space
+from forgetless.search import make_space
 
 OPERATIONS = ("skip_connect", "nor_conv_1x1")
-TINY = Benchmark(7, SearchConfig(space="nas201", units=2, batch_size=16, operations=OPERATIONS), 2, num_seeds=2)
+TINY = Benchmark(7, search_config(space="nas201", units=2, batch_size=16, operations=OPERATIONS), 2, num_seeds=2)
 
 
 @pytest.fixture
@@ -52,12 +52,12 @@ def test_a_table_is_the_means_of_its_trainings_and_a_truth(tiny, tmp_path):
 
 def test_a_search_of_another_task_than_the_benchmark_says_so(tiny):
     assert task_difference(tiny, TINY.config) == ""
-    other = dataclasses.replace(TINY.config, data="mnist", units=4, learning_rate=0.5)
+    other = changed(TINY.config, data="mnist", units=4, learning_rate=0.5)
     expected = "The search had data mnist, units 4; tiny has digits, 2: ranked on one task, judged by another."
     assert task_difference(tiny, other) == expected
     assert task_difference("a-file.csv", other) == ""
     # It ranks nothing, and is only looked up.
-    assert task_difference(tiny, dataclasses.replace(other, strategy="random", protection=None)) == ""
+    assert task_difference(tiny, changed(other, strategy="random", protection=("none",))) == ""
 
 
 def test_what_is_trained_is_not_trained_again(tiny, tmp_path, monkeypatch):
@@ -77,7 +77,7 @@ def test_a_diverged_training_counts_as_guessing(tiny, tmp_path, monkeypatch):
 
 
 def test_a_cross_entropy_above_that_of_guessing_has_diverged(monkeypatch, tmp_path):
-    config = SearchConfig(nodes=1, units=2, vocabulary=100, batch_size=4, num_steps=5)
+    config = search_config(nodes=1, units=2, vocabulary=100, batch_size=4, num_steps=5)
     monkeypatch.setitem(BENCHMARKS, "text", Benchmark(1, config, 2, num_seeds=2))
     results = [{"validation_error": v, "test_error": 2.0, "parameters": 5, "seconds": 1.0} for v in (3.0, 1e9)]
     monkeypatch.setattr(benchmark, "run_trainings", lambda trainings, store, **_: (results, []))

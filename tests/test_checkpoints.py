@@ -1,19 +1,19 @@
 """Killed at any point within an epoch, a derivation or a training, a search ends with the same records, bit for bit."""
 
-import dataclasses
 import io
 import math
 
 import pytest
 import torch
 
+from configs import search_config, two_model_config
 from forgetless import interruption
 from forgetless.checkpoints import Checkpoints, seconds_of
 from forgetless.errors import InputError
 from forgetless.experiments import two_model
-from forgetless.experiments.two_model import TwoModelConfig
 from forgetless.search import SearchConfig, load_task, make_space, reconcile, run
 from forgetless.search.scratch import train_from_scratch
+from forgetless.search.setup import make_search_space
 
 IMAGES = {
     "space": "nas201",
@@ -37,7 +37,6 @@ TEXT = IMAGES | {
     "batch_size": 4,
     "dropout": 0.3,
     "weight_drop": 0.2,
-    "augment": False,
 }
 CELL = IMAGES | {"space": "cell", "nodes": 2, "units": 2, "augment": True, "models_per_epoch": 1, "final_samples": 2}
 
@@ -118,7 +117,7 @@ SMALL = {
     "images, enas and wpl": (IMAGES | {"protection": ("wpl",), "interference_every": 2, "interference_models": 2}, 5),
     "text with dropout, evolution": (TEXT | {"strategy": "evolution", "protection": ("wpl",), "epochs": 1}, 3),
     "gdas, reset, decayed": (
-        IMAGES | {"strategy": "gdas", "protection": ("wpl",), "reset_every": 1, "alpha_decay": 0.5},
+        IMAGES | {"strategy": "gdas", "protection": ("wpl",), "reset_every": 1, "strength_decay": 0.5},
         9,
     ),
 }
@@ -127,7 +126,7 @@ SMALL = {
 @pytest.mark.parametrize(("options", "step"), SMALL.values(), ids=SMALL)
 def test_killed_at_any_point_the_records_are_the_same(options, step, text):
     options = options | ({"data": text} if options["space"] == "recurrent" else {})
-    assert killed_at_every_point(SearchConfig(**options), step) > 6
+    assert killed_at_every_point(search_config(**options), step) > 6
 
 
 MODELS = {
@@ -139,19 +138,17 @@ MODELS = {
     "width": 12,
     "convergence": (0.5,),
     "batch_size": 32,
-    "coupling_examples": 8,
-    "coupling_rows": 8,
 }
 
 
 def test_two_models_go_on_between_any_two_trainings():
     """A to the end, A to its share, B and C in each arm and in each try of the control."""
-    config = TwoModelConfig(**MODELS, protection=("none", "si", "wpl", "matched-lr"), alpha=(1e3,))
+    config = two_model_config(**MODELS, protection=("none", "si", "wpl", "matched-lr"), wpl_strength=(1e3,))
     assert killed_at_every_point(config, 2) > 8
 
 
 def test_each_part_of_the_state_of_two_models_matters():
-    config = TwoModelConfig(**MODELS, protection=("si", "none"))
+    config = two_model_config(**MODELS, protection=("si", "none"))
     states = []
     whole = without_time(two_model.run(config, checkpoints=Checkpoints(lambda s: states.append(stored(s)), 0.0)).runs)
     begun = next(state for state in states if state["rest"] is not None)
@@ -169,13 +166,17 @@ def test_each_part_of_the_state_of_two_models_matters():
 
 
 def test_an_interruption_stores_the_state_of_the_last_point_between_two_trainings():
-    config = TwoModelConfig(**MODELS, protection=("none", "wpl"))
+    config = two_model_config(**MODELS, protection=("none", "wpl"))
     whole = without_time(two_model.run(config).runs)
     records, kept = [], []
 
     def interrupt(progress):
-        if ": wpl" in progress.label and progress.step > config.iterations:  # within C
+        if ": wpl" in progress.label and steps_of(progress) > config.schedule.iterations:  # within C
             raise KeyboardInterrupt
+
+    def steps_of(progress):
+        """Steps of B and C within the arm; `done` counts arms."""
+        return (progress.done % 1) * 2 * config.schedule.iterations
 
     checkpoints = Checkpoints(lambda state: kept.append(stored(state)), math.inf)
     with pytest.raises(KeyboardInterrupt):
@@ -184,41 +185,40 @@ def test_an_interruption_stores_the_state_of_the_last_point_between_two_training
     assert len(kept[0]["rest"]["first"]) == 2  # A and B
     trained = []
     again = two_model.run(
-        config, finished=records, checkpoint=kept[0], on_progress=lambda p: trained.append((p.label, p.step))
+        config, finished=records, checkpoint=kept[0], on_progress=lambda p: trained.append(p.done - len(records))
     )
     assert without_time(again.runs) == whole
-    assert min(step for _, step in trained) > config.iterations
+    assert min(trained) > 0.5  # of the arm, which is B and C
 
 
 def test_a_state_of_other_two_models_is_refused():
-    config, states = TwoModelConfig(**MODELS, protection=("none",)), []
+    config, states = two_model_config(**MODELS, protection=("none",)), []
     two_model.run(config, checkpoints=Checkpoints(states.append, 0.0))
-    with pytest.raises(InputError, match=r"but got iterations 6 \(there 5\)"):
-        two_model.run(dataclasses.replace(config, iterations=6), checkpoint=states[0])
-    with pytest.raises(InputError, match="got format None, not 1"):
+    with pytest.raises(InputError, match=r"but got schedule\.iterations 6 \(there 5\)"):
+        two_model.run(config.changed({"schedule.iterations": 6}), checkpoint=states[0])
+    with pytest.raises(InputError, match="got format None, not 2"):
         two_model.run(config, checkpoint={})
 
 
 def test_two_arms_and_a_control_go_on_within_the_second():
-    config = SearchConfig(**IMAGES | {"protection": ("wpl", "matched-lr"), "epochs": 2, "final_samples": 0})
+    config = search_config(**IMAGES | {"protection": ("wpl", "matched-lr"), "epochs": 2, "final_samples": 0})
     assert killed_at_every_point(config, 11) > 10
 
 
 def test_a_training_from_scratch_goes_on_from_any_step(text):
-    config = SearchConfig(**TEXT, data=text)
+    config = search_config(**TEXT, data=text)
     task = load_task(config)
     architecture = make_space(config).sample(torch.Generator().manual_seed(1))
     states = []
-    options = {"seed": 3, "num_batches": 5}
-    whole = train_from_scratch(
-        config, task, architecture, **options, on_step=lambda make: states.append(stored(make()))
-    )
+    how = (task, make_search_space(config), architecture, config.optimizer)
+    options = {"device": "cpu", "seed": 3, "num_batches": 5}
+    whole = train_from_scratch(*how, **options, on_step=lambda make: states.append(stored(make())))
     assert [state["step"] for state in states] == [1, 2, 3, 4, 5]
     for state in states:
-        again = train_from_scratch(config, task, architecture, **options, state=state)
+        again = train_from_scratch(*how, **options, state=state)
         assert without_time([again]) == without_time([whole])
     lost = dict(states[2], carried=None)  # each part matters: the text's state is one
-    assert train_from_scratch(config, task, architecture, **options, state=lost)["test_error"] != whole["test_error"]
+    assert train_from_scratch(*how, **options, state=lost)["test_error"] != whole["test_error"]
 
 
 def test_points_store_when_it_is_time_and_when_a_signal_asked(monkeypatch):
@@ -245,14 +245,14 @@ def test_durations(text, seconds):
 @pytest.mark.parametrize("text", ["", "ten", "-1s", "1d", "nan", "inf", "1e3s", "5 min 3 s", "9" * 400])
 def test_what_is_no_duration(text):
     with pytest.raises(InputError, match="Expected a duration such as 10min"):
-        SearchConfig(space="nas201", checkpoint_every=text)
+        search_config(space="nas201", checkpoint_every=text)
 
 
 def test_a_state_of_another_format_is_refused():
-    config = SearchConfig(**IMAGES)
-    state = {"format": 1, "config": dataclasses.asdict(config), "arm": {"seed": 0, "protection": "wpl"}}
+    config = search_config(**IMAGES)
+    state = {"format": 1, "config": config.to_dict(), "arm": {"seed": 0, "protection": "wpl"}}
     with pytest.raises(InputError, match="Expected a state that this version of forgetless wrote, but got format 1"):
         reconcile(config, [], state)
     with pytest.raises(InputError, match="got format None"):
         reconcile(config, [], {**state, "format": None})
-    assert math.isfinite(seconds_of(config.checkpoint_every))
+    assert math.isfinite(seconds_of(config.resources.checkpoint_every))

@@ -3,6 +3,7 @@ import inspect
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -11,14 +12,19 @@ import time
 
 import pytest
 import torch
+from cyclopts import App
+from rich.cells import cell_len
 
-from forgetless.cli import _COMMANDS, app, main, terminal
+from forgetless.cli import _COMMANDS, main, terminal
+from forgetless.comparison import ComparisonConfig
+from forgetless.evaluation.config import EvaluateConfig
 from forgetless.experiments.two_model import TwoModelConfig
+from forgetless.options import command_options
 from forgetless.runs import CHECKPOINT, METRICS, REPORT, RunFolder
 from forgetless.search import SearchConfig
 
 TINY = (
-    "--space nas201 --units 2 --epochs 2 --models-per-epoch 2 --batches-per-model 2 --strategy-steps 1 "
+    "--space nas201 --nas201.units 2 --epochs 2 --models-per-epoch 2 --batches-per-model 2 --strategy-steps 1 "
     "--samples-per-step 2 --final-samples 2 --batch-size 16"
 )
 SMALL = ["--seeds", "1", "--iterations", "20", "--iterations-a", "30", "--width", "16", "--evaluate-every", "10"]
@@ -28,7 +34,7 @@ RUN_KEYS = {
     "wiring",
     "shared",
     "convergence",
-    "alpha",
+    "strength",
     "accuracy_a_before",
     "accuracy_a_after",
     "accuracy_a_min",
@@ -41,7 +47,10 @@ RUN_KEYS = {
 def tiny_search(*changes):
     """The words of a small search, with some options beside its own or in their place."""
     words = TINY.split()
-    kept = [word for pair in zip(words[::2], words[1::2], strict=True) if pair[0] not in changes for word in pair]
+    pairs = [pair for pair in zip(words[::2], words[1::2], strict=True) if pair[0] not in changes]
+    if "--space" in changes and "nas201" not in changes:
+        pairs = [pair for pair in pairs if not pair[0].startswith("--nas201.")]
+    kept = [word for pair in pairs for word in pair]
     return ["search", *kept, *changes]
 
 
@@ -57,13 +66,13 @@ def here(tmp_path, monkeypatch):
 
 
 def test_json_is_all_of_standard_output(here, capfd):
-    assert main(["two-model", *SMALL, "--alpha", "1e3", "1e5", "--json", "--output", "run"]) == 0
+    assert main(["two-model", *SMALL, "--wpl.strength", "1e3", "1e5", "--json", "--output", "run"]) == 0
     out = capfd.readouterr().out
     result = json.loads(out)
     assert set(result) == {"config", "environment", "runs", "summary"}
     assert len(result["runs"]) == len(result["summary"]) == 3 + 2 * 2
     assert all(set(run) >= RUN_KEYS for run in result["runs"])
-    assert result["config"]["alpha"] == [1e3, 1e5]
+    assert [each.get("strength") for each in result["config"]["protections"] if each["name"] == "wpl"] == [1e3, 1e5]
     plain, held = (next(s for s in result["summary"] if s["protection"] == name) for name in ("none", "freeze"))
     assert plain["reduction"] is None
     assert set(held["forgetting"]) == {"mean", "low", "high"}
@@ -89,9 +98,9 @@ def test_table_report_and_default_folder(here, capfd):
         (["--shared", "4"], "Expected shared between 1 and 3 for crossed wiring, but got 4"),
         (["--convergence", "1.2"], "Expected convergence in (0, 1], but got 1.2"),
         (["--convergence", "0"], "Expected convergence in (0, 1], but got 0.0"),
-        (["--alpha", "-1"], "Expected alpha to be finite and at least 0, but got -1.0"),
-        (["--alpha", "nan"], "Expected alpha to be finite and at least 0, but got nan"),
-        (["--alpha", "much"], "alpha"),
+        (["--wpl.strength", "-1"], "Expected strength to be finite and at least 0, but got -1.0"),
+        (["--wpl.strength", "nan"], "Expected strength to be finite and at least 0, but got nan"),
+        (["--wpl.strength", "much"], "--wpl.strength"),
         (["--sheared", "2"], "--shared"),
         (["--data", "mnist", "--data-dir", "nowhere"], "nowhere"),
     ],
@@ -218,17 +227,40 @@ def test_interrupted_at_any_moment_and_resumed(here, capfd, whole, command, stop
     assert without_time(RunFolder(here / "run").records()) == without_time(whole[command])
 
 
-@pytest.mark.parametrize(("command", "config"), [("two-model", TwoModelConfig), ("search", SearchConfig)])
-def test_help_names_every_option(here, capfd, command, config):
+CONFIGS = {
+    "two-model": TwoModelConfig,
+    "search": SearchConfig,
+    "compare": ComparisonConfig,
+    "evaluate": EvaluateConfig,
+}
+
+
+@pytest.mark.parametrize(("command", "config"), CONFIGS.items())
+def test_help_names_every_option(here, capfd, monkeypatch, command, config):
+    options = command_options(config)
+    told = {}
+    for columns in ("80", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert main([command, "--help-all"]) == 0
+        told[columns] = capfd.readouterr().out
+    for option in options:
+        (line,) = (line for line in told["200"].splitlines() if re.search(rf" {re.escape(option.flag)} ", line))
+        assert option.help, option.flag
+        assert option.help.split()[0].strip("`") in line
+        assert option.flag in told["80"]
+    for title in {option.group for option in options}:
+        assert f" {title} ─" in told["200"]
+    assert max(map(cell_len, told["80"].splitlines())) <= 80
     assert main([command, "--help"]) == 0
-    text = capfd.readouterr().out
-    for name in config.__dataclass_fields__:
-        assert f"--{name.replace('_', '-')}" in text
+    shown = set(re.findall(r"--[\w.-]+", capfd.readouterr().out))
+    assert {option.flag for option in options} & shown == {option.flag for option in options if option.is_basic}
+
+
+SLOW = {"torch", "numpy", "scipy", "matplotlib", "sklearn", "networkx", "jinja2", "pooch", "PIL", "ray"}
 
 
 def test_the_list_of_commands_imports_nothing_that_is_slow():
     """Of each command it says what the command's own help says first."""
-    slow = {"torch", "numpy", "scipy", "matplotlib", "sklearn", "networkx", "jinja2", "pooch", "PIL"}
     program = f"""
 import contextlib, io, sys
 from forgetless.__main__ import main
@@ -236,14 +268,38 @@ sys.argv = ["forgetless", "--help"]
 with contextlib.redirect_stdout(io.StringIO()) as shown:
     assert main() == 0
 assert "two-model" in shown.getvalue()
-print(*{slow} & set(sys.modules))
+print(*{SLOW} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
 
 
+@pytest.mark.parametrize("command", ["", *CONFIGS])
+def test_a_help_fits_a_screen_and_goes_without_what_is_slow(here, command):
+    program = f"""
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {SLOW}:
+            raise AssertionError(name)
+
+sys.meta_path.insert(0, Refuse())
+from forgetless.__main__ import main
+sys.argv = ["forgetless", *{command.split()}, "--help"]
+sys.exit(main())
+"""
+    environment = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"Usage: forgetless {command}")
+    assert len(lines) <= 40
+    assert max(map(cell_len, lines)) <= 80
+
+
 def test_a_signal_while_a_command_is_loaded_stops_before_anything_is_written(here, monkeypatch):
-    monkeypatch.setattr(type(app), "parse_commands", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(App, "parse_commands", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert main(["two-model", *SMALL, "--output", "run"]) == 143
     assert not (here / "run").exists()
 
@@ -252,7 +308,7 @@ def test_an_installation_that_is_broken_is_no_bad_input(here, monkeypatch):
     def broken(*_):
         raise OSError("libtorch.so: cannot open shared object file")
 
-    monkeypatch.setattr(type(app), "parse_commands", broken)
+    monkeypatch.setattr(App, "parse_commands", broken)
     with pytest.raises(OSError, match="libtorch"):
         main(["two-model", *SMALL, "--output", "run"])
 
@@ -280,7 +336,7 @@ def test_json_of_a_compared_search_is_all_of_standard_output(here, capfd):
 
 
 def test_a_search_of_text_prints_a_table_and_makes_its_own_folder(here, capfd):
-    sizes = "--nodes 2 --num-steps 5 --evaluation-batches 1 --final-samples 0"
+    sizes = "--recurrent.nodes 2 --text.num-steps 5 --evaluation-batches 1 --final-samples 0"
     assert main(tiny_search("--space", "recurrent", *sizes.split())) == 0
     captured = capfd.readouterr()
     assert "Forgetting err₂ − err₁, nats per token" in captured.out
@@ -293,23 +349,23 @@ def test_a_search_of_text_prints_a_table_and_makes_its_own_folder(here, capfd):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--space nas2001", 'Did you mean "nas201"?'),
+        ("--space nas2001", "Did you mean 'nas201'?"),
         ("--strategy enaz", "Did you mean 'enas'"),
         ("--protection none wlp", "Did you mean 'wpl'"),
         ("--protection none matched-lr", "Add wpl."),
-        ("--vocabulary 100", "Expected no vocabulary for the space nas201"),
+        ("--text.vocabulary 100", "Expected --text.vocabulary together with text, but the task is images."),
         ("--data ptb", "Expected data that fits the space nas201, but got 'ptb'"),
         ("--data cifar", "Did you mean 'cifar10'"),
         ("--data cifar10 --data-dir nowhere", "nowhere"),
-        ("--nodes 0", "Expected nodes to be at least 1, but got 0"),
-        ("--units 1000000", "units=1000000, batch_size=16 need about "),
-        ("--unitz 3", "--units"),
+        ("--space cell --cell.nodes 0", "Expected nodes to be at least 1, but got 0"),
+        ("--nas201.units 1000000", "units=1000000, cells_per_stage=1, batch_size=16 need about "),
+        ("--nas201.unitz 3", "--nas201.units"),
         ("--epochs many", "epochs"),
-        ("--alpha nan", "Expected alpha to be finite and at least 0, but got nan"),
+        ("--wpl.strength nan", "Expected strength to be finite and at least 0, but got nan"),
         ("--learning-rate 0", "Expected learning_rate to be finite and above 0, but got 0.0"),
         ("--max-gradient-norm -1", "Expected max_gradient_norm to be finite and above 0, but got -1.0"),
         ("--momentum 1", "Expected momentum in [0, 1), but got 1.0"),
-        ("--decay nan", "Expected decay in [0, 1], but got nan"),
+        ("--wpl.decay nan", "Expected decay in [0, 1], but got nan"),
         ("--device cuda:99", "Expected a device that this machine has, but got 'cuda:99'"),
     ],
 )
@@ -318,6 +374,31 @@ def test_bad_input_of_a_search_is_one_sentence_and_exit_code_2(here, capfd, argu
     captured = capfd.readouterr()
     assert message in captured.err
     assert captured.err.startswith("forgetless: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("two-model --nsas.archive-size 3", "--nsas.archive-size together with nsas, but the protection is none, mat"),
+        ("two-model --protection none l2 --wpl.strength 1 2", "the protection is none, l2. Choose wpl, or leave the"),
+        ("search --protection none --wpl.decay 0.5", "--wpl.decay together with wpl, but the protection is none."),
+        ("search --ewc.strength 1", "--ewc.strength together with ewc, but the protection is wpl."),
+        ("search --nas201.units 2", "--nas201.units together with nas201, but the space is recurrent."),
+        ("search --images.augment", "--images.augment together with images, but the task is text."),
+        ("search --strategy uniform --enas.temperature 2", "together with enas, but the strategy is uniform."),
+        ("search --strategy random --wpl.strength 2", "together with wpl, but the protection is none."),
+        ("compare --mas.strength 1", "--mas.strength together with mas, but the protection is none, l2, wpl."),
+        ("compare --gdas.learning-rate 1", "together with gdas, but the strategy is uniform, enas."),
+    ],
+)
+def test_an_option_of_a_method_that_was_not_chosen_is_refused(here, capfd, arguments, message):
+    assert main([*arguments.split(), "--output", "run"]) == 2
+    captured = capfd.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("forgetless: Expected --")
     assert captured.err.count("\n") == 1
     assert captured.out == ""
     assert list(here.iterdir()) == []
@@ -357,14 +438,14 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(finished, capfd, size):
     [
         ("units = 2", "units = 3", "units 3 (there 2)"),
         ("epochs = 2", "epochs = 1", "epochs 1 (there 2)"),
-        ('"wpl"', '"none"', "protection none (there wpl)"),
+        (r'name = "wpl".*\}', 'name = "none" }', "protections none (there wpl)"),
         ("epochs = 2", "epoch = 2", "Did you mean 'epochs'"),
     ],
 )
 def test_resume_with_another_configuration_names_the_options_and_loses_nothing(finished, capfd, old, new, message):
     path, _ = finished
     config, before = path / "config.toml", (path / METRICS).read_bytes()
-    config.write_text(config.read_text().replace(old, new))
+    config.write_text(re.sub(old, new, config.read_text()))
     assert main(["resume", "run"]) == 2
     assert message in capfd.readouterr().err
     assert (path / METRICS).read_bytes() == before
@@ -418,12 +499,23 @@ def test_tensorboard_is_for_searches(here, capfd):
     assert main(["two-model", *SMALL, "--protection", "none", "--output", "run"]) == 0
     capfd.readouterr()
     assert main(["resume", "run", "--tensorboard"]) == 2
-    assert "Expected a search for --tensorboard, but run is a run of two-model" in capfd.readouterr().err
+    assert "Expected a run with scalars for --tensorboard, but run is a run of two-model" in capfd.readouterr().err
 
 
 def test_a_log_file_gets_lines_instead_of_a_bar(tmp_path, capsys, monkeypatch):
     """As often as is asked; without a terminal nothing is drawn."""
-    options = ("--space", "nas201", "--units", "2", "--batch-size", "16", "--epochs", "2", "--models-per-epoch", "1")
+    options = (
+        "--space",
+        "nas201",
+        "--nas201.units",
+        "2",
+        "--batch-size",
+        "16",
+        "--epochs",
+        "2",
+        "--models-per-epoch",
+        "1",
+    )
     options += ("--batches-per-model", "2", "--strategy-steps", "1", "--samples-per-step", "2", "--final-samples", "0")
     assert main(["search", *options, "--output", str(tmp_path / "quiet")]) == 0
     assert capsys.readouterr().err == ""

@@ -9,12 +9,14 @@ import statistics
 import pytest
 from scipy import stats
 
+from configs import comparison_config, flag, search_config
 from forgetless.cli import main
 from forgetless.comparison import ComparisonConfig, Measure, Row, run_comparison, units
 from forgetless.comparison import run as comparison_run
 from forgetless.errors import InputError
 from forgetless.evaluation.truth import read_truth
-from forgetless.report import load_result
+from forgetless.experiments import load_result
+from forgetless.options import command_options
 from forgetless.runs import CHECKPOINT, CHECKPOINT_BEFORE, EVALUATION, METRICS, RunFolder
 from forgetless.search import SearchConfig, make_space, search_arms
 
@@ -44,12 +46,12 @@ TINY = {
 
 def words(**changes):
     """The command's words for TINY with other options; a switch that is False is left out."""
-    said = []
-    for name, value in {**TINY, **changes}.items():
+    said, options = [], {**TINY, **changes}
+    for name, value in options.items():
         if value is None or value is False:
             continue
         several = value if isinstance(value, tuple) else () if value is True else (value,)
-        said += ["--" + name.replace("_", "-"), *map(str, several)]
+        said += [flag(ComparisonConfig, name, options["space"]), *map(str, several)]
     return said
 
 
@@ -100,10 +102,9 @@ def test_each_strategy_and_seed_is_an_ordinary_search(compared, tmp_path, capsys
 
 def test_a_seed_by_itself_is_that_of_a_search_over_all_seeds(compared, tmp_path):
     path = tmp_path / "together"
-    own = {name: TINY[name] for name in TINY if name in SearchConfig.__dataclass_fields__}
-    said = words(
-        **{name: None for name in TINY if name not in own}, strategy="enas", protection=("wpl",), final_batches=1
-    )
+    searched = {option.flag for option in command_options(SearchConfig)}
+    others = [name for name in TINY if flag(ComparisonConfig, name, TINY["space"]) not in searched]
+    said = words(**dict.fromkeys(others), strategy="enas", protection=("wpl",), final_batches=1)
     assert main(["search", *said, "--output", str(path)]) == 0
     together = [r for r in RunFolder(path).records() if r["seed"] == 1]
     apart = [r for r in RunFolder(compared / "enas" / "seed-1").records() if r["protection"] == "wpl"]
@@ -231,7 +232,7 @@ def test_forgetting_is_that_of_the_files(compared):
 
 
 def test_quality_is_that_of_the_truth(compared):
-    space = make_space(SearchConfig(space="nas201", operations=TINY["operations"]))
+    space = make_space(search_config(space="nas201", operations=TINY["operations"]))
     truth = read_truth("nas201-digits", space)
     table = dict(zip(map(str, truth.architectures), truth.values.tolist(), strict=True))
     rows = load_result(RunFolder(compared)).summary()["rows"]
@@ -255,19 +256,19 @@ def half_interval(values):
 
 
 def test_configurations_of_units_make_every_arm_once(tmp_path):
-    config = ComparisonConfig.from_dict({**TINY, "first_seed": 3, "protection": ("matched-lr", "none", "wpl")})
+    config = comparison_config(**{**TINY, "first_seed": 3, "protection": ("matched-lr", "none", "wpl")})
     made = units(RunFolder.create(tmp_path / "run", {"experiment": "compare"}), config)
     assert [unit.key for unit in made] == ["uniform/seed-3", "enas/seed-3", "uniform/seed-4", "enas/seed-4"]
     for unit in made:
         assert [(arm.seed, arm.protection) for arm in search_arms(unit.config)] == [
-            (unit.config.first_seed, name) for name in ("none", "wpl", "matched-lr")
+            (unit.config.run.first_seed, name) for name in ("none", "wpl", "matched-lr")
         ]
-    again = ComparisonConfig.from_dict(config.to_toml())  # lists, as in a TOML file
+    again = ComparisonConfig.from_dict(config.to_dict())  # lists, as in a TOML file
     assert again == config
 
 
 def config_of(**changes):
-    return ComparisonConfig.from_dict({**TINY, "allow_few_seeds": False, **changes})
+    return comparison_config(**{**TINY, "allow_few_seeds": False, **changes})
 
 
 def test_rows_are_tested_against_their_own_strategy():
@@ -293,11 +294,11 @@ def test_a_strategy_may_be_the_reference_of_all():
     ("changes", "message"),
     [
         ({"strategy": ("enas", "gess")}, "Expected strategy to be one of"),
-        ({"strategy": ("enas", "enas")}, "Expected one or more different names for strategy, but got enas, enas"),
-        ({"protection": ("wpl", "wpl")}, "Expected one or more different names for protection, but got wpl, wpl"),
+        ({"strategy": ("enas", "enas")}, "Expected one or more different strategies, but got enas, enas"),
+        ({"protection": ("wpl", "wpl")}, "Expected one or more different protections, but got wpl, wpl"),
         ({"protection": ("wpl", "wool")}, "Expected protection to be one of"),
         ({"protection": ("none", "matched-lr")}, "Expected wpl among the protections"),
-        ({"space": "recurrent", "operations": None}, "is for another space"),
+        ({"space": "recurrent", "operations": None, "units": None}, "is for another space"),
         ({"operations": None}, "It has 729 of the 15,625 of Nas201Space()"),
         ({"truth": "nowhere.csv"}, "nowhere.csv"),
         ({"truth": None, "column": "test_error"}, "Expected --truth FILE for a column of it"),
@@ -325,9 +326,9 @@ def test_what_is_asked_of_a_search_is_not_done_with_a_comparison(compared, capsy
 
 
 def test_what_nothing_looks_at_is_not_trained_for_long():
-    assert config_of().search("enas").final_batches == 1
-    assert config_of(truth=None).search("enas").final_batches == 0
-    assert config_of(final_batches=0).search("enas").final_batches == 0
+    assert config_of().search_of("enas").selection.final_batches == 1
+    assert config_of(truth=None).search_of("enas").selection.final_batches == 0
+    assert config_of(final_batches=0).search_of("enas").selection.final_batches == 0
 
 
 def test_enough_seeds_depend_on_the_comparisons():
@@ -341,5 +342,6 @@ def test_progress_is_read_from_the_files(compared):
     folder = RunFolder(compared)
     seen = []
     run_comparison(folder, load_result(folder).config, on_progress=seen.append)
-    assert (seen[-1].done, seen[-1].total) == (16, 16)
+    records = 2 * 2 * 2 * (TINY["epochs"] + 1)  # strategies, seeds, protections; the last of each is what is derived
+    assert (seen[-1].done, seen[-1].total) == (records, records)
     assert seen[-1].label.startswith("judging")

@@ -12,7 +12,8 @@ from torch.optim import SGD, Adam, AdamW
 from forgetless import curvature, diagonal_fisher, reference
 from forgetless.curvature import gauss_newton_factor, leading_rows, marginal_factor
 from forgetless.errors import InputError
-from forgetless.protection import Coupling, Evidence, make_protection
+from forgetless.protection import Evidence, make_protection
+from forgetless.protection.coupling import Coupling
 from forgetless.training import train
 
 PRIOR = 0.05
@@ -110,7 +111,7 @@ def test_two_linear_gaussian_models_have_the_exact_posterior():
     with torch.no_grad():
         a.private.weight.copy_(mean[:width].T)
         shared.weight.copy_(mean[width:].T)
-    protection = consolidated(a, [shared.weight], [(x1, y1)], squared_error, prior=tau / n1, alpha=n1 / n2)
+    protection = consolidated(a, [shared.weight], [(x1, y1)], squared_error, prior=tau / n1, strength=n1 / n2)
     torch.testing.assert_close(n1 * omega(protection, tau / n1), marginal, atol=1e-9, rtol=1e-9)
     # All three blocks (θ₁, θ_s, θ₂) at once.
     wide = torch.zeros(n1 + n2, width + ps + width, dtype=torch.float64)
@@ -308,7 +309,7 @@ def test_the_step_is_that_of_a_dense_solve(optimizer, alpha):
     """With two learning rates that change, a weight that gets no gradient, and one that gets none at the end."""
     model, _, batch = deep()
     shared = [model.shared.weight, model.enter.weight, model.leave.bias]
-    protection = consolidated(model, shared, [batch], alpha=alpha)
+    protection = consolidated(model, shared, [batch], strength=alpha)
     anchors = [p.detach().clone() for p in shared]
     dense = omega(protection)
     with torch.no_grad():
@@ -341,7 +342,7 @@ def test_the_step_is_stable_at_every_strength_in_float32():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
         x, y = 30 * randn(12, 4).float(), torch.arange(12) % 3
-        protection = Coupling(list(model[0].parameters()), alpha, prior=1e-8)
+        protection = Coupling(list(model[0].parameters()), strength=alpha, prior=1e-8)
         protection.consolidate(model, evidence_of([(x, y)]))
         weight = model[0].weight.detach()
         anchor, weights = weight.clone(), []
@@ -360,7 +361,7 @@ def test_the_step_is_stable_at_every_strength_in_float32():
 
 def test_penalty_is_the_quadratic_form():
     model, shared, batch = deep()
-    protection = consolidated(model, shared, [batch], alpha=3.0)
+    protection = consolidated(model, shared, [batch], strength=3.0)
     assert protection.penalty() == 0
     moves = [randn(*p.shape, seed=i) for i, p in enumerate(shared)]
     with torch.no_grad():
@@ -377,12 +378,12 @@ def test_a_state_goes_on_bit_for_bit_also_with_further_models(monkeypatch):
 
     def whole(interrupted):
         model, shared, batch = deep()
-        protection = consolidated(model, shared, [batch], rule="ema", alpha=10.0, num_rows=20)
+        protection = consolidated(model, shared, [batch], rule="ema", strength=10.0, num_rows=20)
         optimizer = Adam(model.parameters(), lr=0.01)
         for _ in range(3):
             if interrupted:
                 state = copy.deepcopy(protection.state_dict())
-                protection = Coupling(shared, 10.0, prior=PRIOR, num_examples=10**6, num_rows=20, rule="ema")
+                protection = Coupling(shared, strength=10.0, prior=PRIOR, num_examples=10**6, num_rows=20, rule="ema")
                 protection.load_state_dict(state)
             train([batch] * 5, lambda b: F.cross_entropy(model(b[0]), 2 - b[1]), optimizer, protection)
             protection.consolidate(model, evidence_of([batch]))
@@ -409,7 +410,7 @@ def test_a_diverged_model_ends_in_numbers_that_are_none_not_in_an_error():
         ({"prior": math.nan}, "Expected prior to be finite"),
         ({"num_examples": 0}, "Expected num_examples to be at least 1"),
         ({"num_rows": 0}, "Expected num_rows to be at least 1"),
-        ({"rule": "merge"}, "Expected rule of coupling to be one of sum, ema, replace"),
+        ({"rule": "merge"}, "Expected rule to be one of sum, ema, replace"),
         ({"decay": 1.5}, r"Expected decay in \[0, 1\]"),
     ],
 )

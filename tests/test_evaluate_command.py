@@ -5,18 +5,40 @@ import shutil
 
 import pytest
 
-from forgetless.architecture import Nas201Space
+from configs import search_config
 from forgetless.cli import main
 from forgetless.evaluation.benchmark import BENCHMARKS, Benchmark
 from forgetless.report.evaluation import evaluation_notes
 from forgetless.runs import read_sealed
-from forgetless.search import SearchConfig
+from forgetless.spaces.nas201 import Nas201Space
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1")
 SEARCH = (
-    *("search", "--space", "nas201", "--units", "2", "--batch-size", "16", "--epochs", "2", "--models-per-epoch", "2"),
+    *(
+        "search",
+        "--space",
+        "nas201",
+        "--nas201.units",
+        "2",
+        "--batch-size",
+        "16",
+        "--epochs",
+        "2",
+        "--models-per-epoch",
+        "2",
+    ),
     *("--batches-per-model", "2", "--strategy-steps", "1", "--samples-per-step", "2", "--evaluation-batches", "1"),
-    *("--final-samples", "3", "--final-batches", "2", "--operations", *OPERATIONS, "--protection", "none", "wpl"),
+    *(
+        "--final-samples",
+        "3",
+        "--final-batches",
+        "2",
+        "--nas201.operations",
+        *OPERATIONS,
+        "--protection",
+        "none",
+        "wpl",
+    ),
 )
 
 
@@ -62,7 +84,7 @@ def test_against_a_truth(searched, truth, tmp_path, capsys):
 def test_a_search_of_another_task_than_the_benchmark_is_told(searched, truth, tmp_path, capsys, monkeypatch):
     options = ("--truth", truth, "--column", "accuracy", "--estimates", "0", "--output", tmp_path)
     assert "judged by another" not in evaluated(capsys, searched, *options)["about"]["description"]
-    monkeypatch.setitem(BENCHMARKS, str(truth), Benchmark(1, SearchConfig(space="nas201", units=64), 2))
+    monkeypatch.setitem(BENCHMARKS, str(truth), Benchmark(1, search_config(space="nas201", units=64), 2))
     assert "units 2;" in evaluated(capsys, searched, *options)["about"]["description"]
 
 
@@ -80,7 +102,7 @@ def test_runs_of_one_name_are_told_apart(searched, truth, tmp_path, capsys):
 def test_no_search_is_evaluated_and_shown_like_any_other(truth, tmp_path, capsys):
     path = tmp_path / "random"
     arms = [word for word in SEARCH if word not in {"--protection", "none", "wpl"}]
-    arms = [*arms[: arms.index("--operations")], "--operations", *OPERATIONS]
+    arms = [*arms[: arms.index("--nas201.operations")], "--nas201.operations", *OPERATIONS]
     assert main([*arms, "--strategy", "random", "--seeds", "2", "--output", str(path)]) == 0
     shown = capsys.readouterr().out
     assert "Strategy random: no shared weights, no rewards, no forgetting." in shown
@@ -96,7 +118,7 @@ def test_no_search_is_evaluated_and_shown_like_any_other(truth, tmp_path, capsys
     assert main(["interference", str(path)]) == 2
     assert "strategy random, which trains none" in capsys.readouterr().err
     assert main([*arms, "--strategy", "random", "--controls"]) == 2
-    assert "for --controls, but got random" in capsys.readouterr().err
+    assert "for --controls, but got none" in capsys.readouterr().err
 
 
 def test_by_training_what_is_kept_is_not_trained_again(searched, tmp_path, capsys):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from forgetless.architecture import RecurrentSpace
+from configs import search_config
 from forgetless.errors import InputError
 from forgetless.evaluation.searches import (
     Estimates,
@@ -16,9 +16,10 @@ from forgetless.evaluation.searches import (
     summarise,
 )
 from forgetless.evaluation.truth import Truth
-from forgetless.search import SearchArm, SearchConfig
+from forgetless.search import SearchArm
+from forgetless.spaces.recurrent import RecurrentSpace
 
-CONFIG = SearchConfig(nodes=1, seeds=6, epochs=1)
+CONFIG = search_config(nodes=1, seeds=6, epochs=1)
 SPACE = RecurrentSpace(1)
 CELLS = tuple(SPACE)
 ERRORS = np.array([0.4, 0.1, 0.3, 0.2])

@@ -6,13 +6,14 @@ import sys
 import pytest
 import torch
 
+from configs import search_config, two_model_config
 from forgetless.cli import main
 from forgetless.configuration import MOST_SEEDS
 from forgetless.errors import DivergedError, InputError, printable
-from forgetless.experiments import two_model
-from forgetless.experiments.two_model import TwoModelConfig, TwoModelResult
+from forgetless.experiments import load_result, two_model
+from forgetless.experiments.two_model import TwoModelConfig, TwoModelResult, running
 from forgetless.protection import Evidence, make_protection
-from forgetless.report import headline, load_result, summary_table
+from forgetless.report import headline, summary_table
 from forgetless.runs import CONFIG, RunFolder
 from forgetless.schema import mismatch
 from forgetless.search import SearchConfig, run
@@ -87,7 +88,7 @@ def test_names_with_nul():
         with pytest.raises(InputError, match=r"Expected the path of a folder, but got a\\x00b: "):
             make("a\0b")
     with pytest.raises(InputError, match="Expected data to be text in UTF-8, but got 'a"):
-        TwoModelConfig(data="a\0b")
+        two_model_config(data="a\0b")
 
 
 # ---- numbers -----------------------------------------------------------------------------------------------------
@@ -105,8 +106,8 @@ def test_names_with_nul():
         (f"--seeds {MOST_SEEDS + 1}", f"Expected seeds to be at most {MOST_SEEDS}"),
         ("--iterations 1.5", "Expected --iterations to be a whole number, but got 1.5"),
         ("--shared 2.5", "Expected --shared to be a whole number, but got 2.5"),
-        ("--alpha 1e400", "Expected alpha to be finite and at least 0, but got inf"),
-        ("--tolerance 1e-320", "Expected tolerance to be at least 1e-30"),
+        ("--wpl.strength 1e400", "Expected strength to be finite and at least 0, but got inf"),
+        ("--protection wpl-tolerance --wpl-tolerance.strength 1e-320", "Expected a tolerance of at least 1e-30"),
         ("--checkpoint-every 9e999s", "Expected a duration such as 10min"),
     ],
 )
@@ -123,16 +124,22 @@ def test_whole_numbers_may_be_written_with_a_point(here, capfd):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seeds": 1.5}, "seeds is 1.5 where int is expected"),
-        ({"seeds": True}, "seeds is True where int is expected"),
-        ({"alpha": "x"}, "alpha is 'x' where"),
-        ({"alpha": [1.0, "x"]}, "alpha[1] is 'x' where float is expected"),
-        ({"alpha": [float("inf")]}, "alpha[0] is inf where float is expected"),
-        ({"wiring": "cross"}, "wiring is 'cross' where Wiring is expected"),
-        ({"data": ["mnist"]}, "data is ['mnist'] where str is expected"),
-        ({"learning_rate": "fast"}, "learning_rate is 'fast' where"),
-        ({"optimizer": "sdg"}, "Did you mean 'sgd'"),
-        ({"seeds": 2**70}, "seeds is 1180591620717411303424 where int is expected"),
+        ({"run": {"seeds": 1.5}}, "seeds is 1.5 where int is expected"),
+        ({"run": {"seeds": True}}, "seeds is True where int is expected"),
+        ({"protections": [{"name": "wpl", "strength": "x"}]}, "strength is 'x' where"),
+        ({"chain": {"convergence": [1.0, "x"]}}, "convergence[1] is 'x' where float is expected"),
+        ({"protections": [{"name": "wpl", "strength": float("inf")}]}, "to be finite and at least 0, but got inf"),
+        ({"chain": {"wiring": "cross"}}, "Expected wiring to be one of prefix, crossed, but got 'cross'"),
+        ({"data": {"name": ["mnist"]}}, "name is ['mnist'] where str is expected"),
+        ({"optimizer": {"learning_rate": "fast"}}, "learning_rate is 'fast' where"),
+        ({"optimizer": {"name": "sdg"}}, "Did you mean 'sgd'"),
+        ({"run": {"seeds": 2**70}}, "Expected seeds to fit into 64 bits, but got 1.18e+21"),
+        ({"run": {"seeds": 10**400}}, "Expected seeds to fit into 64 bits, but got a larger number"),
+        ({"run": 3}, "Expected a table for run, but got 3"),
+        ({"protections": {"name": "wpl"}}, "Expected tables for protections, but got {'name': 'wpl'}"),
+        ({"protections": [{"strength": 1.0}]}, "a table with the name of a protection, but got {'strength': 1.0}"),
+        ({"protections": [{"name": "none", "strength": 1.0}]}, "no options of none, which has none, but got"),
+        ({"resources": {"plugin": True}}, "plugin is True where"),
     ],
 )
 def test_options_of_wrong_types_in_a_file(options, message):
@@ -142,10 +149,10 @@ def test_options_of_wrong_types_in_a_file(options, message):
 
 
 def test_a_configuration_is_read_back_whatever_its_kind():
-    config = TwoModelConfig(shared=(1, 2), wiring="prefix", learning_rate=None)
-    assert TwoModelConfig.from_dict(config.to_toml()) == config
-    search = SearchConfig(space="nas201", protect_from="forgetting")
-    assert SearchConfig.from_dict(search.to_toml()) == search
+    config = two_model_config(shared=(1, 2), wiring="prefix")
+    assert TwoModelConfig.from_dict(config.to_dict()) == config
+    search = search_config(space="nas201", protect_from="forgetting")
+    assert SearchConfig.from_dict(search.to_dict()) == search
     assert mismatch([1, 2], tuple[int, ...]) is None
     assert mismatch([1, "2"], tuple[int, ...], "x") == "x[1] is '2' where int is expected"
 
@@ -170,19 +177,19 @@ def test_a_machine_at_its_limits_is_one_sentence(here, capfd, monkeypatch, error
     def fail(*_args, **_options):
         raise error
 
-    monkeypatch.setattr(two_model, "load_task", fail)
+    monkeypatch.setattr(running, "load_task", fail)
     refused(capfd, ["two-model", *TINY], message)
 
 
 def test_an_error_of_our_own_is_no_lack_of_memory(here, monkeypatch):
-    monkeypatch.setattr(two_model, "load_task", lambda _: (_ for _ in ()).throw(RuntimeError("a bug")))
+    monkeypatch.setattr(running, "load_task", lambda _: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         main(["two-model", *TINY])
 
 
 # ---- trainings that diverge --------------------------------------------------------------------------------------
 
-DIVERGING = TwoModelConfig(
+DIVERGING = two_model_config(
     seeds=2,
     iterations=8,
     iterations_a=8,
@@ -196,7 +203,7 @@ DIVERGING = TwoModelConfig(
 
 
 def test_two_models_that_diverge_are_results(tmp_path):
-    folder = RunFolder.create(tmp_path / "run", {"experiment": "two-model", **DIVERGING.to_toml()})
+    folder = RunFolder.create(tmp_path / "run", {"experiment": "two-model", **DIVERGING.to_dict()})
     with pytest.warns(UserWarning, match="A model that diverged is not protected from later ones"):
         result = two_model.run_in_folder(DIVERGING, folder)
     assert result.runs == []
@@ -216,8 +223,14 @@ def test_two_models_that_diverge_are_results(tmp_path):
 
 
 def test_a_seed_that_diverged_is_in_no_mean_and_in_no_pair():
-    config = TwoModelConfig(
-        seeds=3, iterations=6, iterations_a=20, evaluate_every=6, width=8, protection=("none", "wpl"), alpha=(1.0,)
+    config = two_model_config(
+        seeds=3,
+        iterations=6,
+        iterations_a=20,
+        evaluate_every=6,
+        width=8,
+        protection=("none", "wpl"),
+        wpl_strength=(1.0,),
     )
     runs = two_model.run(config).runs
 
@@ -246,11 +259,11 @@ def test_a_search_whose_batches_are_all_skipped_is_a_result():
     """Gradients that overflow leave the weights, and the errors, finite."""
     options = {"units": 4, "epochs": 3, "models_per_epoch": 2, "batches_per_model": 3, "final_samples": 2}
     options |= {"evaluation_batches": 1, "strategy_steps": 1, "samples_per_step": 2}
-    config = SearchConfig(space="nas201", learning_rate=1e10, protect_from=0, protection=("wpl",), **options)
+    config = search_config(space="nas201", learning_rate=1e10, protect_from=0, protection=("wpl",), **options)
     records = run(config)
     skipped = [record["num_passed_over"] for record in records if record["event"] == "epoch"]
     assert len(skipped) == 3
-    assert max(skipped) >= config.batches_per_model
+    assert max(skipped) >= config.schedule.batches_per_model
     assert len(records) == 4
 
 

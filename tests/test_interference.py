@@ -14,31 +14,18 @@ import pytest
 import torch
 from rich.console import Console
 
+from configs import changed, search_config
 from forgetless.cli import main
 from forgetless.errors import InputError
+from forgetless.experiments import load_result
 from forgetless.interference import Interference, measure_interference
-from forgetless.report import (
-    forgetting_curves,
-    interference_map,
-    interference_table,
-    load_interference,
-    load_result,
-    report_html,
-)
+from forgetless.options import command_line
+from forgetless.report import forgetting_curves, interference_map, interference_table, load_interference, report_html
 from forgetless.runs import CHECKPOINT, INTERFERENCE, RunFolder, read_sealed, write_sealed
-from forgetless.search import (
-    Search,
-    SearchArm,
-    SearchConfig,
-    fixed_sample,
-    load_task,
-    make_space,
-    measure_arms,
-    run,
-)
+from forgetless.search import Search, SearchArm, fixed_sample, load_task, make_space, measure_arms, run
 from forgetless.search.arms import FORMAT
 
-IMAGES = SearchConfig(
+IMAGES = search_config(
     protect_from=0,
     space="nas201",
     protection=("none", "wpl"),
@@ -56,7 +43,7 @@ IMAGES = SearchConfig(
     batch_size=16,
     max_gradient_norm=5.0,
 )
-TEXT = dataclasses.replace(
+TEXT = changed(
     IMAGES,
     space="recurrent",
     data="kjv",
@@ -133,7 +120,7 @@ def test_against_a_copy_of_the_search_for_each_architecture(config, protection):
     sample = fixed_sample(search.strategy.space, 3, seed=7)
     found = search.interference(sample, 1, num_batches=3)
     random_state = torch.get_rng_state()
-    start = config.models_per_epoch * config.batches_per_model
+    start = config.schedule.models_per_epoch * config.schedule.batches_per_model
     batches = list(search.task.training_batches(start + 3, torch.Generator().manual_seed(0)))[start:]
     error = [search._error(architecture, "forgetting") for architecture in sample]
     assert list(found.error) == error
@@ -148,7 +135,7 @@ def test_against_a_copy_of_the_search_for_each_architecture(config, protection):
                 loss = loss_of(batch)
                 if loss.requires_grad:  # not where everything is frozen
                     loss.backward()
-                torch.nn.utils.clip_grad_norm_(twin.supernet.parameters(), config.max_gradient_norm)
+                torch.nn.utils.clip_grad_norm_(twin.supernet.parameters(), config.optimizer.max_gradient_norm)
                 twin.optimizer.step()
         after = [twin._error(architecture, "forgetting") for architecture in sample]
         assert list(found.change[j]) == [b - a for a, b in zip(error, after, strict=True)]
@@ -194,12 +181,12 @@ def test_undone_even_if_training_fails():
     assert values(search.state_dict()) == before
 
 
-@pytest.mark.parametrize("config", [IMAGES, dataclasses.replace(TEXT, protection=("wpl", "matched-lr"))])
+@pytest.mark.parametrize("config", [IMAGES, changed(TEXT, protection=("wpl", "matched-lr"))])
 def test_a_search_that_logs_it_finds_the_same_numbers(config):
     states: tuple[list, list] = ([], [])
     plain, logged = (
         run(
-            dataclasses.replace(config, interference_every=every),
+            changed(config, interference_every=every),
             on_epoch=lambda record, state, kept=kept: kept.append(values({**state, "config": 0, "record": 0})),
         )
         for every, kept in zip((0, 2), states, strict=True)
@@ -224,7 +211,7 @@ def test_identical_architectures_do_not_interfere():
 
 
 def test_where_nothing_can_move_there_is_no_interference():
-    search = searched(dataclasses.replace(IMAGES, l2_alpha=1e30), "l2")
+    search = searched(changed(IMAGES, protection=("l2",), l2_strength=1e30), "l2")
     sample = fixed_sample(search.strategy.space, 3, seed=0)
     for architecture in sample:
         search._consolidate(architecture, {})
@@ -248,7 +235,7 @@ def test_one_architecture_is_refused():
 )
 def test_bad_options(options, message):
     with pytest.raises(InputError, match=message):
-        SearchConfig(**options)
+        search_config(**options)
 
 
 def test_fixed_sample():
@@ -311,13 +298,8 @@ def test_dict_round_trip():
 def whole(tmp_path_factory):
     """The folder of a finished search."""
     path = tmp_path_factory.mktemp("interference") / "run"
-    config = dataclasses.asdict(dataclasses.replace(IMAGES, interference_every=1))
-    options = [
-        text
-        for name, value in config.items()
-        if value is not None and value is not False
-        for text in (f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,)))
-    ]
+    words = command_line(changed(IMAGES, interference_every=1), "search").split()
+    options = words[2:]
     assert main(["search", *options, "--output", str(path)]) == 0
     return path
 
@@ -343,8 +325,8 @@ def test_command_measures_every_arm_as_the_search_did(folder, capfd):
 
 
 def test_the_first_seed_of_a_search_is_measured_whatever_it_is(tmp_path, capfd):
-    config = dataclasses.replace(IMAGES, first_seed=3, seeds=2, epochs=1)
-    folder = RunFolder.create(tmp_path / "run", {"experiment": "search", **config.to_toml()})
+    config = changed(IMAGES, first_seed=3, seeds=2, epochs=1)
+    folder = RunFolder.create(tmp_path / "run", {"experiment": "search", **config.to_dict()})
     assert main(["resume", str(folder.path)]) == 0
     capfd.readouterr()
     assert main(["interference", str(folder.path), "--models", "2", "--batches", "1", "--json"]) == 0
@@ -406,16 +388,16 @@ def test_bad_input_is_one_sentence(folder, capfd):
 
 def test_states_of_another_configuration_are_refused(whole):
     state = RunFolder(whole).load_trained(0, "wpl")
-    with pytest.raises(InputError, match=r"got units 3 \(there 2\)"):
-        measure_arms(dataclasses.replace(load_result(RunFolder(whole)).config, units=3), [state])
+    with pytest.raises(InputError, match=r"got space.units 3 \(there 2\)"):
+        measure_arms(changed(load_result(RunFolder(whole)).config, units=3), [state])
 
 
 def test_a_state_from_before_there_were_options_is_read():
-    stored = dataclasses.asdict(SearchConfig())
-    del stored["interference_every"], stored["interference_models"]
-    SearchConfig().expect_own_state({"format": FORMAT, "config": stored}, FORMAT)
-    with pytest.raises(InputError, match=r"got interference_every 2 \(there 0\)"):
-        SearchConfig(interference_every=2).expect_own_state({"format": FORMAT, "config": stored}, FORMAT)
+    stored = search_config().to_dict()
+    del stored["interference"]
+    search_config().expect_own_state({"format": FORMAT, "config": stored}, FORMAT)
+    with pytest.raises(InputError, match=r"got interference.every 2 \(there 0\)"):
+        search_config(interference_every=2).expect_own_state({"format": FORMAT, "config": stored}, FORMAT)
 
 
 def arms_of(*matrices):
@@ -472,7 +454,7 @@ def test_curve_and_summary_of_the_search(whole):
 
 def test_curve_joins_the_measured_epochs_only(whole):
     result = load_result(RunFolder(whole))
-    config = dataclasses.replace(result.config, epochs=7, interference_every=3, protection=("none",))
+    config = changed(result.config, epochs=7, interference_every=3, protection=("none",))
     first = result.epochs("none")[0]
     records = [{**first, "epoch": e, "multi_model_part": 0.01 * e if e in {2, 5} else None} for e in range(7)]
     (line,) = (

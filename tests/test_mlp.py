@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forgetless.errors import InputError
-from forgetless.supernets.mlp import DEPTH_A, DEPTH_B, MLP, MOST_SHARED, Wiring, chain_of_models, shared_parameters
+from forgetless.experiments.two_model.config import MOST_SHARED, Wiring
+from forgetless.experiments.two_model.mlp import DEPTH_A, DEPTH_B, MLP, chain_of_models, shared_parameters
 
 SIZES = {"num_inputs": 12, "num_classes": 3, "width": 5}
 

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch.optim import SGD, Adam
 
 from forgetless import diagonal_fisher
+from forgetless.configuration import is_fitting
 from forgetless.errors import InputError
-from forgetless.protection import PROTECTIONS, Evidence, make_protection
-from forgetless.supernets.mlp import Wiring, chain_of_models, shared_parameters
+from forgetless.experiments.two_model.mlp import Wiring, chain_of_models, shared_parameters
+from forgetless.protection import PROTECTIONS, Evidence, Protection, ProtectionOptions, make_protection
 from forgetless.training import train
 
 X, Y = torch.randn(64, 12, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
@@ -32,22 +33,21 @@ def evidence_of(model, decisions=()):
     )
 
 
-def made(name, shared, alpha, models):
+def made(name, shared, strength, models):
     """A protection; decisions are the places of the models."""
 
     def recalled(decisions):
         return models[decisions[0]], evidence_of(models[decisions[0]], decisions)
 
-    return make_protection(
-        name, shared, alpha, restore=lambda decisions: loss_of(models[decisions[0]]), recall=recalled
-    )
+    given = {"strength": strength} if PROTECTIONS[name].has_strength() else {}
+    return make_protection(name, shared, recall=recalled, **given)
 
 
-def trained(name, alpha=1e4, *, optimizer=lambda p: SGD(p, lr=0.1, momentum=0.9), before=None):
+def trained(name, strength=1e4, *, optimizer=lambda p: SGD(p, lr=0.1, momentum=0.9), before=None):
     """A trained, consolidated; then B trained under the protection. Returns the models and the shared weights twice."""
     a, b = chain_of_models(Wiring.CROSSED, 2, num_inputs=12, num_classes=3, width=16)
     shared = shared_parameters([a, b])
-    protection = made(name, shared, alpha, [a, b])
+    protection = made(name, shared, strength, [a, b])
     train([(X, Y)] * 40, loss_of(a), optimizer(a.parameters()), protection)
     protection.consolidate(a, evidence_of(a, (0,)))
     after_a = [p.detach().clone() for p in shared]
@@ -63,8 +63,32 @@ def distance(left, right):
 
 def test_each_has_a_strength_of_its_own():
     # One option for two scales would leave one of them at a strength that suits only the other.
-    strengths = [kind.strength for kind in PROTECTIONS.values() if kind.strength is not None]
-    assert len(set(strengths)) == len(strengths)
+    classes = [kind.Options for kind in PROTECTIONS.values() if kind.has_strength()]
+    assert len(classes) >= 9
+    assert len(set(classes)) == len(classes)
+
+
+@pytest.mark.parametrize("name", PROTECTIONS)
+def test_each_says_what_it_is_and_has_complete_options_of_its_own(name):
+    kind = PROTECTIONS[name]
+    assert issubclass(kind, Protection)
+    assert kind.name == name
+    assert vars(kind)["label"]
+    assert (vars(kind)["__doc__"] or "").strip()
+    options = vars(kind)["Options"]
+    assert issubclass(options, ProtectionOptions)
+    assert options.kind is kind
+    assert options.__dataclass_params__.frozen
+    fields = dataclasses.fields(options)
+    assert all(getattr(options(), field.name) is None for field in fields if is_fitting(field))
+    complete = options().fitted()
+    assert all(getattr(complete, field.name) is not None for field in fields if is_fitting(field))
+    assert complete.fitted() == complete
+
+
+def test_no_two_have_the_same_label():
+    labels = [kind.label for kind in PROTECTIONS.values()]
+    assert len(set(labels)) == len(labels)
 
 
 @pytest.mark.parametrize("optimizer", [lambda p: SGD(p, lr=0.1, momentum=0.9), lambda p: Adam(p, lr=0.01)])
@@ -83,7 +107,7 @@ def test_private_weights_train_under_every_protection():
         assert all(p.requires_grad for p in b.parameters())
 
 
-@pytest.mark.parametrize("name", [name for name in PROTECTIONS if name != "none"])
+@pytest.mark.parametrize("name", [kind.name for kind in PROTECTIONS.values() if kind.protects])
 def test_without_a_consolidated_model_it_is_plain_training(name):
     def empty(_protection, shared, models):
         return made(name, shared, STRENGTHS.get(name, 1e4), models)
@@ -95,7 +119,10 @@ def test_without_a_consolidated_model_it_is_plain_training(name):
     assert distance(held, free) > 0
 
 
-@pytest.mark.parametrize("name", [name for name in PROTECTIONS if name not in {"none", "freeze", "wpl-tolerance"}])
+@pytest.mark.parametrize(
+    "name",
+    [kind.name for kind in PROTECTIONS.values() if kind.has_strength() and kind.decays],
+)
 def test_strength_0_is_plain_training_bit_for_bit(name):
     _, _, free = trained("none")
     _, _, idle = trained(name, 0.0)
@@ -106,7 +133,7 @@ def test_the_archive_has_a_gradient_and_it_is_that_of_the_mean_loss():
     """What the released code of NSAS detaches: without its gradient the weights' gradients are those of B alone."""
     a, b = chain_of_models(Wiring.CROSSED, 2, num_inputs=12, num_classes=3, width=16)
     shared = shared_parameters([a, b])
-    protection = make_protection("nsas", shared, 0.5)
+    protection = make_protection("nsas", shared, strength=0.5)
     protection.consolidate(a, evidence_of(a, (0,)))
     found = []
     optimizer = SGD(b.parameters(), lr=0.0)
@@ -125,7 +152,7 @@ def test_a_projected_step_leaves_the_earlier_predictions_to_first_order():
     """Under plain SGD the step is orthogonal to the gradient of every kept example's true logit."""
     a, b = (model.double() for model in chain_of_models(Wiring.CROSSED, 2, num_inputs=12, num_classes=3, width=16))
     shared = shared_parameters([a, b])
-    protection = make_protection("ogl", shared, 8)
+    protection = make_protection("ogl", shared, strength=8.0)
     x, y = X[:8].double(), Y[:8]
     protection.consolidate(a, dataclasses.replace(evidence_of(a), batches=lambda: [(x, y)]))
     directions = [torch.autograd.grad(a(x[n : n + 1])[0, y[n]], shared) for n in range(8)]
@@ -144,7 +171,7 @@ def test_elastic_weights_are_the_sum_of_a_quadratic_per_model():
     """Penalty of two earlier models by the explicit list, at weights away from both anchors."""
     a, b = (model.double() for model in chain_of_models(Wiring.CROSSED, 2, num_inputs=12, num_classes=3, width=16))
     shared = shared_parameters([a, b])
-    protection = make_protection("ewc", shared, 3.0)
+    protection = make_protection("ewc", shared, strength=3.0)
     generator = torch.Generator().manual_seed(1)
     quadratics = []
     for model in (a, b):
@@ -173,7 +200,7 @@ def test_the_path_integral_of_a_quadratic_is_what_its_loss_fell_by():
     curvature = torch.tensor([1.0, 0.3, 0.0], dtype=torch.float64)
     model = torch.nn.Module()
     model.theta = theta
-    protection = make_protection("si", [theta], 1.0)
+    protection = make_protection("si", [theta], strength=1.0)
     start = theta.detach().clone()
 
     def loss(_):
@@ -183,7 +210,7 @@ def test_the_path_integral_of_a_quadratic_is_what_its_loss_fell_by():
     train([None] * 2000, loss, SGD([theta], lr=1e-3), protection)
     fell = 0.5 * curvature * (start.square() - theta.detach().square())
     protection.consolidate(model, evidence_of(model))
-    wanted = fell / ((theta.detach() - start).square() + protection.xi)
+    wanted = fell / ((theta.detach() - start).square() + protection.options.xi)
     torch.testing.assert_close(protection.plasticity.importance(theta), wanted, rtol=2e-3, atol=1e-9)
     assert float(fell.sum()) == pytest.approx(before - loss(None).item())
 
@@ -211,7 +238,7 @@ def test_outputs_decide_importance_without_labels():
 @pytest.mark.parametrize("name", PROTECTIONS)
 def test_state_dict_round_trip_continues_bit_for_bit(name):
     def restored(protection, shared, models):
-        twin = made(name, shared, protection.alpha, models)
+        twin = made(name, shared, protection.strength, models)
         twin.load_state_dict(copy.deepcopy(protection.state_dict()))
         return twin
 
@@ -232,7 +259,7 @@ def test_freeze_gives_gradients_back_after_an_error():
 def test_l2_importance_is_one_however_many_models():
     a, b = chain_of_models(Wiring.CROSSED, 2, num_inputs=12, num_classes=3, width=16)
     shared = shared_parameters([a, b])
-    protection = make_protection("l2", shared, 1.0)
+    protection = make_protection("l2", shared, strength=1.0)
     for model in (a, b, a):
         protection.consolidate(model, evidence_of(model))
     assert all(torch.equal(protection.plasticity.importance(p), torch.ones_like(p)) for p in shared)
@@ -242,9 +269,11 @@ def test_l2_importance_is_one_however_many_models():
 def test_the_strength_that_is_not_given_is_the_protection_s_own(name):
     """Not one for all: as a tolerance, the 10⁵ of weight plasticity would protect nothing."""
     kind = PROTECTIONS[name]
-    assert make_protection(name, []).alpha == kind([]).alpha
-    if kind.strength is not None:
-        assert make_protection(name, [], 2.0).alpha == 2.0
+    assert make_protection(name, []).strength == kind([]).strength == (kind.Options().fitted().strength_or_none or 0.0)
+    if kind.has_strength():
+        assert make_protection(name, [], strength=2.0).strength == 2.0
+        assert make_protection(kind.Options(strength=3.0), []).strength == 3.0
+        assert make_protection(kind.Options(strength=3.0), [], strength=2.0).strength == 2.0
 
 
 def test_unknown_name_gets_the_nearest():

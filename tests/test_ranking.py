@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from forgetless import InputError
-from forgetless.architecture import Nas201Space
 from forgetless.evaluation.ranking import (
     estimated_probability_of_surpassing_random,
     kendall_tau,
@@ -20,6 +19,7 @@ from forgetless.evaluation.ranking import (
     regret,
 )
 from forgetless.evaluation.truth import read_truth
+from forgetless.spaces.nas201 import Nas201Space
 
 few_levels = st.integers(0, 6)
 pairs_with_ties = st.lists(st.tuples(few_levels, few_levels), min_size=3, max_size=14)

@@ -1,17 +1,17 @@
 """Records that are whole, but not those of their run."""
 
 import copy
-import dataclasses
 from typing import Literal, NotRequired, TypedDict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgetless.comparison import ComparisonConfig, read_failures
+from configs import comparison_config
+from forgetless.comparison import read_failures
 from forgetless.errors import InputError
+from forgetless.experiments import load_result
 from forgetless.experiments.two_model import arms
-from forgetless.report import load_result
 from forgetless.runs import RunFolder
 from forgetless.schema import Number, _predicate, mismatch
 from test_report import made_up as made_up_two_model
@@ -30,7 +30,7 @@ DAMAGED = {
     "two-model": {
         "doubled": (lambda r: [*r[:2], r[1]], "line 3 .* again"),
         "of no seed": (lambda r: at(r, 1, seed=7), "line 2 .* seed 7"),
-        "of another strength": (lambda r: at(r, -1, alpha=3.0), "configuration asks for"),
+        "of another strength": (lambda r: at(r, -1, strength=3.0), "configuration asks for"),
         "a key too few": (lambda r: [without(r[0], "mean_step")], "line 1 of .* it lacks mean_step"),
         "a key too many": (lambda r: at(r, 0, extra=1), "it has 'extra', which nothing writes"),
         "a key too few below": (lambda r: at(r, 0, curve={}), r"it lacks accuracy_a, accuracy_b, iteration in curve"),
@@ -66,7 +66,7 @@ def test_records_of_no_such_run_are_refused_by_line(tmp_path, experiment, name):
     damage, message = DAMAGED[experiment][name]
     result = MADE_UP[experiment]()
     records = result.runs if experiment == "two-model" else result.records
-    folder = RunFolder.create(tmp_path / "run", {"experiment": experiment, **dataclasses.asdict(result.config)})
+    folder = RunFolder.create(tmp_path / "run", {"experiment": experiment, **result.config.to_dict()})
     folder.replace_records(records)
     load_result(folder)
     folder.replace_records(damage(copy.deepcopy(records)))
@@ -75,9 +75,9 @@ def test_records_of_no_such_run_are_refused_by_line(tmp_path, experiment, name):
 
 
 def test_failures_of_no_search_of_a_comparison_are_refused(tmp_path):
-    config = ComparisonConfig(strategy=("enas",), seeds=10)
-    folder = RunFolder.create(tmp_path / "run", {"experiment": "compare", **config.to_toml()})
-    folder.append({"event": "failed", "unit": f"{config.strategy[0]}/seed-0", "reason": "no luck"})
+    config = comparison_config(strategy=("enas",), seeds=10)
+    folder = RunFolder.create(tmp_path / "run", {"experiment": "compare", **config.to_dict()})
+    folder.append({"event": "failed", "unit": f"{config.strategy_names[0]}/seed-0", "reason": "no luck"})
     assert list(read_failures(folder, config).values()) == ["no luck"]
     folder.append({"event": "failed", "unit": "enas/seed-99", "reason": "no luck"})
     with pytest.raises(InputError, match=r"line 2 of .*, but got 'enas/seed-99'"):

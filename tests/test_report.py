@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import shlex
-import typing
 
 import matplotlib as mpl
 import numpy as np
@@ -11,25 +10,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import changed, two_model_config
 from forgetless.errors import InputError
-from forgetless.experiments import two_model
-from forgetless.experiments.two_model import TwoModelConfig, TwoModelResult, arms
+from forgetless.experiments import load_result, two_model
+from forgetless.experiments.two_model import TwoModelResult, arms
 from forgetless.forgetting import mean_interval
-from forgetless.protection import ARMS
+from forgetless.options import command_line
+from forgetless.protection import PROTECTIONS
 from forgetless.report import (
     accuracy_curves,
     chain_forgetting,
-    chosen_alpha,
-    command_line,
+    chosen_strength,
     forgetting_bars,
     headline,
-    load_result,
     report_html,
     summary_table,
     trade_off,
     write_report,
 )
-from forgetless.report.canvas import COLOURS, colour
+from forgetless.report.canvas import colour
 from forgetless.runs import RunFolder, write_sealed
 from shown import Page, expect_readable, expect_whole, line, printed
 
@@ -39,26 +38,26 @@ LOST = {"none": 0.20, "matched-lr": 0.10, "freeze": 0.0, "l2": 0.02, "wpl": 0.01
 def made_up(lost=LOST, *, keep=lambda arm: True, spread=0.01, **options):
     """A result with the forgetting of each protection given, a number or a function of the arm."""
     options = {"iterations": 100, "iterations_a": 100, "evaluate_every": 25, "seeds": 3} | options
-    config = TwoModelConfig(**options)
+    config = two_model_config(**options)
     runs = []
     for arm in filter(keep, arms(config)):
-        noise = spread * (arm.seed - (config.seeds - 1) / 2)
+        noise = spread * (arm.seed - (config.run.seeds - 1) / 2)
         before = 0.95 * arm.convergence + noise
         given_ = lost[arm.protection]
         f = (given_(arm) if callable(given_) else given_) * arm.shared / 3
         f += noise if arm.protection == "none" else 0
         b = 0.9 + noise - (0.02 if arm.protection == "wpl" else 0)
-        letters = [chr(ord("A") + j) for j in range(config.models)]
-        iterations = [0]
-        for j in range(config.models - 1):
-            iterations += [j * config.iterations + i for i in range(25, config.iterations + 1, 25)]
+        letters = [chr(ord("A") + j) for j in range(config.chain.models)]
+        iterations, num_steps = [0], config.schedule.iterations
+        for j in range(config.chain.models - 1):
+            iterations += [j * num_steps + i for i in range(25, num_steps + 1, 25)]
         part = np.asarray(iterations) / iterations[-1]
-        accuracy = [before, b, *([0.88] * (config.models - 2))]
-        forgotten = [f, *([0.05 * (arm.protection == "none")] * (config.models - 2)), 0.0]
+        accuracy = [before, b, *([0.88] * (config.chain.models - 2))]
+        forgotten = [f, *([0.05 * (arm.protection == "none")] * (config.chain.models - 2)), 0.0]
         runs.append(
             {
                 **dataclasses.asdict(arm),
-                "wiring": str(config.wiring),
+                "wiring": str(config.chain.wiring),
                 "accuracy_a_before": before,
                 "accuracy_a_after": before - f,
                 "accuracy_a_min": before - f,
@@ -84,22 +83,21 @@ def made_up(lost=LOST, *, keep=lambda arm: True, spread=0.01, **options):
     return TwoModelResult(config, runs)
 
 
-def stored(path, result, **config):
+def stored(path, result, **options):
     """A run folder that holds a result."""
-    folder = RunFolder.create(path, {"experiment": "two-model", **dataclasses.asdict(result.config), **config})
+    config = changed(result.config, **options)
+    folder = RunFolder.create(path, {"experiment": "two-model", **config.to_dict()})
     for run in result.runs:
         folder.append(run)
     return folder
 
 
-def mean_of(result, protection, key, alpha=None, **where):
+def mean_of(result, protection, key, **where):
     return 100 * np.mean(
         [
             run[key]
             for run in result.runs
-            if run["protection"] == protection
-            and (alpha is None or run["alpha"] == alpha)
-            and all(run[name] == value for name, value in where.items())
+            if run["protection"] == protection and all(run[name] == value for name, value in where.items())
         ]
     )
 
@@ -108,8 +106,8 @@ def mean_of(result, protection, key, alpha=None, **where):
 
 
 def test_every_protection_has_a_colour_of_its_own():
-    result = TwoModelResult(TwoModelConfig(protection=ARMS), [])
-    assert len({colour(name, result) for name in ARMS}) == len(ARMS)
+    assert len({colour(name) for name in PROTECTIONS}) == len(PROTECTIONS)
+    assert colour("of a plugin that is gone") not in {colour(name) for name in PROTECTIONS}
 
 
 def test_curves_are_the_means_of_the_records():
@@ -127,7 +125,7 @@ def test_curves_are_the_means_of_the_records():
             mean_of(result, "none", "accuracy_a_before", convergence=convergence)
         )
     drawn = {each.get_gid(): each.get_color() for each in figure.axes[0].lines}
-    assert all(drawn[f"{name} A"] == drawn[f"{name} B"] == colour for name, colour in COLOURS.items())
+    assert all(drawn[f"{name} A"] == drawn[f"{name} B"] == colour(name) for name in LOST)
 
 
 def test_the_band_spans_the_seeds():
@@ -143,7 +141,7 @@ def test_bars_dots_and_intervals_are_those_of_the_records():
     result = made_up(shared=(1, 3))
     figure = forgetting_bars(result)
     for ax, shared in zip(figure.axes, (1, 3), strict=True):
-        for bar, dots, protection in zip(ax.patches, ax.collections, result.config.protection, strict=True):
+        for bar, dots, protection in zip(ax.patches, ax.collections, result.config.arms, strict=True):
             runs = [r for r in result.runs if r["protection"] == protection and r["shared"] == shared]
             assert bar.get_gid() == protection
             assert bar.get_width() == pytest.approx(mean_of(result, protection, "forgetting", shared=shared))
@@ -160,13 +158,13 @@ def test_bars_dots_and_intervals_are_those_of_the_records():
 
 def test_trade_off_draws_every_alpha_and_the_arms_without_one():
     alphas = (0.0, 1e2, 1e4)
-    result = made_up(LOST | {"wpl": lambda arm: 0.2 / (1 + arm.alpha)}, alpha=alphas, seeds=3)
+    result = made_up(LOST | {"wpl": lambda arm: 0.2 / (1 + arm.strength)}, wpl_strength=alphas, seeds=3)
     (ax,) = trade_off(result).axes
     for key in ("accuracy_a_after", "accuracy_b"):
         for protection in ("wpl", "matched-lr"):
             x, y = line(ax, f"{protection} {key}")
             assert tuple(x) == alphas
-            np.testing.assert_allclose(y, [mean_of(result, protection, key, alpha=a) for a in alphas])
+            np.testing.assert_allclose(y, [mean_of(result, protection, key, strength=a) for a in alphas])
     assert sorted(set(line(ax, "none")[1])) == pytest.approx(
         sorted(mean_of(result, "none", key) for key in ("accuracy_a_after", "accuracy_b"))
     )
@@ -177,7 +175,7 @@ def test_trade_off_draws_every_alpha_and_the_arms_without_one():
 
 def test_trade_off_of_one_alpha_and_of_none():
     assert "several values of α" in " ".join(trade_off(made_up()).get_suptitle().split())
-    trade_off(made_up(alpha=(0.0,)))
+    trade_off(made_up(wpl_strength=(0.0,)))
     with pytest.raises(InputError, match="Expected runs with a strength α under 'wpl'"):
         trade_off(made_up(protection=("none", "freeze")))
 
@@ -196,22 +194,22 @@ def test_a_chain_is_drawn_model_by_model():
 
 
 def test_several_alphas_are_chosen_between_on_validation_data_alone():
-    result = made_up(alpha=(1e3, 1e4, 1e5))
+    result = made_up(wpl_strength=(1e3, 1e4, 1e5))
     for run in result.runs:
         if run["protection"] == "wpl":
-            run["validation_forgetting"] = {1e3: 0.05, 1e4: 0.01, 1e5: 0.0}[run["alpha"]]
-            run["validation_b"] = {1e3: 0.9, 1e4: 0.9, 1e5: 0.8}[run["alpha"]]
-            run["forgetting"] = {1e3: -0.5, 1e4: 0.011, 1e5: -0.5}[run["alpha"]]
-    assert chosen_alpha(result, "wpl") == chosen_alpha(result, "matched-lr") == 1e4
-    assert chosen_alpha(result, "l2") == 1.0
-    assert chosen_alpha(result, "none") is None
+            run["validation_forgetting"] = {1e3: 0.05, 1e4: 0.01, 1e5: 0.0}[run["strength"]]
+            run["validation_b"] = {1e3: 0.9, 1e4: 0.9, 1e5: 0.8}[run["strength"]]
+            run["forgetting"] = {1e3: -0.5, 1e4: 0.011, 1e5: -0.5}[run["strength"]]
+    assert chosen_strength(result, "wpl") == chosen_strength(result, "matched-lr") == 1e4
+    assert chosen_strength(result, "l2") == 1.0
+    assert chosen_strength(result, "none") is None
     bars = {bar.get_gid(): bar.get_width() for bar in forgetting_bars(result).axes[0].patches}
     assert bars["wpl"] == pytest.approx(1.1)
     # A strength that is better but lacks a seed is compared on the seeds that all have; equal ones go to the lowest.
-    fewer = TwoModelResult(result.config, [r for r in result.runs if (r["seed"], r["alpha"]) != (2, 1e4)])
-    assert chosen_alpha(fewer, "wpl") == 1e4
-    equal = made_up(alpha=(1e5, 1e3))
-    assert chosen_alpha(equal, "wpl") == 1e3
+    fewer = TwoModelResult(result.config, [r for r in result.runs if (r["seed"], r["strength"]) != (2, 1e4)])
+    assert chosen_strength(fewer, "wpl") == 1e4
+    equal = made_up(wpl_strength=(1e5, 1e3))
+    assert chosen_strength(equal, "wpl") == 1e3
 
 
 @pytest.mark.parametrize("draw", [accuracy_curves, forgetting_bars, trade_off, chain_forgetting])
@@ -232,11 +230,11 @@ def test_figures_touch_no_global_state_and_need_runs(draw):
     "options",
     [
         {"convergence": (1.0, 0.55, 0.43, 0.38), "shared": (1, 3), "models": 3},
-        {"protection": ("none", "matched-lr", "freeze", "l2", "wpl"), "alpha": (0.0, 1.0, 1e3, 1e12)},
+        {"protection": ("none", "matched-lr", "freeze", "l2", "wpl"), "wpl_strength": (0.0, 1.0, 1e3, 1e12)},
         {
             "lost": {**LOST, "wpl-tolerance": 0.02},
             "protection": ("none", "wpl", "wpl-tolerance"),
-            "tolerance": (0.003, 0.1),
+            "wpl_tolerance_strength": (0.003, 0.1),
             "convergence": (1.0, 0.38),
         },
     ],
@@ -251,7 +249,7 @@ def test_no_text_covers_another_or_leaves_the_figure(options):
 
 
 def test_the_page_needs_nothing_else(tmp_path):
-    folder = stored(tmp_path / "run", made_up(alpha=(1e3, 1e5), models=3))
+    folder = stored(tmp_path / "run", made_up(wpl_strength=(1e3, 1e5), models=3))
     path = write_report([folder], tmp_path / "report.html")
     assert path == tmp_path / "report.html"
     page = expect_whole(path.read_text(encoding="utf-8"))
@@ -301,14 +299,14 @@ def test_several_folders_are_compared(tmp_path):
     assert page.ids == ["run-1", "run-2", "run-3"]
     assert page.links[:3] == ["#run-1", "#run-2", "#run-3"]
     assert "Side by side" in page.text
-    assert "optimizer adam sgd adam" in page.text
+    assert "optimizer.name adam sgd adam" in page.text
     assert "batch_size" not in page.text
     same = Page(report_html([folders[2], folders[2]]))
     assert "All options are the same." in same.text
 
 
 def test_real_runs_become_a_page(tmp_path):
-    config = TwoModelConfig(iterations=12, iterations_a=12, evaluate_every=6, seeds=1, width=16, models=3)
+    config = two_model_config(iterations=12, iterations_a=12, evaluate_every=6, seeds=1, width=16, models=3)
     result = two_model.run(config)
     folder = stored(tmp_path / "run", result)
     assert load_result(folder).summary() == result.summary()
@@ -422,7 +420,12 @@ HEADLINES = {
         "nothing",
     ),
     "long chain": ({}, {"models": 6}, "Training B to F cost A 20.0", "and F"),
-    "several strengths": ({}, {"alpha": (1e3, 1e5)}, "told of α = 1e3, chosen among 2 on validation data", "test data"),
+    "several strengths": (
+        {},
+        {"wpl_strength": (1e3, 1e5)},
+        "told of α = 1e3, chosen among 2 on validation data",
+        "test data",
+    ),
     "panels": (
         {},
         {"shared": (1, 3)},
@@ -488,7 +491,7 @@ def table_lines(result):
 
 
 def test_the_table_holds_the_summary_in_80_columns():
-    result = made_up(LOST | {"none": 0.142}, convergence=(1.0, 0.43), alpha=(1e3, 1e5), spread=0.004)
+    result = made_up(LOST | {"none": 0.142}, convergence=(1.0, 0.43), wpl_strength=(1e3, 1e5), spread=0.004)
     lines = table_lines(result)
     assert max(map(len, lines)) <= 80
     assert not any("…" in text for text in lines)
@@ -519,59 +522,49 @@ def test_the_table_says_what_is_missing():
 
 
 def read_back(command):
-    """The configuration that a command line asks for, by the types of its fields."""
+    """The configuration that a command line asks for."""
     first, second, *words = shlex.split(command)
     assert (first, second) == ("forgetless", "two-model")
-    flags: dict[str, list[str]] = {}
-    for word in words:
-        if word.startswith("--"):
-            flags[word.removeprefix("--").replace("-", "_")] = last = []
-        else:
-            last.append(word)
-    types = typing.get_type_hints(TwoModelConfig)
-    values = {}
-    for name, given_ in flags.items():
-        if typing.get_origin(types[name]) is tuple:
-            values[name] = tuple(typing.get_args(types[name])[0](word) for word in given_)
-        else:
-            (word,) = given_
-            kinds = [kind for kind in (int, float) if kind is types[name] or kind in typing.get_args(types[name])]
-            values[name] = kinds[0](word) if kinds else word
-    return TwoModelConfig(**values)
+    return two_model_config(shlex.join(words)) if words else two_model_config()
 
 
 def test_command_line_prints_what_differs():
-    assert command_line(TwoModelConfig()) == "forgetless two-model"
-    config = TwoModelConfig(
-        data="mnist", convergence=(1.0, 0.43), alpha=(1e5, 2.5e6), iterations_a=10, data_dir="my data"
+    assert command_line(two_model_config(), "two-model") == "forgetless two-model"
+    config = two_model_config(
+        data="mnist", convergence=(1.0, 0.43), wpl_strength=(1e5, 2.5e6), iterations_a=10, data_dir="my data"
     )
-    assert command_line(config) == (
-        "forgetless two-model --data mnist --data-dir 'my data' --convergence 1 0.43 --alpha 1e5 2.5e6 "
-        "--iterations-a 10"
+    assert command_line(config, "two-model") == (
+        "forgetless two-model --data mnist --convergence 1 0.43 --wpl.strength 1e5 2.5e6 --iterations-a 10 "
+        "--data-dir 'my data'"
     )
 
 
 finite = st.floats(0, 1e300, allow_nan=False, allow_subnormal=False)
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    st.builds(
-        TwoModelConfig,
-        data=st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), min_size=1).filter(
-            lambda s: s[0] != "-"
+@st.composite
+def configurations(draw):
+    options = {
+        "data": draw(
+            st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), min_size=1).filter(lambda s: s[0] != "-")
         ),
-        wiring=st.sampled_from(["crossed", "prefix"]),
-        shared=st.lists(st.integers(1, 3), min_size=1),
-        convergence=st.lists(st.floats(1e-9, 1), min_size=1, max_size=3),
-        alpha=st.lists(finite, min_size=1, max_size=4),
-        learning_rate=st.none() | st.floats(1e-12, 1e3),
-        momentum=st.floats(0, 0.999),
-        damping=finite,
-        seeds=st.integers(1, 10**5),
-        optimizer=st.sampled_from(["sgd", "adam", "adamw"]),
-        protection=st.lists(st.sampled_from(["none", "freeze", "l2", "wpl"]), min_size=1),
-    )
-)
+        "wiring": draw(st.sampled_from(["crossed", "prefix"])),
+        "shared": draw(st.lists(st.integers(1, 3), min_size=1)),
+        "convergence": draw(st.lists(st.floats(1e-9, 1), min_size=1, max_size=3)),
+        "momentum": draw(st.floats(0, 0.999)),
+        "seeds": draw(st.integers(1, 10**5)),
+        "optimizer": draw(st.sampled_from(["sgd", "adam", "adamw"])),
+        "protection": draw(st.lists(st.sampled_from(["none", "freeze", "l2", "wpl"]), min_size=1)),
+    }
+    rate = draw(st.none() | st.floats(1e-12, 1e3))
+    if rate is not None:
+        options["learning_rate"] = rate
+    if "wpl" in options["protection"]:
+        options |= {"wpl_strength": draw(st.lists(finite, min_size=1, max_size=4)), "wpl_damping": draw(finite)}
+    return two_model_config(**{name: tuple(v) if isinstance(v, list) else v for name, v in options.items()})
+
+
+@settings(deadline=None, max_examples=60)
+@given(configurations())
 def test_command_line_reads_back_as_the_same_configuration(config):
-    assert read_back(command_line(config)) == config
+    assert read_back(command_line(config, "two-model")) == config

@@ -7,18 +7,19 @@ import itertools
 import pytest
 from rich.console import Console
 
-from forgetless.comparison import ComparisonConfig, Measure, Row
+from configs import changed, comparison_config
+from forgetless.comparison import Measure, Row
+from forgetless.comparison.result import ComparisonResult
 from forgetless.errors import InputError
-from forgetless.report import SearchResult, comparison_table, forgetting_against_quality
+from forgetless.report import comparison_table, forgetting_against_quality
 from forgetless.report.comparison import comparison_notes, comparison_section, comparison_tables, headline_sentences
-from forgetless.report.comparison_result import ComparisonResult
 from forgetless.report.page import report_html
 from forgetless.runs import RunFolder
-from forgetless.strategies import STRATEGIES, UniformStrategy
+from forgetless.search.result import SearchResult
 from shown import expect_readable
 
 SEEDS = 8
-CONFIG = ComparisonConfig(
+CONFIG = comparison_config(
     space="nas201", strategy=("uniform", "enas"), protection=("none", "wpl"), seeds=SEEDS, epochs=3, truth="made-up"
 )
 # What each seed adds to a row's number: no two differences are equal.
@@ -68,15 +69,15 @@ def forgetting_of(row, seed):
 
 def result_of(config=CONFIG, quality=QUALITY, seeds=range(SEEDS), about=None, missing=None):
     searches = {}
-    for strategy in config.strategy:
+    for strategy in config.strategy_names:
         records = [
             epoch(row, seed, number, forgetting_of(row, seed) if number else 9.0)
             for row in config.rows
             for seed in seeds
-            for number in range(config.epochs)
+            for number in range(config.search.schedule.epochs)
             if row.strategy == strategy != "random"
         ]
-        searches[strategy] = SearchResult(config.search(strategy), records)
+        searches[strategy] = SearchResult(config.search_of(strategy), records)
     evaluations = [judged(row, seed, quality[row][seed]) for row in config.rows for seed in seeds]
     told = {"measure": "test_error", "lower_is_better": True} if about is None else about
     return ComparisonResult(config, searches, evaluations, told, missing or {})
@@ -128,10 +129,10 @@ def test_marks_are_those_of_sign_flips_and_holm_by_hand():
 
 def test_no_mark_where_the_correction_takes_it():
     """Seven seeds that agree: 2 · 2⁻⁷ = 0.0156 is significant among three comparisons, and not among four."""
-    few = dataclasses.replace(CONFIG, seeds=7, allow_few_seeds=True)
+    few = changed(CONFIG, seeds=7, allow_few_seeds=True)
     quality = {row: [0.1 * i + n for n in NOISE] for i, row in enumerate(CONFIG.rows)}
     assert set(marks(result_of(few, quality, range(7)), Measure.FOUND_MEAN).values()) == {"worse"}
-    more = dataclasses.replace(few, protection=("none", "l2", "wpl"))
+    more = changed(few, protection=("none", "l2", "wpl"))
     quality = {row: [0.1 * i + n for n in NOISE] for i, row in enumerate(more.rows)}
     found = result_of(more, quality, range(7))
     assert [test["adjusted_p"] for test in found.tests if test["measure"] == "found_mean"] == [4 / 64] * 4
@@ -157,7 +158,7 @@ def test_forgetting_counts_from_the_first_protected_epoch_for_all_rows():
 
 def test_another_task_than_the_benchmark_s_is_noted_once():
     assert not any("ranked on one task" in note for note in comparison_notes(result_of()))
-    other = dataclasses.replace(CONFIG, truth="nas201-digits")
+    other = changed(CONFIG, truth="nas201-digits")
     found = [n for n in comparison_notes(result_of(other)) if "ranked on one task" in n]
     assert found == ["The search had units 4; nas201-digits has 2: ranked on one task, judged by another."]
 
@@ -193,8 +194,8 @@ def test_strategies_are_tested_against_each_other_over_the_same_epochs():
         ]
 
     def result(reference):
-        config = dataclasses.replace(CONFIG, reference=reference)
-        searches = {name: SearchResult(config.search(name), found) for name, found in records.items()}
+        config = changed(CONFIG, reference=reference)
+        searches = {name: SearchResult(config.search_of(name), found) for name, found in records.items()}
         return ComparisonResult(config, searches, [], {}, {})
 
     own, shared = result(None), result("uniform")
@@ -210,10 +211,9 @@ def test_strategies_are_tested_against_each_other_over_the_same_epochs():
 
 
 @pytest.fixture
-def with_random(monkeypatch):
+def with_random():
     """What searches nothing, beside two that do."""
-    monkeypatch.setitem(STRATEGIES, "random", UniformStrategy)
-    config = dataclasses.replace(CONFIG, strategy=("random", "uniform", "enas"), seeds=9)
+    config = changed(CONFIG, strategy=("random", "uniform", "enas"), seeds=9)
     return result_of(config, {**QUALITY, Row("random", "none"): [0.5 + n for n in NOISE]}, range(9))
 
 
@@ -251,7 +251,7 @@ def test_the_terminal_has_every_row_ranked_and_marked():
 
 
 def test_long_names_stay_whole_at_80_columns(with_random):
-    config = dataclasses.replace(with_random.config, protection=("none", "wpl", "matched-lr"), interference_every=1)
+    config = changed(with_random.config, protection=("none", "wpl", "matched-lr"), interference_every=1)
     quality = {row: [0.2 + 0.01 * i + n for n in NOISE] for i, row in enumerate(config.rows)}
     text = text_of(result_of(config, quality, range(9)))
     assert max(map(len, text.splitlines())) <= 80
@@ -280,7 +280,7 @@ def test_rows_that_are_equally_good_are_not_passed_over():
 
 def test_a_search_of_few_samples_hands_over_all_of_them():
     assert "mean of the 5 best of each search" in text_of(result_of())
-    few = result_of(dataclasses.replace(CONFIG, final_samples=3))
+    few = result_of(changed(CONFIG, final_samples=3))
     assert "mean of the 3 best of each search" in text_of(few)
 
 
@@ -301,7 +301,7 @@ def test_the_picture_has_a_point_per_row_with_its_intervals(with_random):
 
 
 def test_the_page_of_a_comparison_that_has_hardly_begun(tmp_path):
-    folder = RunFolder.create(tmp_path / "run", {"experiment": "compare", **CONFIG.to_toml()})
+    folder = RunFolder.create(tmp_path / "run", {"experiment": "compare", **CONFIG.to_dict()})
     folder.append({"event": "failed", "unit": "enas/seed-3", "reason": "ValueError: no luck"})
     page = report_html([folder])
     assert "0 of 16 searches are finished" in page

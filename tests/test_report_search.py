@@ -9,20 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forgetless.architecture import CellSpace, Nas201Space, RecurrentSpace
+from configs import search_config
 from forgetless.errors import InputError
-from forgetless.report import (
-    SearchResult,
-    cell_drawing,
-    forgetting_curves,
-    load_result,
-    report_html,
-    search_headline,
-    search_table,
-)
-from forgetless.report.canvas import COLOURS, data_uri
+from forgetless.experiments import load_result
+from forgetless.report import cell_drawing, forgetting_curves, report_html, search_headline, search_table
+from forgetless.report.canvas import colour, data_uri
 from forgetless.runs import RunFolder
-from forgetless.search import SearchConfig, run, search_arms
+from forgetless.search import run, search_arms
+from forgetless.search.result import SearchResult
+from forgetless.spaces.cell import CellSpace
+from forgetless.spaces.nas201 import Nas201Space
+from forgetless.spaces.recurrent import RecurrentSpace
 from shown import Page, expect_readable, expect_whole, line, printed
 from test_report import made_up as made_up_models
 from test_report import stored as stored_models
@@ -37,16 +34,15 @@ ARCHITECTURES = {
 
 def made_up(lost=LOST, *, keep=lambda record: True, spread=0.01, **options):
     """A search with the forgetting of each protection given: a number, or a function of seed and epoch."""
-    options = {"nodes": 2, "epochs": 5, "seeds": 3, "protection": tuple(LOST)} | options
-    config = SearchConfig(**options)
-    if config.space == "cell":
-        config = dataclasses.replace(config, nodes=1)
-    architecture = ARCHITECTURES[config.space]
-    scale = 1.0 if config.space == "recurrent" else 0.1
+    space = options.get("space", "recurrent")
+    nodes = {"recurrent": {"nodes": 2}, "cell": {"nodes": 1}}.get(space, {})
+    config = search_config(**{**nodes, "epochs": 5, "seeds": 3, "protection": tuple(LOST)} | options)
+    architecture = ARCHITECTURES[space]
+    scale = 1.0 if space == "recurrent" else 0.1
     records = []
     for arm in search_arms(config):
-        noise = spread * (arm.seed - (config.seeds - 1) / 2)
-        for epoch in range(config.epochs):
+        noise = spread * (arm.seed - (config.run.seeds - 1) / 2)
+        for epoch in range(config.schedule.epochs):
             given_ = lost[arm.protection]
             f = given_(arm.seed, epoch) if callable(given_) else given_ + noise * (arm.protection == "none")
             reward = 0.1 * (epoch + 1) + noise + (0.05 if arm.protection == "wpl" else 0)
@@ -69,7 +65,7 @@ def made_up(lost=LOST, *, keep=lambda record: True, spread=0.01, **options):
                     "seconds": {"train": 2.0, "learn": 1.0},
                 }
             )
-        if config.final_samples:
+        if config.selection.final_samples:
             errors = {"derived": scale * (5 + noise), "random": scale * 5.5}
             records.append(
                 {
@@ -87,7 +83,7 @@ def made_up(lost=LOST, *, keep=lambda record: True, spread=0.01, **options):
 
 def stored(path, result, **config):
     """A run folder that holds a search."""
-    folder = RunFolder.create(path, {"experiment": "search", **dataclasses.asdict(result.config), **config})
+    folder = RunFolder.create(path, {"experiment": "search", **result.config.to_dict(), **config})
     for record in result.records:
         folder.append(record)
     return folder
@@ -348,13 +344,13 @@ def test_curves_are_the_means_of_the_records():
     figure = forgetting_curves(result)
     keys = ("forgetting_mean", "forgetting_best", "forgetting_max", "strategy_mean_reward")
     for ax, key in zip(figure.axes, keys, strict=True):
-        for protection, shade in COLOURS.items():
+        for protection in LOST:
             x, y = line(ax, protection)
             assert list(x) == [1, 2, 3, 4, 5]
             records = [[r[key] for r in result.epochs(protection) if r["epoch"] == epoch] for epoch in range(5)]
             np.testing.assert_allclose(y, np.mean(records, axis=1))
             (drawn,) = [each for each in ax.lines if each.get_gid() == protection]
-            assert drawn.get_color() == shade
+            assert drawn.get_color() == colour(protection)
     assert len(figure.axes[0].collections) == 5  # a band each
     title = " ".join(figure.get_suptitle().split())
     assert title == (
@@ -469,7 +465,7 @@ def test_two_models_and_searches_on_one_page(tmp_path):
     assert page.ids == ["run-1", "run-2", "run-3"]
     assert "Two models side by side" in page.text
     assert "Searches side by side" in page.text
-    assert "strategy enas uniform" in page.text
+    assert "strategy.name enas uniform" in page.text
     assert "forgetless two-model" in page.text
     assert "forgetless search --space nas201" in page.text
 
@@ -491,7 +487,7 @@ def test_unfinished_searches_say_so(tmp_path):
 
 def test_real_searches_become_a_page_and_every_key_is_documented(tmp_path):
     sizes = {"epochs": 1, "models_per_epoch": 2, "batches_per_model": 2, "samples_per_step": 2, "units": 2}
-    config = SearchConfig(space="nas201", strategy_steps=1, final_samples=2, batch_size=16, **sizes)
+    config = search_config(space="nas201", strategy_steps=1, final_samples=2, batch_size=16, **sizes)
     result = SearchResult(config, run(config))
     folder = stored(tmp_path / "run", result)
     assert load_result(folder).summary() == result.summary()

@@ -87,7 +87,7 @@ def test_a_config_that_no_run_wrote(tmp_path, text, message):
 def test_options_that_decide_a_number_may_not_be_edited(folder):
     path, text = folder.path / CONFIG, (folder.path / CONFIG).read_text()
     folder.expect_unedited()
-    path.write_text(text + 'data_dir = "elsewhere"\nworkers = 3\n')
+    path.write_text(text + '[resources]\ndata_dir = "elsewhere"\nworkers = 3\n')
     RunFolder(folder.path).expect_unedited()
     path.write_text(text.replace("100000.0", "10000.0"))
     with pytest.raises(InputError, match="the options that the run was made with"):

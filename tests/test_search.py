@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import itertools
 import json
@@ -8,11 +7,11 @@ from functools import partialmethod
 import pytest
 import torch
 
+from configs import changed, search_config
 from forgetless.errors import InputError
 from forgetless.evaluation.searches import finished_searches
 from forgetless.runs import CHECKPOINT, RunFolder
 from forgetless.search import (
-    Gradients,
     Search,
     SearchArm,
     SearchConfig,
@@ -26,12 +25,15 @@ from forgetless.search import (
 )
 from forgetless.search.arms import FORMAT
 from forgetless.search.epoch import _Clock
+from forgetless.search.gradients import Gradients
 from forgetless.search.setup import memory_bytes
 from forgetless.search.state import EpochState
-from forgetless.strategies import EvolutionOptions, NaoOptions, RandomStrategy
+from forgetless.strategies.evolution import EvolutionOptions
+from forgetless.strategies.nao import NaoOptions
+from forgetless.strategies.random import RandomStrategy
 from forgetless.training import cpu_arithmetic
 
-TINY = SearchConfig(
+TINY = search_config(
     space="nas201",
     protection=("none", "wpl"),
     learning_rate=0.05,
@@ -45,10 +47,10 @@ TINY = SearchConfig(
     batch_size=16,
     max_gradient_norm=5.0,
     protect_from=0,
-    alpha=1e5,
+    wpl_strength=1e5,
 )
 
-SMALL_TEXT = SearchConfig(
+SMALL_TEXT = search_config(
     epochs=2,
     models_per_epoch=2,
     batches_per_model=2,
@@ -61,7 +63,7 @@ SMALL_TEXT = SearchConfig(
     batch_size=4,
     num_steps=5,
     protect_from=0,
-    alpha=1e5,
+    wpl_strength=1e5,
 )
 
 
@@ -105,7 +107,7 @@ def test_records_of_every_arm_and_epoch(stored):
 
 def test_first_model_trains_alike_in_every_arm(stored):
     """Nothing is held before the first model is consolidated."""
-    config = dataclasses.replace(TINY, models_per_epoch=1, epochs=1, final_samples=0)
+    config = changed(TINY, models_per_epoch=1, epochs=1, final_samples=0)
     plain, held = run(config)
     assert plain["error_first"] == held["error_first"]
     assert plain["mean_step"] == held["mean_step"]
@@ -138,7 +140,7 @@ def test_without_any_checkpoint_the_arm_starts_again(stored, tmp_path):
 
 
 def test_wpl_is_consolidated_for_used_weights_only():
-    config = dataclasses.replace(TINY, protection=("wpl",))
+    config = changed(TINY, protection=("wpl",))
     search = Search(config, load_task(config), SearchArm(0, "wpl"))
     cell = search.strategy.space.parse("|none~0|+|none~0|none~1|+|nor_conv_1x1~0|none~1|none~2|")
     gradients, *_ = search._train(cell, 0)
@@ -149,7 +151,7 @@ def test_wpl_is_consolidated_for_used_weights_only():
 
 
 def test_training_importance_is_the_formula_of_its_batches():
-    config = dataclasses.replace(TINY, batches_per_model=3, learning_rate=1e-9)
+    config = changed(TINY, batches_per_model=3, learning_rate=1e-9)
     task = load_task(config)
     search = Search(config, task, SearchArm(0, "wpl"))
     cell = search.strategy.propose(1)[0]
@@ -189,14 +191,14 @@ def test_training_importance_is_the_fisher_on_average_at_every_batch_size(batch_
 
 
 def test_held_out_importance_is_the_fisher():
-    config = dataclasses.replace(TINY, importance="held-out", protection=("wpl",), epochs=1, final_samples=0)
+    config = changed(TINY, importance="held-out", protection=("wpl",), epochs=1, final_samples=0)
     (record,) = run(config)
     assert record["penalty"] >= 0
     assert math.isfinite(record["error_second"])
 
 
 def test_text_search_with_every_control():
-    config = dataclasses.replace(
+    config = changed(
         SMALL_TEXT,
         protection=("none", "wpl", "matched-lr", "l2", "freeze"),
         single=True,
@@ -211,7 +213,7 @@ def test_text_search_with_every_control():
 
 
 def test_arms_are_the_same_until_protection_begins():
-    config = dataclasses.replace(TINY, protection=("none", "matched-lr", "wpl"), protect_from=2, final_samples=0)
+    config = changed(TINY, protection=("none", "matched-lr", "wpl"), protect_from=2, final_samples=0)
     by = {(r["protection"], r["epoch"]): r for r in without_time(run(config))}
 
     def numbers(protection, epoch):
@@ -224,13 +226,13 @@ def test_arms_are_the_same_until_protection_begins():
 
 @pytest.mark.parametrize(("rule", "measure"), [("ema", "mean_step"), ("merge", "mean_net_step")])
 def test_the_control_arm_moves_as_far_as_the_protected_one(rule, measure):
-    config = dataclasses.replace(
+    config = changed(
         SMALL_TEXT,
         protection=("none", "matched-lr", "wpl"),
         protect_from=1,
-        rule=rule,
-        alpha=1e4,
-        decay=0.8,
+        wpl_rule=rule,
+        wpl_strength=1e4,
+        wpl_decay=0.8,
         epochs=4,
         models_per_epoch=6,
     )
@@ -241,7 +243,7 @@ def test_the_control_arm_moves_as_far_as_the_protected_one(rule, measure):
 
 
 def test_only_the_protected_weights_of_the_control_arm_are_slowed():
-    config = dataclasses.replace(SMALL_TEXT, protect="cell", protection=("wpl", "matched-lr"))
+    config = changed(SMALL_TEXT, protect="cell", protection=("wpl", "matched-lr"))
     search = Search(config, load_task(config), SearchArm(0, "matched-lr"))
     search.one_epoch({}, lambda phase, values: None)
     search.one_epoch({1: 1e-3}, lambda phase, values: None)
@@ -252,7 +254,7 @@ def test_only_the_protected_weights_of_the_control_arm_are_slowed():
 
 
 def test_a_gradient_that_is_not_finite_is_passed_over():
-    config = dataclasses.replace(SMALL_TEXT, learning_rate=1e30, epochs=1)
+    config = changed(SMALL_TEXT, learning_rate=1e30, epochs=1)
     (record,) = run(config)
     assert record["num_passed_over"] > 0
     assert record["num_diverged"] > 0
@@ -260,10 +262,10 @@ def test_a_gradient_that_is_not_finite_is_passed_over():
 
 
 def test_protection_begins_after_the_first_epoch_in_which_models_forget():
-    config = dataclasses.replace(TINY, protection=("wpl",), protect_from="forgetting", epochs=4, final_samples=0)
+    config = changed(TINY, protection=("wpl",), protect_from="forgetting", epochs=4, final_samples=0)
     search = Search(config, load_task(config), SearchArm(0, "wpl"))
     forgotten = False
-    for _ in range(config.epochs):
+    for _ in range(config.schedule.epochs):
         record = search.one_epoch({}, lambda phase, values: None)
         assert record["is_protected"] == forgotten
         forgotten |= record["forgetting_mean"] > 0
@@ -271,10 +273,10 @@ def test_protection_begins_after_the_first_epoch_in_which_models_forget():
 
 
 def test_alpha_decays_from_the_first_epoch_with_protection_on_also_after_an_interruption():
-    config = dataclasses.replace(TINY, protect_from=1, alpha=8.0, alpha_decay=0.5, epochs=4, final_samples=0)
+    config = changed(TINY, protect_from=1, wpl_strength=8.0, strength_decay=0.5, epochs=4, final_samples=0)
     search = Search(config, load_task(config), SearchArm(0, "wpl"))
     found = []
-    for _ in range(config.epochs):
+    for _ in range(config.schedule.epochs):
         state, search = search.state_dict(), Search(config, load_task(config), SearchArm(0, "wpl"))
         search.load_state_dict(state)
         search.one_epoch({}, lambda phase, values: None)
@@ -287,8 +289,9 @@ def test_alpha_decays_from_the_first_epoch_with_protection_on_also_after_an_inte
 def test_rivals_run_and_go_on_bit_for_bit(config, protection):
     """From the second epoch with protection on, as if there had been no interruption; and not as without it."""
     options = {"protection": (protection,), "epochs": 4, "protect_from": 1, "final_samples": 0, "seeds": 1}
-    options |= {"coupling_examples": 3, "coupling_rows": 10, "tolerance": 1e-6}
-    config = dataclasses.replace(config, **options)
+    options |= {"coupling_num_examples": 3, "coupling_num_rows": 10} if protection == "coupling" else {}
+    options |= {"wpl_tolerance_strength": 1e-6} if protection == "wpl-tolerance" else {}
+    config = changed(config, **options)
     task = load_task(config)
 
     def epochs(search, number):
@@ -318,7 +321,7 @@ def test_every_strategy_goes_on_bit_for_bit(strategy, monkeypatch):
     monkeypatch.setattr(EvolutionOptions, "__init__", partialmethod(EvolutionOptions.__init__, population_size=4))
     monkeypatch.setattr(NaoOptions, "__init__", partialmethod(NaoOptions.__init__, min_observations=4, num_units=8))
     sizes = {"strategy_steps": 2, "epochs": 2, "models_per_epoch": 2, "final_batches": 1}
-    config = dataclasses.replace(TINY, strategy=strategy, protection=("wpl",), **sizes)
+    config = changed(TINY, strategy=strategy, protection=("wpl",), **sizes)
     states, asked = [], []
     measure = Search._rewards
     monkeypatch.setattr(Search, "_rewards", lambda self, cells: asked.append(len(cells)) or measure(self, cells))
@@ -337,7 +340,7 @@ def test_every_strategy_goes_on_bit_for_bit(strategy, monkeypatch):
 
 
 def test_gdas_descends_on_the_reward_split_and_leaves_no_gradients(monkeypatch):
-    config = dataclasses.replace(TINY, strategy="gdas", protection=("none",), strategy_steps=2)
+    config = changed(TINY, strategy="gdas", protection=("none",), strategy_steps=2)
     task = load_task(config)
     search = Search(config, task, SearchArm(0, "none"))
     images = torch.cat([images for images, _ in task.batches("reward")])
@@ -368,8 +371,8 @@ def test_gdas_descends_on_the_reward_split_and_leaves_no_gradients(monkeypatch):
 
 
 def test_no_search_hands_over_what_it_draws_and_measures_nothing(monkeypatch):
-    config = dataclasses.replace(TINY, strategy="random", protection=None, seeds=2, final_samples=6, final_batches=1)
-    assert config.protection == ("none",)
+    config = changed(TINY, strategy="random", protection=("none",), seeds=2, final_samples=6, final_batches=1)
+    assert config.arms == ("none",)
 
     def refuse(*arguments):
         pytest.fail("shared weights are used")
@@ -398,7 +401,7 @@ def test_no_search_hands_over_what_it_draws_and_measures_nothing(monkeypatch):
 
 
 def test_candidates_are_ranked_best_first_and_what_diverged_last(monkeypatch):
-    config = dataclasses.replace(TINY, final_samples=12, protection=("none",))
+    config = changed(TINY, final_samples=12, protection=("none",))
     search = Search(config, load_task(config), SearchArm(0, "none"))
     given = iter([0.2, math.nan, 0.9, 0.5, *[0.1] * 20])
     monkeypatch.setattr(search, "reward", lambda architecture: next(given))
@@ -411,22 +414,22 @@ def test_candidates_are_ranked_best_first_and_what_diverged_last(monkeypatch):
 
 
 def test_merging_moves_the_weights_and_the_error_right_after_it_is_recorded():
-    config = dataclasses.replace(SMALL_TEXT, protection=("l2",), alpha=0.0, decay=1.0)
-    kept, merged = (run(dataclasses.replace(config, rule=rule))[1] for rule in ("replace", "merge"))
+    config = changed(SMALL_TEXT, protection=("l2",), l2_decay=1.0)
+    kept, merged = (run(changed(config, l2_rule=rule))[1] for rule in ("replace", "merge"))
     assert kept["error_consolidated"] == kept["error_first"]
     assert merged["error_consolidated"] != merged["error_first"]
     assert merged["mean_step"] < kept["mean_step"]
 
 
 def test_reward_of_text_is_80_over_perplexity():
-    config = SearchConfig(units=4, nodes=2, batch_size=4, num_steps=5, evaluation_batches=1)
-    search = Search(config, load_task(config), SearchArm(0, "none"))
-    assert search._reward_of(math.log(160.0)) == pytest.approx(0.5)
-    assert math.isnan(search._reward_of(math.nan))
+    config = search_config(units=4, nodes=2, batch_size=4, num_steps=5, evaluation_batches=1)
+    search = Search(config, load_task(config), SearchArm(0, "wpl"))
+    assert search.task.reward(math.log(160.0)) == pytest.approx(0.5)
+    assert math.isnan(search.task.reward(math.nan))
 
 
 def test_control_arm_comes_after_wpl():
-    config = dataclasses.replace(TINY, protection=("matched-lr", "none", "wpl"), seeds=2)
+    config = changed(TINY, protection=("matched-lr", "none", "wpl"), seeds=2)
     assert [a.protection for a in search_arms(config)] == ["none", "wpl", "matched-lr"] * 2
 
 
@@ -439,12 +442,12 @@ def test_control_arm_comes_after_wpl():
         ({"space": "recurent"}, "Did you mean 'recurrent'"),
         ({"space": "nas201", "data": "ptb"}, "Expected data that fits the space nas201, but got 'ptb'"),
         ({"data": "mnist"}, "Expected data that fits the space recurrent, but got 'mnist'"),
-        ({"alpha": math.nan}, "Expected alpha to be finite"),
-        ({"alpha_decay": 1.1}, r"Expected alpha_decay in \[0, 1\], but got 1.1"),
+        ({"wpl_strength": math.nan}, "Expected strength to be finite"),
+        ({"strength_decay": 1.1}, r"Expected strength_decay in \[0, 1\], but got 1.1"),
         ({"epochs": 0}, "Expected epochs to be at least 1"),
         ({"strategy": "random", "final_samples": 0}, "final_samples of at least 1 for the strategy random, but got 0"),
         ({"strategy": "random", "protection": ("wpl",)}, "no protection but none for the strategy random.*got wpl"),
-        ({"strategy": "gdas", "space": "cell"}, "Expected the space nas201 for the strategy gdas, but got cell"),
+        ({"strategy": "gdas", "space": "cell"}, "Expected a space of operations on edges for the strategy gdas"),
         ({"final_samples": -1}, "Expected final_samples to be at least 0"),
         ({"learning_rate": 0.0}, "Expected learning_rate to be finite and above 0"),
         ({"importance": "heldout"}, "Did you mean 'held-out'"),
@@ -453,43 +456,43 @@ def test_control_arm_comes_after_wpl():
             {"fisher": "exact", "importance": "held-out"},
             "Expected fisher to be empirical, monte_carlo or batch for text",
         ),
-        ({"coupling_prior": 0.0}, "Expected coupling_prior to be finite and above 0"),
-        ({"coupling_rows": 0}, "Expected coupling_rows to be at least 1"),
-        ({"coupling_examples": 0}, "Expected coupling_examples to be at least 1"),
-        ({"protection": ("coupling",), "rule": "merge"}, "Expected rule of coupling to be one of sum, ema, replace"),
+        ({"protection": ("coupling",), "coupling_prior": 0.0}, "Expected prior to be finite and above 0"),
+        ({"protection": ("coupling",), "coupling_num_rows": 0}, "Expected num_rows to be at least 1"),
+        ({"protection": ("coupling",), "coupling_num_examples": 0}, "Expected num_examples to be at least 1"),
+        ({"protection": ("coupling",), "coupling_rule": "merge"}, "Expected rule to be one of sum, ema, replace"),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(InputError, match=message):
-        SearchConfig(**options)
+        search_config(**options)
 
 
 def test_config_round_trip():
-    assert SearchConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(TINY)))) == TINY
+    assert SearchConfig.from_dict(json.loads(json.dumps(TINY.to_dict()))) == TINY
     with pytest.raises(InputError, match="Did you mean 'epochs'"):
-        SearchConfig.from_dict({"epoch": 3})
+        SearchConfig.from_dict({"schedule": {"epoch": 3}})
 
 
 def test_a_checkpoint_of_another_configuration_names_the_options(stored, tmp_path):
     _, snapshots = stored
     (tmp_path / "checkpoint.pt").write_bytes(snapshots[1][CHECKPOINT])
     checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    other = dataclasses.replace(TINY, units=4, alpha=1.0)
-    with pytest.raises(InputError, match=r"got alpha 1.0 \(there 100000.0\), units 4 \(there 2\)"):
+    other = changed(TINY, units=4, wpl_strength=1.0)
+    with pytest.raises(InputError, match=r"space.units 4 \(there 2\), protections.wpl.strength 1.0 \(there 100000.0\)"):
         run(other, checkpoint=checkpoint)
 
 
 def test_a_checkpoint_older_than_an_option_has_the_default_of_its_space():
-    images = SearchConfig(space="nas201")
-    assert images.ewc_alpha != SearchConfig().ewc_alpha
-    stored = {name: value for name, value in dataclasses.asdict(images).items() if name != "ewc_alpha"}
+    images, text = (search_config(space=space, protection=("ewc",)) for space in ("nas201", "recurrent"))
+    assert images.options_of("ewc").strength != text.options_of("ewc").strength
+    stored = {**images.to_dict(), "protections": [{"name": "ewc"}]}
     images.expect_own_state({"format": FORMAT, "config": stored}, FORMAT)
 
 
 def test_the_exact_fisher_is_the_importance_of_wpl_if_asked_for():
     """After one architecture it is the sum over classes, image by image, of those whose importance is held out."""
     options = {"importance": "held-out", "fisher": "exact", "protect_from": 0, "importance_batches": 1}
-    config = dataclasses.replace(TINY, **options)
+    config = changed(TINY, **options)
     search = Search(config, load_task(config), SearchArm(0, "wpl"))
     architecture = search.strategy.propose(1)[0]
     search._consolidate(architecture, None)
@@ -506,15 +509,15 @@ def test_the_exact_fisher_is_the_importance_of_wpl_if_asked_for():
 
 
 def test_coupling_needs_memory_for_its_rows():
-    config = dataclasses.replace(TINY, protection=("coupling",))
+    config = changed(TINY, protection=("coupling",))
     task = load_task(config)
     few, many, most = (
-        memory_bytes(dataclasses.replace(config, coupling_rows=rows, coupling_examples=examples), task)
+        memory_bytes(changed(config, coupling_num_rows=rows, coupling_num_examples=examples), task)
         for rows, examples in ((10, 1), (20, 1), (20, 2))
     )
     assert most - many == many - few > 0  # 10 classes
 
 
 def test_more_units_than_memory_allows_says_how_much_it_needs():
-    with pytest.raises(InputError, match=r"units=2000000, batch_size=\d+, nodes=4 need about \d+\.\d GiB"):
-        run(SearchConfig(units=2_000_000))
+    with pytest.raises(InputError, match=r"units=2000000, batch_size=\d+ need about \d+\.\d GiB"):
+        run(search_config(units=2_000_000))

@@ -11,20 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from forgetless import InputError
-from forgetless.architecture import (
-    NAS201_EDGES,
-    NAS201_OPERATIONS,
-    CellArchitecture,
-    CellSpace,
-    Nas201Space,
-    RecurrentArchitecture,
-    RecurrentSpace,
-    cell_loose_ends,
-)
-from forgetless.supernets import recurrent
-from forgetless.supernets.cell import CellSupernet
-from forgetless.supernets.nas201 import Nas201Supernet, live_edges
-from forgetless.supernets.recurrent import RecurrentSupernet
+from forgetless.spaces.cell import CellArchitecture, CellSpace, cell_loose_ends
+from forgetless.spaces.cell.supernet import CellSupernet
+from forgetless.spaces.nas201 import NAS201_EDGES, NAS201_OPERATIONS, Nas201Space
+from forgetless.spaces.nas201.supernet import Nas201Supernet, live_edges
+from forgetless.spaces.recurrent import RecurrentArchitecture, RecurrentSpace
+from forgetless.spaces.recurrent import supernet as recurrent
+from forgetless.spaces.recurrent.supernet import RecurrentSupernet
 
 V, H, B, T = 11, 5, 3, 7
 

@@ -5,11 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from forgetless.architecture import RecurrentSpace
 from forgetless.data import ImageData, ImageSplit, TextData
 from forgetless.errors import InputError
-from forgetless.supernets.recurrent import RecurrentSupernet
-from forgetless.tasks import ImageClassification, LanguageModelling
+from forgetless.spaces.recurrent import RecurrentSpace
+from forgetless.spaces.recurrent.supernet import RecurrentSupernet
+from forgetless.tasks.images import ImageClassification
+from forgetless.tasks.text import LanguageModelling
 from forgetless.training import cpu_arithmetic
 
 SPACE = RecurrentSpace(2)
@@ -88,7 +89,7 @@ def test_text_error_is_the_mean_over_streams_with_carried_state():
 def test_cross_entropy_of_a_text_does_not_depend_on_the_batch():
     model = supernet()
     found = [
-        LanguageModelling(text(), batch, steps).cross_entropy_of_text(model, "test", CELL)
+        LanguageModelling(text(), batch, steps).published_error(model, "test", CELL)
         for batch, steps in ((1, 8), (3, 8), (2, 13))
     ]
     words = text().test.unsqueeze(0)

@@ -15,9 +15,9 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from configs import two_model_config
 from forgetless import WeightPlasticity, diagonal_fisher, reference, tolerance
 from forgetless.errors import InputError
-from forgetless.experiments.two_model import TwoModelConfig
 from forgetless.tolerance import expected_increase, tolerance_step
 
 OPTIMIZERS: dict[str, Callable[[Iterable[Tensor]], Optimizer]] = {
@@ -547,8 +547,8 @@ def test_a_tolerance_that_float32_cannot_tell_from_nothing_is_refused() -> None:
     for level in (5e-324, 1e-40, 9e-31):
         with pytest.raises(ValueError, match=rf"Expected tolerance to be at least 1e-30, but got {level}"):
             WeightPlasticity([], tolerance=level)
-        with pytest.raises(InputError, match=rf"Expected tolerance to be at least 1e-30, but got {level}"):
-            TwoModelConfig(tolerance=(level,))
+        with pytest.raises(InputError, match=rf"Expected a tolerance of at least 1e-30, but got {level}"):
+            two_model_config(protection=("none", "wpl-tolerance"), wpl_tolerance_strength=(0.01, level))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -12,17 +12,19 @@ from rich.console import Console
 from torch import nn
 from torch.optim import SGD, Adam
 
+from configs import changed, search_config, two_model_config
 from forgetless import diagonal_fisher
 from forgetless.errors import InputError
 from forgetless.experiments import two_model
-from forgetless.experiments.two_model import Arm, TwoModelConfig, TwoModelResult, arms, run
+from forgetless.experiments.two_model import Arm, TwoModelResult, arms, run
+from forgetless.experiments.two_model.mlp import Wiring, chain_of_models, shared_parameters
 from forgetless.experiments.two_model.training import Trainer
-from forgetless.protection import Evidence, ToleranceWPL, make_protection, tolerance
-from forgetless.report import accuracy_curves, chosen_alpha, trade_off
+from forgetless.protection import Evidence, make_protection, tolerance
+from forgetless.protection.tolerance import ToleranceWPL
+from forgetless.report import accuracy_curves, chosen_strength, trade_off
 from forgetless.report.table import summary_table
 from forgetless.report.words import Group
-from forgetless.search import Search, SearchArm, SearchConfig, load_task
-from forgetless.supernets.mlp import Wiring, chain_of_models, shared_parameters
+from forgetless.search import Search, SearchArm, load_task
 from forgetless.training import cpu_arithmetic, train
 
 G = torch.Generator().manual_seed(0)
@@ -66,7 +68,7 @@ def models(number=2):
 def protected(level, *, optimizer=lambda p: Adam(p, lr=0.01), num_measured=2, held_out=lambda: HELD_OUT):
     """A trained and consolidated, B not yet trained."""
     a, b = models()
-    protection = ToleranceWPL(shared_parameters([a, b]), level, damping=1e-3, num_measured=num_measured)
+    protection = ToleranceWPL(shared_parameters([a, b]), strength=level, damping=1e-3, num_measured=num_measured)
     train(batches(), loss_of(a), optimizer(a.parameters()), protection)
     protection.consolidate(a, evidence_of(a, (0,), held_out))
     return a, b, protection
@@ -122,11 +124,11 @@ def test_a_tolerance_out_of_reach_is_plain_training_bit_for_bit():
             return [nn.Sequential(trunk, nn.Linear(8, 3)) for _ in range(2)]
 
     results = []
-    for name, strength in (("none", 0.0), ("wpl-tolerance", 1e6)):
+    for name, options in (("none", {}), ("wpl-tolerance", {"strength": 1e6})):
         a, b = trunk_and_heads()
         a[0][1].eval()  # one part is in another mode than the rest
         a[1].bias.requires_grad_(False)
-        protection = make_protection(name, list(a[0].parameters()), strength)
+        protection = make_protection(name, list(a[0].parameters()), **options)
         evidence = dataclasses.replace(
             evidence_of(a), fisher=lambda a=a: {n: torch.ones_like(p) for n, p in a.named_parameters()}
         )
@@ -142,7 +144,7 @@ def test_a_tolerance_out_of_reach_is_plain_training_bit_for_bit():
 
 def test_the_newest_models_are_measured_and_of_these_the_one_that_lost_most():
     chain = models(4)
-    protection = ToleranceWPL(shared_parameters(chain), 0.01, num_measured=2)
+    protection = ToleranceWPL(shared_parameters(chain), strength=0.01, num_measured=2)
     for j in (0, 1, 2, 1):
         protection.consolidate(chain[j], evidence_of(chain[j], (j,)))
     assert protection.measured == [(2,), (1,)]
@@ -193,33 +195,36 @@ def test_the_penalty_is_that_of_the_multiplier():
 
 
 def test_what_is_refused():
-    with pytest.raises(InputError, match="Expected num_measured to be at least 1, but got 0"):
-        ToleranceWPL([], 0.01, num_measured=0)
+    with pytest.raises(InputError, match="Expected num_measured to be at least 0, but got -1"):
+        ToleranceWPL([], strength=0.01, num_measured=-1)
+    for level in (0.0, -0.1, math.nan):
+        with pytest.raises(ValueError, match=f"Expected .* above 0, but got {level}"):
+            ToleranceWPL([], strength=level)
+    _, _, protection = protected(0.01)
     for level in (0.0, -0.1, math.nan):
         with pytest.raises(ValueError, match=f"Expected tolerance to be finite and above 0, but got {level}"):
-            ToleranceWPL([], level)
-    _, _, protection = protected(0.01)
-    twin = ToleranceWPL(protection.shared_parameters, 0.01)
-    with pytest.raises(InputError, match="Expected a way to recall 1 measured models, but got none"):
+            protection.strength = level
+    twin = ToleranceWPL(protection.shared_parameters, strength=0.01)
+    with pytest.raises(InputError, match="Expected a way to recall 1 earlier models, but got none"):
         twin.load_state_dict(protection.state_dict())
-    with pytest.raises(InputError, match=r"Expected tolerance to be above 0, but got 0\.0"):
-        SearchConfig(tolerance=0.0)
+    with pytest.raises(InputError, match=r"Expected .* above 0, but got 0\.0"):
+        search_config(protection=("wpl-tolerance",), wpl_tolerance_strength=0.0)
     with pytest.raises(InputError, match="Expected batches_per_model to be at least 2"):
-        SearchConfig(protection=("wpl-tolerance",), batches_per_model=1)
+        search_config(protection=("wpl-tolerance",), batches_per_model=1)
 
 
 # ---- two models ------------------------------------------------------------------------------------------------------
 
-SMALL = TwoModelConfig(
-    protection=("none", "wpl-tolerance"),
-    tolerance=(0.01, 0.1),
-    convergence=(1.0, 0.6),
-    seeds=1,
-    iterations=60,
-    iterations_a=80,
-    evaluate_every=60,
-    width=24,
-)
+SMALL = {
+    "protection": ("none", "wpl-tolerance"),
+    "wpl_tolerance_strength": (0.01, 0.1),
+    "convergence": (1.0, 0.6),
+    "seeds": 1,
+    "iterations": 60,
+    "iterations_a": 80,
+    "evaluate_every": 60,
+    "width": 24,
+}
 
 
 @pytest.mark.parametrize(("wiring", "shared"), [("crossed", 3), ("prefix", 2)])
@@ -237,12 +242,12 @@ def test_in_two_models_the_tolerance_is_kept_on_the_importance_split(wiring, sha
         return record
 
     monkeypatch.setattr(Trainer, "_train_rest", watched)
-    config = dataclasses.replace(SMALL, wiring=wiring, shared=(shared,))
+    config = two_model_config(**SMALL, wiring=wiring, shared=(shared,))
     result = run(config)
     assert list(lost) == arms(config)
     for arm, increase in lost.items():
         if arm.protection == "wpl-tolerance":
-            assert increase <= arm.alpha * (1 + 1e-3) + 1e-5
+            assert increase <= arm.strength * (1 + 1e-3) + 1e-5
     if wiring == "crossed":
         assert lost[Arm(0, shared, 1.0, "none", None)] > 0.2
         assert lost[Arm(0, shared, 1.0, "wpl-tolerance", 0.1)] > 0.03
@@ -253,7 +258,7 @@ def test_in_two_models_the_tolerance_is_kept_on_the_importance_split(wiring, sha
 
 
 def test_records_have_the_mean_cross_entropy_of_the_whole_split():
-    config = dataclasses.replace(SMALL, protection=("none",), convergence=(1.0,), iterations=2)
+    config = two_model_config(protection=("none",), seeds=1, iterations=2, iterations_a=80, width=24)
     task = two_model.load_task(config)
     trainer = Trainer(config, task, arms(config)[0])
     with torch.no_grad():
@@ -265,7 +270,8 @@ def test_records_have_the_mean_cross_entropy_of_the_whole_split():
 
 
 def test_tolerances_are_called_so_in_labels_tables_and_figures():
-    config = dataclasses.replace(SMALL, protection=("none", "wpl", "wpl-tolerance"), iterations=4, convergence=(1.0,))
+    changes = {"protection": ("none", "wpl", "wpl-tolerance"), "iterations": 4, "convergence": (1.0,)}
+    config = two_model_config(**SMALL | changes)
     result: TwoModelResult = run(config)
     assert [arm.label for arm in arms(config)] == [
         "none",
@@ -275,7 +281,7 @@ def test_tolerances_are_called_so_in_labels_tables_and_figures():
     ]
     label = Group("wpl-tolerance", 0.1, []).label
     assert label.replace("\N{NO-BREAK SPACE}", " ") == "limited weight plasticity, tolerance = 0.1"
-    assert chosen_alpha(result, "wpl-tolerance") in {0.01, 0.1}
+    assert chosen_strength(result, "wpl-tolerance") in {0.01, 0.1}
     console = Console(file=io.StringIO(), width=80)
     console.print(summary_table(result))
     text = console.file.getvalue()
@@ -290,10 +296,10 @@ def test_tolerances_are_called_so_in_labels_tables_and_figures():
 
 # ---- searches --------------------------------------------------------------------------------------------------------
 
-SEARCH = SearchConfig(
+SEARCH = search_config(
     space="nas201",
     protection=("wpl-tolerance",),
-    tolerance=1e-4,
+    wpl_tolerance_strength=1e-4,
     epochs=2,
     models_per_epoch=3,
     batches_per_model=3,
@@ -342,8 +348,8 @@ def test_in_a_search_it_goes_on_bit_for_bit_and_interference_leaves_it_alone():
 
 
 def test_the_tolerance_does_not_decay_in_a_search():
-    config = dataclasses.replace(SEARCH, alpha_decay=0.5, interference_every=0, models_per_epoch=1)
+    config = changed(SEARCH, strength_decay=0.5, interference_every=0, models_per_epoch=1)
     search = Search(config, load_task(config), SearchArm(0, "wpl-tolerance"))
     for _ in range(2):
         search.one_epoch({}, lambda phase, values: None)
-    assert search.protection.alpha == 1e-4
+    assert search.protection.strength == 1e-4

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from configs import changed, search_config
 from forgetless.checkpoints import Checkpoints
+from forgetless.configuration import Part
 from forgetless.errors import InputError
-from forgetless.evaluation.trainings import Training, TrainingStore, run_training
-from forgetless.evaluation.workers import _fan_out, run_trainings
-from forgetless.search import SearchConfig, load_task
+from forgetless.evaluation.trainings import Training, TrainingStore, run_training, run_trainings
+from forgetless.search import load_task
+from forgetless.workers import _fan_out
 
-CONFIG = SearchConfig(space="nas201", units=2, batch_size=16, operations=("none", "skip_connect", "nor_conv_1x1"))
+CONFIG = search_config(space="nas201", units=2, batch_size=16, operations=("none", "skip_connect", "nor_conv_1x1"))
 CELLS = (
     "|nor_conv_1x1~0|+|none~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|",
     "|skip_connect~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|none~2|",
@@ -32,8 +34,8 @@ def trainings():
     return [training_of(digest, cell, seed) for cell in CELLS[:2] for seed in (0, 1)]
 
 
-def training_of(digest="0" * 64, architecture=CELLS[0], seed=0, num_batches=3, whole_text=False, config=CONFIG):
-    return Training.of(config, digest, architecture, seed=seed, num_batches=num_batches, whole_text=whole_text)
+def training_of(digest="0" * 64, architecture=CELLS[0], seed=0, num_batches=3, as_published=False, config=CONFIG):
+    return Training.of(config, digest, architecture, seed=seed, num_batches=num_batches, as_published=as_published)
 
 
 def without_time(results):
@@ -72,25 +74,34 @@ def many(number=5):
 
 
 def test_every_option_that_decides_changes_the_key():
-    first = training_of()
-    changed = {
-        "nodes": 3, "units": 3, "cells_per_stage": 2, "operations": None, "data": "mnist", "optimizer": "adam",
-        "learning_rate": 0.5, "momentum": 0.1, "max_gradient_norm": 1.0, "batch_size": 3, "num_steps": 3,
-        "independent": True, "augment": True, "dropout": 0.1, "weight_drop": 0.1,
-    }  # fmt: skip
-    others = [training_of(config=dataclasses.replace(CONFIG, **{name: value})) for name, value in changed.items()]
-    text, few = SearchConfig(), SearchConfig(vocabulary=100)
-    others += [training_of(config=text), training_of(config=few)]
-    others += [training_of("1" * 64), training_of(architecture=CELLS[1]), training_of(seed=1)]
-    others += [training_of(num_batches=4), training_of(whole_text=True)]
-    keys = {training.key for training in others}
-    assert len(keys) == len(others)
+    """Whatever field of the spec is changed, in any of its parts, the key is another."""
+    first = training_of(config=search_config(operations=("tanh", "relu"), vocabulary=100)).spec
+    others = {"name": "mnist", "data_sha256": "1" * 64, "architecture": "tanh(0)"}
+
+    def neighbours(part):
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if isinstance(value, Part):
+                yield from (dataclasses.replace(part, **{field.name: each}) for each in neighbours(value))
+            elif field.name in others and isinstance(value, str) and value not in {"sgd", "adam"}:
+                yield dataclasses.replace(part, **{field.name: others[field.name]})
+            elif isinstance(value, bool):
+                yield dataclasses.replace(part, **{field.name: not value})
+            elif isinstance(value, int | float):
+                yield dataclasses.replace(part, **{field.name: value + (0.25 if isinstance(value, float) else 1)})
+            else:
+                changes = {"sgd": "adam", "cpu": "cuda", ("tanh", "relu"): ("tanh",)}
+                yield dataclasses.replace(part, **{field.name: changes[value]})
+
+    specs = list(neighbours(first))
+    keys = {spec.key for spec in specs}
+    assert len(keys) == len(specs) > 15
     assert first.key not in keys
-    assert {name for name, _ in first.options} == {*changed, "vocabulary", "space", "device"}
+    assert training_of(config=search_config()).key != training_of().key  # of another space
 
 
 def test_what_decides_nothing_does_not_change_the_key():
-    same = dataclasses.replace(CONFIG, alpha=7.0, epochs=99, seeds=3, data_dir="elsewhere", threads=2)
+    same = changed(CONFIG, wpl_strength=7.0, epochs=99, seeds=3, data_dir="elsewhere", threads=2)
     assert training_of(config=same).key == training_of().key
 
 
@@ -161,7 +172,7 @@ def test_an_interrupted_training_goes_on_where_it_was(trainings, tmp_path, monke
     (kept,) = tmp_path.iterdir()
     assert kept.name == f"{training.key}.pt"
     (result,), _ = run_trainings([training], store, workers=1)
-    assert len(steps) == training.num_batches
+    assert len(steps) == training.spec.num_batches
     assert {**result, "seconds": 0} == {**whole, "seconds": 0}
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
     kept.write_bytes(b"damaged")

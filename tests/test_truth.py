@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 import forgetless.evaluation.truth
 from forgetless import InputError
-from forgetless.architecture import CellSpace, Nas201Space, RecurrentSpace
 from forgetless.evaluation.truth import Truth, benchmark_names, read_truth
+from forgetless.spaces.cell import CellSpace
+from forgetless.spaces.nas201 import Nas201Space
+from forgetless.spaces.recurrent import RecurrentSpace
 
 SPACE = RecurrentSpace(2)
 

@@ -1,5 +1,4 @@
 import copy
-import dataclasses
 import json
 import math
 
@@ -8,21 +7,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from forgetless import diagonal_fisher
+from configs import changed, two_model_config
+from forgetless import diagonal_fisher, matching
 from forgetless.errors import InputError
 from forgetless.experiments import two_model
-from forgetless.experiments.two_model import Arm, TwoModelConfig, TwoModelResult, arms, run, training
+from forgetless.experiments.two_model import Arm, TwoModelConfig, TwoModelResult, arms, run
+from forgetless.experiments.two_model.mlp import chain_of_models, shared_parameters
 from forgetless.experiments.two_model.training import Trainer
 from forgetless.plasticity import WeightPlasticity
-from forgetless.supernets.mlp import chain_of_models, shared_parameters
-from forgetless.tasks import ImageClassification
+from forgetless.tasks.images import ImageClassification
 
-SMALL = TwoModelConfig(seeds=1, iterations=40, iterations_a=60, evaluate_every=20, width=24, alpha=(1e7,))
+SMALL = {"seeds": 1, "iterations": 40, "iterations_a": 60, "evaluate_every": 20, "width": 24}
+STRONG = {"wpl_strength": (1e7,)}
 
 
 @pytest.fixture(scope="module")
 def result():
-    return run(dataclasses.replace(SMALL, seeds=2, convergence=(1.0, 0.6)))
+    return run(two_model_config(**SMALL | STRONG | {"seeds": 2}, convergence=(1.0, 0.6)))
 
 
 def without_time(runs):
@@ -30,13 +31,13 @@ def without_time(runs):
 
 
 def test_every_arm_is_run_once(result):
-    made = [Arm(r["seed"], r["shared"], r["convergence"], r["protection"], r["alpha"]) for r in result.runs]
+    made = [Arm(r["seed"], r["shared"], r["convergence"], r["protection"], r["strength"]) for r in result.runs]
     assert made == arms(result.config)
     assert len(made) == 2 * 2 * 5
 
 
 def test_later_seeds_alone_give_the_same_numbers(result):
-    later = run(dataclasses.replace(result.config, first_seed=1, seeds=1)).runs
+    later = run(changed(result.config, first_seed=1, seeds=1)).runs
     assert without_time(later) == without_time([r for r in result.runs if r["seed"] == 1])
 
 
@@ -92,10 +93,10 @@ def test_the_matched_arm_steps_as_far_as_the_protected_one(result):
 
 def test_unprotected_training_is_a_plain_loop():
     """The harness adds nothing: the same numbers from a loop written out here."""
-    config = dataclasses.replace(SMALL, protection=("none",), optimizer="sgd")
+    config = two_model_config(**SMALL, protection=("none",), optimizer="sgd")
     record = run(config).runs[0]
     task = two_model.load_task(config)
-    a, b = chain_of_models(config.wiring, 3, num_inputs=64, num_classes=10, width=24, seed=0)
+    a, b = chain_of_models(config.chain.wiring, 3, num_inputs=64, num_classes=10, width=24, seed=0)
     for model, steps, seed in ((a, 60, 0), (b, 40, 1000)):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         for x, y in task.training_batches(steps, torch.Generator().manual_seed(seed)):
@@ -107,10 +108,10 @@ def test_unprotected_training_is_a_plain_loop():
 
 
 def test_wpl_in_the_harness_is_wpl_in_a_plain_loop():
-    config = dataclasses.replace(SMALL, protection=("wpl",), alpha=(1e5,))
+    config = two_model_config(**SMALL, protection=("wpl",), wpl_strength=(1e5,))
     record = run(config).runs[0]
     task = two_model.load_task(config)
-    a, b = chain_of_models(config.wiring, 3, num_inputs=64, num_classes=10, width=24, seed=0)
+    a, b = chain_of_models(config.chain.wiring, 3, num_inputs=64, num_classes=10, width=24, seed=0)
     plasticity = WeightPlasticity(shared_parameters([a, b]), 1e5, damping=1e-3)
     for model, steps, seed in ((a, 60, 0), (b, 40, 1000)):
         optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
@@ -126,7 +127,7 @@ def test_wpl_in_the_harness_is_wpl_in_a_plain_loop():
 
 
 def test_alpha_zero_is_no_protection():
-    result = run(dataclasses.replace(SMALL, protection=("none", "wpl"), alpha=(0.0,)))
+    result = run(two_model_config(**SMALL, protection=("none", "wpl"), wpl_strength=(0.0,)))
     plain, zero = result.runs
     assert plain["curve"] == zero["curve"]
 
@@ -150,7 +151,7 @@ def test_interrupted_and_resumed_gives_the_same_numbers(result, stop_after):
 
 
 def test_a_chain_reports_every_model():
-    config = dataclasses.replace(SMALL, models=4, protection=("none", "freeze"))
+    config = two_model_config(**SMALL, models=4, protection=("none", "freeze"))
     plain, frozen = run(config).runs
     assert [m["model"] for m in plain["models"]] == ["A", "B", "C", "D"]
     assert plain["curve"]["iteration"][-1] == 3 * 40
@@ -182,12 +183,15 @@ def test_no_forgetting_to_reduce_is_no_percentage(result):
 
 def test_every_alpha_up_to_1e12_stays_finite():
     for optimizer in ("sgd", "adam"):
-        config = dataclasses.replace(
-            SMALL, protection=("wpl",), alpha=(0.0, 1e3, 1e6, 1e9, 1e12), optimizer=optimizer, iterations=20
-        )
+        options = {"protection": ("wpl",), "wpl_strength": (0.0, 1e3, 1e6, 1e9, 1e12), "iterations": 20}
+        config = two_model_config(**SMALL | options, optimizer=optimizer)
+        assert len(arms(config)) == 5
         for r in run(config).runs:
             assert math.isfinite(r["mean_step"])
-            assert r["accuracy_a_after"] > 0.3 or r["alpha"] == 0
+            assert r["accuracy_a_after"] > 0.3 or r["strength"] == 0
+
+
+COUPLED = {"protection": ("none", "coupling")}
 
 
 @pytest.mark.parametrize(
@@ -198,17 +202,20 @@ def test_every_alpha_up_to_1e12_stays_finite():
         ({"convergence": (0.0,)}, r"Expected convergence in \(0, 1\], but got 0.0"),
         ({"convergence": (1.5,)}, "but got 1.5"),
         ({"convergence": (math.nan,)}, "but got nan"),
-        ({"alpha": (-1.0,)}, "Expected alpha to be finite and at least 0, but got -1.0"),
-        ({"alpha": (math.nan,)}, "Expected alpha to be finite and at least 0, but got nan"),
+        ({"wpl_strength": (-1.0,)}, "Expected strength to be finite and at least 0, but got -1.0"),
+        ({"wpl_strength": (math.nan,)}, "Expected strength to be finite and at least 0, but got nan"),
         (
-            {"tolerance": (0.01, 0.0)},
-            "Expected tolerance to be above 0, but got 0.0. Where nothing",
+            {"protection": ("wpl-tolerance",), "wpl_tolerance_strength": (0.01, 0.0)},
+            "Expected a finite tolerance above 0, but got 0.0. Where nothing",
         ),
-        ({"tolerance": (-1.0,)}, "Expected tolerance to be above 0, but got -1.0"),
-        ({"tolerance": (math.nan,)}, "Expected tolerance to be finite"),
-        ({"l2_alpha": (math.inf,)}, "Expected l2_alpha to be finite"),
+        (
+            {"protection": ("wpl-tolerance",), "wpl_tolerance_strength": (-1.0,)},
+            "Expected a finite tolerance above 0, but got -1.0",
+        ),
+        ({"protection": ("wpl-tolerance",), "wpl_tolerance_strength": (math.nan,)}, "Expected a finite tolerance"),
+        ({"l2_strength": (math.inf,)}, "Expected strength to be finite"),
         ({"protection": ("wlp",)}, "Did you mean 'wpl'"),
-        ({"protection": ()}, "at least one value of protection"),
+        ({"protection": ()}, "Expected at least one protection"),
         ({"protection": ("none", "matched-lr")}, "Expected wpl among the protections"),
         ({"wiring": "prefiks"}, "Did you mean 'prefix'"),
         ({"optimizer": "adamm"}, "Did you mean 'adam'"),
@@ -219,25 +226,38 @@ def test_every_alpha_up_to_1e12_stays_finite():
         ({"iterations": 0}, "Expected iterations to be at least 1"),
         ({"width": 0}, "Expected width to be at least 1"),
         ({"learning_rate": -0.1}, "Expected learning_rate to be finite and above 0"),
-        ({"damping": -1.0}, "Expected damping to be finite and at least 0"),
-        ({"coupling_prior": 0.0}, "Expected coupling_prior to be finite and above 0"),
-        ({"coupling_rows": 0}, "Expected coupling_rows to be at least 1"),
-        ({"coupling_examples": 0}, "Expected coupling_examples to be at least 1"),
-        ({"coupling_alpha": (-1.0,)}, "Expected coupling_alpha to be finite and at least 0"),
+        ({"wpl_damping": -1.0}, "Expected damping to be finite and at least 0"),
+        (COUPLED | {"coupling_prior": 0.0}, "Expected prior to be finite and above 0"),
+        (COUPLED | {"coupling_num_rows": 0}, "Expected num_rows to be at least 1"),
+        (COUPLED | {"coupling_num_examples": 0}, "Expected num_examples to be at least 1"),
+        (COUPLED | {"coupling_strength": (-1.0,)}, "Expected strength to be finite and at least 0"),
+        ({"coupling_prior": 0.1}, "Expected --coupling.prior together with coupling, but the protection is none, "),
         ({"momentum": 1.0}, r"Expected momentum in \[0, 1\)"),
-        ({"device": "gpu"}, "Expected a device that this machine has, but got 'gpu'"),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(InputError, match=message):
-        TwoModelConfig(**options)
+        two_model_config(**options)
+
+
+def test_a_device_that_is_not_there():
+    """Only who trains needs it: a run made elsewhere can be read."""
+    config = two_model_config(**SMALL, device="gpu")
+    for start in (two_model.load_task, run):
+        with pytest.raises(InputError, match="Expected a device that this machine has, but got 'gpu'"):
+            start(config)
 
 
 def test_config_round_trip_and_unknown_option():
-    values = json.loads(json.dumps(dataclasses.asdict(SMALL)))
-    assert TwoModelConfig.from_dict(values) == SMALL
-    with pytest.raises(InputError, match="Did you mean 'alpha'"):
-        TwoModelConfig.from_dict({"alfa": [1.0]})
+    config = two_model_config(**SMALL, wpl_strength=(1e7, 10.0), shared=(1, 3))
+    values = json.loads(json.dumps(config.to_dict()))
+    assert TwoModelConfig.from_dict(values) == config
+    with pytest.raises(InputError, match="Did you mean 'chain'"):
+        TwoModelConfig.from_dict({"chian": {}})
+    with pytest.raises(InputError, match="Did you mean 'shared'"):
+        TwoModelConfig.from_dict({"chain": {"sharde": [1]}})
+    with pytest.raises(InputError, match="Did you mean 'strength'"):
+        TwoModelConfig.from_dict({"protections": [{"name": "wpl", "strenght": 1.0}]})
 
 
 @pytest.mark.parametrize("fisher", ["exact", "empirical"])
@@ -247,7 +267,7 @@ def test_the_exact_fisher_is_the_importance_of_wpl_if_asked_for(fisher, monkeypa
     consolidate = WeightPlasticity.consolidate
 
     def noted(self, model, importance):
-        images, _ = next(two_model.load_task(SMALL).batches("importance"))
+        images, _ = next(two_model.load_task(two_model_config(**SMALL)).batches("importance"))
         expected = torch.zeros_like(model.layers[-1].weight)
         for image in images:
             logits = model(image.unsqueeze(0))
@@ -260,19 +280,21 @@ def test_the_exact_fisher_is_the_importance_of_wpl_if_asked_for(fisher, monkeypa
         consolidate(self, model, importance)
 
     monkeypatch.setattr(WeightPlasticity, "consolidate", noted)
-    run(dataclasses.replace(SMALL, iterations=2, iterations_a=20, protection=("wpl",), fisher=fisher))
+    changes = {"iterations": 2, "iterations_a": 20, "protection": ("wpl",)}
+    run(two_model_config(**SMALL | STRONG | changes, fisher=fisher))
     assert found == [fisher == "exact"]
 
 
 def test_coupling_prevents_forgetting():
-    config = dataclasses.replace(SMALL, protection=("none", "coupling"), coupling_rows=20, coupling_examples=20)
+    options = {"protection": ("none", "coupling"), "coupling_num_rows": 20, "coupling_num_examples": 20}
+    config = two_model_config(**SMALL, **options)
     plain, held = run(config).runs
     assert plain["validation_forgetting"] > 0.02
     assert held["validation_forgetting"] < 0.2 * plain["validation_forgetting"]
 
 
 def test_training_batches_are_shuffled_passes():
-    task = two_model.load_task(SMALL)
+    task = two_model.load_task(two_model_config(**SMALL))
     size = len(task.data.train.labels)
     batches = list(task.training_batches(size // 128 + 2, torch.Generator().manual_seed(3)))
     assert [len(y) for _, y in batches] == [128] * (size // 128 + 2)
@@ -287,7 +309,7 @@ def test_training_batches_are_shuffled_passes():
 
 
 def test_error_is_counted_over_the_whole_split_and_restores_the_mode():
-    task = two_model.load_task(SMALL)
+    task = two_model.load_task(two_model_config(**SMALL))
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10), torch.nn.Dropout(0.9)).train()
     logits = model[1](task.data.test.images.flatten(1))
     expected = sum(int(row.argmax()) != int(y) for row, y in zip(logits, task.data.test.labels, strict=True))
@@ -297,7 +319,7 @@ def test_error_is_counted_over_the_whole_split_and_restores_the_mode():
 
 
 def test_the_matched_arm_of_an_arm_that_does_not_move_does_not_move():
-    config = dataclasses.replace(SMALL, protection=("none", "wpl", "matched-lr"), alpha=(1e12,))
+    config = two_model_config(**SMALL, protection=("none", "wpl", "matched-lr"), wpl_strength=(1e12,))
     task = two_model.load_task(config)
     trainer = Trainer(config, task, arms(config)[0])
     still = trainer.run(Arm(0, 3, 1.0, "matched-lr", 1e12), {"mean_step": 0.0})
@@ -306,10 +328,10 @@ def test_the_matched_arm_of_an_arm_that_does_not_move_does_not_move():
 
 
 def test_the_closest_try_counts_where_none_is_close_enough(monkeypatch):
-    monkeypatch.setattr(training, "_MOST_TRIES", 3)
-    monkeypatch.setattr(training, "_STEP_TOLERANCE", 0.0)
+    monkeypatch.setattr(matching, "_MOST_TRIES", 3)
+    monkeypatch.setattr(matching, "_WITHIN", 0.0)
     tried = []
-    config = dataclasses.replace(SMALL, protection=("wpl", "matched-lr"))
+    config = two_model_config(**SMALL | STRONG, protection=("wpl", "matched-lr"))
     trainer = Trainer(config, two_model.load_task(config), arms(config)[0])
     plain = trainer._train_rest
     monkeypatch.setattr(trainer, "_train_rest", lambda *a: tried.append(plain(*a)) or tried[-1])
@@ -319,7 +341,7 @@ def test_the_closest_try_counts_where_none_is_close_enough(monkeypatch):
 
 
 def test_a_diverged_try_is_never_the_closest(monkeypatch):
-    config = dataclasses.replace(SMALL, protection=("wpl", "matched-lr"))
+    config = two_model_config(**SMALL | STRONG, protection=("wpl", "matched-lr"))
     trainer = Trainer(config, two_model.load_task(config), arms(config)[0])
     steps = iter([math.nan, 0.5, 1.0])
     monkeypatch.setattr(trainer, "_train_rest", lambda arm, rate: {"mean_step": next(steps)})

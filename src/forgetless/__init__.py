@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from forgetless.forgetting import ForgettingMeter, ForgettingSummary, Interval, reduction
     from forgetless.importance import diagonal_fisher
     from forgetless.plasticity import WeightPlasticity, proximal_step, quadratic_penalty
+    from forgetless.search import SearchConfig, run_search
 
 __version__ = version("forgetless")
 
@@ -24,6 +25,9 @@ __all__ = [
     "ForgettingSummary",
     "Interval",
     "reduction",
+    # searching
+    "SearchConfig",
+    "run_search",
     # bad input
     "InputError",
 ]
@@ -37,6 +41,8 @@ _MODULES = {
     "ForgettingSummary": "forgetting",
     "Interval": "forgetting",
     "reduction": "forgetting",
+    "SearchConfig": "search",
+    "run_search": "search",
     "InputError": "errors",
 }
 

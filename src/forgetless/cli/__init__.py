@@ -6,6 +6,8 @@ SIGTERM or SIGHUP (one line says how to go on).
 """
 
 import contextlib
+import importlib
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ from typing import get_args
 
 from cyclopts import App, ArgumentCollection, CoercionError, CycloptsError, Parameter
 
-from forgetless import __version__, interruption
+from forgetless import __version__, interruption, plugins
 from forgetless.cli.terminal import complain
 from forgetless.errors import InputError
 
@@ -44,17 +46,51 @@ def _expect_whole_numbers(_app: App, _commands: tuple[str, ...], arguments: Argu
                     )
 
 
-app = App(
-    name="forgetless",
-    config=_expect_whole_numbers,
-    help="Measure and prevent forgetting in networks that share weights.",
-    version=__version__,
-    suppress_keyboard_interrupt=False,  # main has an exit code for each signal
-    default_parameter=Parameter(consume_multiple=True, negative=(), json_list=False),
-)
-for _place, (_name, _help) in enumerate(_COMMANDS.items()):
-    _module = _name.replace("-", "_")
-    app.command(f"{__name__}.{_module}:{_module}_command", name=_name, help=_help, sort_key=_place)
+_CONFIGURED = frozenset({"two-model", "search", "compare", "evaluate"})
+"""Commands that have an option for each field of a configuration."""
+
+_HELP_ALL, _PLUGIN = "--help-all", "--plugin"
+
+
+def make_app(words: Sequence[str]) -> App:
+    """The command line; the options of a command are made where the command is called.
+
+    Args:
+        words: After the program's name. They name the command, and the plugins that add to its options.
+
+    Raises:
+        InputError: If a plugin cannot be loaded.
+    """
+    app = App(
+        name="forgetless",
+        config=_expect_whole_numbers,
+        help="Measure and prevent forgetting in networks that share weights.",
+        version=__version__,
+        suppress_keyboard_interrupt=False,  # main has an exit code for each signal
+        default_parameter=Parameter(consume_multiple=True, negative=(), json_list=False),
+    )
+    called = next((word for word in words if not word.startswith("-")), None)
+    plugins.load_files(_plugins_in(words))
+    for place, (name, text) in enumerate(_COMMANDS.items()):
+        module = f"{__name__}.{name.replace('-', '_')}"
+        if name == called and name in _CONFIGURED:
+            command = importlib.import_module(module).make_command(show_all=_HELP_ALL in words)
+            more = "" if _HELP_ALL in words else f"\n\n`forgetless {name} {_HELP_ALL}` shows every option, by part."
+            app.command(command, name=name, help=text + more, sort_key=place)
+        else:
+            app.command(f"{module}:{name.replace('-', '_')}_command", name=name, help=text, sort_key=place)
+    return app
+
+
+def _plugins_in(words: Sequence[str]) -> list[str]:
+    """What follows `--plugin`, up to the next option."""
+    found: list[str] = []
+    for place, word in enumerate(words):
+        if word == _PLUGIN:
+            found += itertools.takewhile(lambda each: not each.startswith("-"), words[place + 1 :])
+        elif word.startswith(f"{_PLUGIN}="):
+            found.append(word.partition("=")[2])
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,17 +105,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with interruption.handled():
+            try:
+                app = make_app(words)  # imports the command
+            except InputError as error:
+                complain(str(error))
+                return 2
+            words = ["--help" if word == _HELP_ALL else word for word in words]
             with contextlib.suppress(CycloptsError):  # which the call tells
-                app.parse_commands(words)  # imports the command; an error there is one of the installation
+                app.parse_commands(words)  # an error here is one of the installation
             interruption.stop_if_asked()
-            return _call(words)
+            return _call(app, words)
     except interruption.Interrupted as error:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
 
 
-def _call(words: list[str]) -> int:
+def _call(app: App, words: list[str]) -> int:
     try:
         code = app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except InputError as error:

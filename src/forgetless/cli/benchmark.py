@@ -11,7 +11,7 @@ from forgetless.cli.terminal import (
     AGAIN_KEPT,
     last_words,
     progress_bar,
-    show_search,
+    shown,
     tell,
     warnings_in_one_line,
     writable,
@@ -47,7 +47,7 @@ def benchmark_command(
     """
     with last_words(AGAIN_KEPT), progress_bar() as show, warnings_in_one_line():
         store = TrainingStore(trainings or default_store(), checkpoint_every)
-        text = make_benchmark(name, store, workers=workers, cluster=cluster, limit=limit, on_progress=show_search(show))
+        text = make_benchmark(name, store, workers=workers, cluster=cluster, limit=limit, on_progress=shown(show))
     with writable(output or Path(f"{name}.csv")) as path:
         write_atomically(path, text)
     tell(f"Benchmark: {path}")

@@ -1,20 +1,16 @@
 """`forgetless compare`."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from forgetless import comparison
-from forgetless.cli.folders import start
-from forgetless.cli.terminal import Show, show_search, warnings_in_one_line
-from forgetless.comparison import ComparisonConfig
-from forgetless.runs import COMPARE, RunFolder
+from forgetless.cli.configured import Command, configured
+from forgetless.comparison.config import ComparisonConfig
 
 
 def compare_command(
-    config: Annotated[ComparisonConfig | None, Parameter(name="*")] = None,
+    config: ComparisonConfig,
     *,
     output: Path | None = None,
     overwrite: bool = False,
@@ -28,12 +24,15 @@ def compare_command(
         overwrite: Replace the folder if it exists.
         as_json: Print the result as JSON on standard output, and nothing else there.
     """
-    config = config or ComparisonConfig()
-    comparison.check(config)  # bad input is refused before anything is written
-    return start(COMPARE, config, output, overwrite=overwrite, as_json=as_json)
+    from forgetless.cli.folders import start
+
+    return start("compare", config, output, overwrite=overwrite, as_json=as_json)
 
 
-def run(folder: RunFolder, values: dict[str, Any], show: Show, _scalars: object) -> Mapping[str, str]:
-    """Do what is left of a run; what failed, and why. `folders.go_on` calls it."""
-    with warnings_in_one_line():
-        return comparison.run_comparison(folder, ComparisonConfig.from_dict(values), on_progress=show_search(show))
+def make_command(*, show_all: bool) -> Command:
+    """The command.
+
+    Args:
+        show_all: Whether its help shows every option.
+    """
+    return configured(compare_command, ComparisonConfig, show_all=show_all)

@@ -4,35 +4,24 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from forgetless.checkpoints import DEFAULT
-from forgetless.cli.folders import search_result
-from forgetless.cli.terminal import (
-    AGAIN_KEPT,
-    exit_code_of,
-    last_words,
-    progress_bar,
-    show_search,
-    tell,
-    warnings_in_one_line,
-    writable,
-)
+from forgetless.cli.configured import Command, configured
 from forgetless.errors import InputError
-from forgetless.evaluation.run import EvaluatedRun, EvaluationConfig, run_evaluation
-from forgetless.evaluation.trainings import TrainingStore, default_store
-from forgetless.runs import EVALUATION, RunFolder, write_sealed
+from forgetless.evaluation.config import EvaluateConfig
+
+if TYPE_CHECKING:
+    from forgetless.evaluation.run import EvaluatedRun
+    from forgetless.runs import RunFolder
 
 
 def evaluate_command(
     run: list[Path],
     /,
-    config: Annotated[EvaluationConfig | None, Parameter(name="*")] = None,
+    config: EvaluateConfig,
     *,
-    trainings: Path | None = None,
-    checkpoint_every: str = DEFAULT,
     output: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
@@ -41,22 +30,33 @@ def evaluate_command(
     Args:
         run: Run folders of searches in one space.
         config: What to do.
-        trainings: Folder of trainings from scratch, which are made once; FORGETLESS_TRAININGS or runs/trainings by
-            default.
-        checkpoint_every: How much work of a training a kill may cost, such as 10min, 90s or 2h.
         output: Folder for evaluation.json; the first run folder by default.
         as_json: Print the result as JSON on standard output, and nothing else there.
 
     Raises:
         InputError: If there is no folder, one is no search, or the truth does not fit.
     """
-    from forgetless.report import evaluation_table
+    from forgetless.cli.terminal import (
+        AGAIN_KEPT,
+        exit_code_of,
+        last_words,
+        progress_bar,
+        shown,
+        tell,
+        warnings_in_one_line,
+        writable,
+    )
+    from forgetless.evaluation.run import run_evaluation
+    from forgetless.evaluation.trainings import TrainingStore, default_store
+    from forgetless.report.evaluation import evaluation_table
+    from forgetless.runs import EVALUATION, RunFolder, write_sealed
 
-    config = config or EvaluationConfig()
+    judged, resources = config.evaluation, config.resources
     runs = [_evaluated(name, RunFolder(path)) for path, name in _names(run).items()]
-    store = None if config.truth is not None else TrainingStore(trainings or default_store(), checkpoint_every)
+    folder = resources.trainings or default_store()
+    store = None if judged.truth is not None else TrainingStore(folder, resources.checkpoint_every)
     with last_words(AGAIN_KEPT), progress_bar() as show, warnings_in_one_line():
-        found = run_evaluation(config, runs, store, on_progress=show_search(show))
+        found = run_evaluation(judged, runs, store, resources=resources, on_progress=shown(show))
     with writable(output or run[0]) as path:
         path.mkdir(parents=True, exist_ok=True)
         write_sealed(path / EVALUATION, found)
@@ -70,7 +70,19 @@ def evaluate_command(
     )
 
 
-def _evaluated(name: str, folder: RunFolder) -> EvaluatedRun:
+def make_command(*, show_all: bool) -> Command:
+    """The command.
+
+    Args:
+        show_all: Whether its help shows every option.
+    """
+    return configured(evaluate_command, EvaluateConfig, show_all=show_all)
+
+
+def _evaluated(name: str, folder: "RunFolder") -> "EvaluatedRun":
+    from forgetless.cli.folders import search_result
+    from forgetless.evaluation.run import EvaluatedRun
+
     result = search_result(folder)
     load_state = functools.partial(folder.load_trained, is_finished=True)
     return EvaluatedRun(name, result.config, result.records, load_state)

@@ -5,24 +5,22 @@ import datetime as dt
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rich.table import Table
-
-from forgetless.cli.terminal import exit_code_of, last_words, progress_bar, tell, warnings_in_one_line, writable
+from forgetless.cli.terminal import exit_code_of, last_words, progress_bar, shown, tell, warnings_in_one_line, writable
+from forgetless.configuration import Configuration
 from forgetless.errors import InputError
-from forgetless.runs import COMPARE, EXPERIMENT, REPORT, SEARCH, TENSORBOARD, TWO_MODEL, RunFolder
+from forgetless.experiments.base import RUN_KINDS, kind_of, load_config, load_result
+from forgetless.runs import COMPARE, EXPERIMENT, REPORT, SEARCH, TENSORBOARD, RunFolder
 from forgetless.tensorboard import EpochScalars
 
 if TYPE_CHECKING:
-    from forgetless.experiments.two_model import TwoModelConfig
-    from forgetless.report import Result, SearchResult
-    from forgetless.search import SearchConfig
+    from forgetless.search.result import SearchResult
 
 
 def start(
     experiment: str,
-    config: "TwoModelConfig | SearchConfig",
+    config: Configuration,
     output: Path | None,
     *,
     overwrite: bool,
@@ -32,7 +30,7 @@ def start(
     """Make a run folder, then do all of the run.
 
     Args:
-        experiment: Which.
+        experiment: Which kind of run.
         config: What to do.
         output: The folder; a new one below runs/ if None.
         overwrite: Replace it if it is a run.
@@ -42,11 +40,13 @@ def start(
     Returns:
         The exit code.
     """
+    kind = RUN_KINDS[experiment]
+    kind.check(config)  # bad input is refused before anything is written
     stamp = dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    path = output or Path("runs") / f"{experiment}-{_short_name(config.data)}-{stamp}"
-    values = {EXPERIMENT: experiment, **config.to_toml()}
+    path = output or Path("runs") / f"{experiment}-{_short_name(kind.data(config))}-{stamp}"
+    values = {EXPERIMENT: experiment, **config.to_dict()}
     with warnings_in_one_line():
-        folder = RunFolder.create(path, values, device=config.device, overwrite=overwrite)
+        folder = RunFolder.create(path, values, device=kind.device(config), overwrite=overwrite)
     return go_on(folder, as_json=as_json, tensorboard=tensorboard)
 
 
@@ -56,13 +56,14 @@ def _short_name(data: str) -> str:
     return name.encode()[:100].decode(errors="ignore")  # names have 255 bytes at most, and others are made of it
 
 
-def go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False) -> int:
+def go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False, workers: int | None = None) -> int:
     """Do what is left of a run, then show it.
 
     Args:
         folder: The run.
         as_json: Print the result as JSON.
         tensorboard: Write scalars, too; for a search.
+        workers: Processes; as many as the configuration says if None.
 
     Returns:
         The exit code.
@@ -70,33 +71,33 @@ def go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False) -> int
     Raises:
         InputError: If it has no scalars, is damaged, or is being written.
     """
-    from forgetless.cli import compare, search, two_model
-    from forgetless.report import load_result, write_report
+    from forgetless.report import write_report
 
-    values = folder.config
-    experiment = values.pop(EXPERIMENT)
-    run = {TWO_MODEL: two_model.run, SEARCH: search.run, COMPARE: compare.run}[experiment]
-    if tensorboard and experiment != SEARCH:
+    kind = kind_of(folder)
+    if tensorboard and not kind.has_scalars:
         raise InputError(
-            f"Expected a search for --tensorboard, but {folder.path} is a run of {experiment}. Leave it out."
+            f"Expected a run with scalars for --tensorboard, but {folder.path} is a run of {kind.name}. Leave it out."
         )
     with warnings_in_one_line():
+        config = load_config(folder)
+        config = config if workers is None else config.changed({"resources.workers": workers})
         load_result(folder)  # what is damaged or was edited is refused before anything is written
     with contextlib.ExitStack() as held:
         with warnings_in_one_line():
-            held.enter_context(folder.writing(str(values["device"])))
+            held.enter_context(folder.writing(kind.device(config)))
         scalars = EpochScalars(folder.path / TENSORBOARD) if tensorboard else None
         held.enter_context(last_words(f"go on with: forgetless resume {shlex.quote(str(folder.path))}"))
-        with progress_bar() as show:
-            failures = run(folder, values, show, scalars)
+        with progress_bar() as show, warnings_in_one_line():
+            on_record = None if scalars is None else scalars.write
+            failures = kind.run(config, folder, on_progress=shown(show), on_record=on_record)
         with writable(folder.path / REPORT) as path, warnings_in_one_line():
             write_report([folder], path)
             result = load_result(folder)
     if as_json:
-        shown = {"config": folder.config, "environment": folder.environment, **_records_of(result)}
-        print(json.dumps({**shown, "summary": result.summary()}, allow_nan=False))  # noqa: T201
+        told = {"config": folder.config, "environment": folder.environment, **kind.records(result)}
+        print(json.dumps({**told, "summary": result.summary()}, allow_nan=False))  # noqa: T201
     else:
-        tell(_table_of(result), f"Report: {path}")
+        tell(kind.table(result), f"Report: {path}")
     return exit_code_of(failures)
 
 
@@ -112,35 +113,16 @@ def search_result(folder: RunFolder) -> "SearchResult":
     Raises:
         InputError: If it is no search.
     """
-    from forgetless.report import ComparisonResult, SearchResult, load_result
+    kind = kind_of(folder)
+    if kind.name == COMPARE:
+        from forgetless.comparison import units
 
-    with warnings_in_one_line():
-        result = load_result(folder)
-    if isinstance(result, ComparisonResult):
-        from forgetless import comparison
-
-        below = comparison.units(folder, result.config)[0].path
+        below = units(folder, load_config(folder))[0].path  # type: ignore[arg-type]
         raise InputError(
             f"Expected the run of a search, but got the comparison {folder.path}. Name {below} or another."
         )
-    if not isinstance(result, SearchResult):
+    if kind.name != SEARCH:
         raise InputError(f"Expected the run of a search, but {folder.path} is of another kind. Name another folder.")
+    with warnings_in_one_line():
+        result: SearchResult = load_result(folder)
     return result
-
-
-def _records_of(result: "Result") -> dict[str, Any]:
-    from forgetless.report import ComparisonResult, SearchResult
-
-    if isinstance(result, ComparisonResult):
-        return {}  # those of its searches are in their own folders
-    return (
-        {"records": result.records} if isinstance(result, SearchResult) else {"runs": [*result.runs, *result.diverged]}
-    )
-
-
-def _table_of(result: "Result") -> Table:
-    from forgetless.report import ComparisonResult, SearchResult, comparison_table, search_table, summary_table
-
-    if isinstance(result, ComparisonResult):
-        return comparison_table(result)
-    return search_table(result) if isinstance(result, SearchResult) else summary_table(result)

@@ -10,7 +10,7 @@ from cyclopts.validators import Number
 
 from forgetless import search
 from forgetless.cli.folders import search_result
-from forgetless.cli.terminal import AGAIN, last_words, progress_bar, show_search, tell, warnings_in_one_line, writable
+from forgetless.cli.terminal import AGAIN, last_words, progress_bar, shown, tell, warnings_in_one_line, writable
 from forgetless.errors import InputError, expect_one_of
 from forgetless.runs import RunFolder
 from forgetless.search import SearchConfig
@@ -25,6 +25,7 @@ def interference_command(
     seed: int | None = None,
     protection: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
     output: Path | None = None,
+    plugin: tuple[Path, ...] = (),  # noqa: ARG001 (`main` has loaded them)
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
     """Measure which architecture of a finished search overwrites which.
@@ -36,6 +37,7 @@ def interference_command(
         seed: Of the searches; their first by default, or, where none is finished, that of the newest checkpoint.
         protection: Of the searches; all that are finished by default.
         output: Folder for interference.json and interference.png; the run folder by default.
+        plugin: Files with the methods of one's own that the run was made with.
         as_json: Print the result as JSON on standard output, and nothing else there.
 
     Raises:
@@ -48,7 +50,7 @@ def interference_command(
     states = _trained_states(folder, result.config, seed, protection)
     with last_words(AGAIN), progress_bar() as show:
         arms = search.measure_arms(
-            result.config, states, num_models=models, num_batches=batches, on_progress=show_search(show)
+            result.config, states, num_models=models, num_batches=batches, on_progress=shown(show)
         )
     with writable(output or folder.path) as path:
         picture = write_interference(result, arms, folder, path)
@@ -63,10 +65,10 @@ def _trained_states(
 ) -> list[dict[str, Any]]:
     """The states of the finished arms that are asked for, or else the newest checkpoint if it may be meant."""
     for name in protection:
-        expect_one_of("protection", name, config.protection)
+        expect_one_of("protection", name, config.arms)
     asked = [arm for arm in search.search_arms(config) if not protection or arm.protection in protection]
-    finished = [arm for arm in asked if arm.seed == (config.first_seed if seed is None else seed)]
-    finished.sort(key=lambda arm: config.protection.index(arm.protection))
+    finished = [arm for arm in asked if arm.seed == (config.run.first_seed if seed is None else seed)]
+    finished.sort(key=lambda arm: config.arms.index(arm.protection))
     with warnings_in_one_line():
         found = [folder.load_trained(arm.seed, arm.protection) for arm in finished]
         if not any(found):

@@ -2,22 +2,19 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from forgetless import search
-from forgetless.cli.folders import start
-from forgetless.cli.terminal import Show, show_search, warnings_in_one_line
+from forgetless.cli.configured import Command, configured
 from forgetless.errors import InputError
-from forgetless.protection import MATCHED
-from forgetless.runs import SEARCH, RunFolder
-from forgetless.search import SearchConfig
-from forgetless.tensorboard import EpochScalars, expect_tensorboard
+from forgetless.parts import default_protections
+from forgetless.protection import BASELINE, PROTECTIONS
+from forgetless.search.config import EXPERIMENT, SearchConfig
 
 
 def search_command(
-    config: Annotated[SearchConfig | None, Parameter(name="*")] = None,
+    config: SearchConfig,
     *,
     controls: bool = False,
     output: Path | None = None,
@@ -29,34 +26,45 @@ def search_command(
 
     Args:
         config: What to do.
-        controls: Three arms of the same seeds: unprotected, matched learning rate, weight plasticity.
+        controls: Two more arms of the same seeds: unprotected, and a matched learning rate.
         output: Folder for the run; a new one below runs/ by default.
         overwrite: Replace the run folder if it exists.
         tensorboard: Write every epoch's numbers as scalars below the run folder, too.
         as_json: Print the result as JSON on standard output, and nothing else there.
     """
-    config = config or SearchConfig()
-    if controls and not config.trains_shared_weights:
-        raise InputError(
-            f"Expected a strategy that trains shared weights for --controls, but got {config.strategy}. Leave "
-            "--controls out: there is nothing to protect."
-        )
-    if controls and config.protection != SearchConfig().protection:
-        raise InputError(
-            "Expected --controls or --protection, but got both. --controls chooses none, matched-lr and wpl."
-        )
+    from forgetless.cli.folders import start
+    from forgetless.tensorboard import expect_tensorboard
+
     if controls:
-        config = dataclasses.replace(config, protection=("none", MATCHED, "wpl"))
+        config = with_controls(config)
     if tensorboard:
         expect_tensorboard()
-    search.check_memory(config, search.load_task(config))  # bad input is refused before anything is written
-    return start(SEARCH, config, output, overwrite=overwrite, as_json=as_json, tensorboard=tensorboard)
+    return start(EXPERIMENT, config, output, overwrite=overwrite, as_json=as_json, tensorboard=tensorboard)
 
 
-def run(folder: RunFolder, values: dict[str, Any], show: Show, scalars: EpochScalars | None) -> dict[str, str]:
-    """Do what is left of a run; what failed, and why. `folders.go_on` calls it."""
-    config = SearchConfig.from_dict(values)
-    on_record = None if scalars is None else scalars.write
-    with warnings_in_one_line():
-        search.run_in_folder(config, folder, on_record=on_record, on_progress=show_search(show))
-    return {}
+def with_controls(config: SearchConfig) -> SearchConfig:
+    """The same with the unprotected arm, and the control arms of its protections.
+
+    Args:
+        config: With protections of which at least one has a control arm.
+
+    Raises:
+        InputError: If none has.
+    """
+    found = [name for name, kind in zip(PROTECTIONS, PROTECTIONS.values(), strict=True) if kind.matches in config.arms]
+    if not found:
+        raise InputError(
+            f"Expected wpl among the protections for --controls, but got {', '.join(config.arms)}. Leave --controls "
+            "out, or add wpl."
+        )
+    added = [name for name in (BASELINE, *found) if name not in config.arms]
+    return dataclasses.replace(config, protections=(*default_protections(*added), *config.protections))
+
+
+def make_command(*, show_all: bool) -> Command:
+    """The command.
+
+    Args:
+        show_all: Whether its help shows every option.
+    """
+    return configured(search_command, SearchConfig, show_all=show_all)

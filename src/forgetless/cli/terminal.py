@@ -1,7 +1,6 @@
 """What the command line says and shows: results on standard output, the rest on standard error."""
 
 import contextlib
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,7 @@ from forgetless import interruption
 from forgetless.errors import InputError, printable
 
 if TYPE_CHECKING:
-    from forgetless.search import SearchProgress
+    from forgetless.progress import OnProgress, Progress
 
 AGAIN = "run the same command again"
 AGAIN_KEPT = f"{AGAIN}: what is done is kept"
@@ -124,19 +123,10 @@ def progress_bar() -> Iterator[Show]:
         yield show
 
 
-def show_search(show: Show) -> "Callable[[SearchProgress], None]":
-    """Show the progress of a search, or of several."""
+def shown(show: Show) -> "OnProgress":
+    """Show progress: what is being done, and below it what is known so far."""
 
-    def on_progress(progress: "SearchProgress") -> None:
-        told = "  ".join(_in_words(name, value) for name, value in progress.values.items())
-        show(f"{progress.label}\n{told}", progress.done, progress.total)
+    def on_progress(progress: "Progress") -> None:
+        show(f"{progress.label}\n{progress.detail}", progress.done, progress.total)
 
     return on_progress
-
-
-def _in_words(name: str, value: float) -> str:
-    from forgetless.tasks import ImageClassification, LanguageModelling
-
-    if name == LanguageModelling.error_name:
-        return f"perplexity {math.exp(min(value, 700.0)):.0f}"
-    return f"accuracy {100 * (1 - value):.1f} %" if name == ImageClassification.error_name else f"{name} {value:.3f}"

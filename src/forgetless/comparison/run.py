@@ -10,24 +10,25 @@
 Nothing else is kept, so that an interrupted comparison goes on as its searches do.
 """
 
-import contextlib
 import dataclasses
 import functools
-import json
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from forgetless.comparison.config import ComparisonConfig
+from forgetless.configuration import differing_options
 from forgetless.errors import InputError
-from forgetless.evaluation.run import EvaluatedRun, EvaluationConfig, run_evaluation
+from forgetless.evaluation.config import EvaluationConfig
+from forgetless.evaluation.run import EvaluatedRun, run_evaluation
 from forgetless.evaluation.searches import random_architectures
 from forgetless.evaluation.trainings import TrainingStore, default_store
 from forgetless.evaluation.truth import read_truth
-from forgetless.evaluation.workers import fan_out
+from forgetless.experiments.pieces import followed
+from forgetless.experiments.search import SearchRun
+from forgetless.progress import OnProgress
 from forgetless.runs import (
     CONFIG,
     EVALUATION,
@@ -35,7 +36,6 @@ from forgetless.runs import (
     METRICS,
     SEARCH,
     RunFolder,
-    differing_options,
     read_sealed,
     write_sealed,
     writing_to,
@@ -43,7 +43,6 @@ from forgetless.runs import (
 from forgetless.schema import expect_type
 from forgetless.search import (
     SearchConfig,
-    SearchProgress,
     check_memory,
     load_task,
     make_space,
@@ -51,8 +50,7 @@ from forgetless.search import (
     run_in_folder,
     search_arms,
 )
-
-_SECONDS_BETWEEN_LOOKS = 1.0
+from forgetless.workers import fan_out
 
 
 @dataclass(frozen=True)
@@ -82,16 +80,15 @@ def units(folder: RunFolder, config: ComparisonConfig) -> list[Unit]:
         folder: Of the comparison.
         config: Of the comparison.
     """
-    # Who makes trainings from scratch does not matter here, where there are none.
-    own = None if config.truth is None else dataclasses.replace(config.evaluation, workers=None, cluster=None)
+    own = None if config.evaluation.truth is None else config.evaluation
     return [
         Unit(
             folder.path / strategy / f"seed-{seed}",
-            dataclasses.replace(config.search(strategy), seeds=1, first_seed=seed),
+            config.search_of(strategy).changed({"run.seeds": 1, "run.first_seed": seed}),
             own,
         )
-        for seed in config.all_seeds
-        for strategy in config.strategy
+        for seed in config.search.run.all_seeds
+        for strategy in config.strategy_names
     ]
 
 
@@ -105,24 +102,26 @@ def check(config: ComparisonConfig) -> None:
         InputError: If there are too few seeds, the data or the truth is missing or of another space, or the memory is
             too small.
     """
-    if not config.allow_few_seeds:
+    if not config.tests.allow_few_seeds:
         config.expect_seeds()
-    searches = [config.search(strategy) for strategy in config.strategy]
+    searches = [config.search_of(strategy) for strategy in config.strategy_names]
     task = load_task(searches[0])
     for search in searches:
         check_memory(search, task)
-    if config.truth is not None:
-        truth = read_truth(config.truth, make_space(searches[0]), config.column)
-        for seed in config.all_seeds:
+    judged = config.evaluation
+    if judged.truth is not None:
+        truth = read_truth(judged.truth, make_space(searches[0]), judged.column)
+        number = min(judged.top, config.search.selection.final_samples)
+        for seed in config.search.run.all_seeds:
             # What searches will find is not known yet, but what it is compared with is.
-            truth.positions(random_architectures(searches[0], seed, min(config.top, config.final_samples)))
+            truth.positions(random_architectures(searches[0], seed, number))
 
 
 def run_comparison(
     folder: RunFolder,
     config: ComparisonConfig,
     *,
-    on_progress: Callable[[SearchProgress], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, str]:
     """Do all that is left of a comparison.
 
@@ -138,22 +137,24 @@ def run_comparison(
         InputError: If trainings from scratch cannot be begun, as where a cluster does not answer.
     """
     wanted = units(folder, config)
-    with _followed(wanted, on_progress):
+    sizes = {unit.path: SearchRun.num_records(unit.config) for unit in wanted}
+    names = {unit.path: unit.key for unit in wanted}
+    with followed(names, sizes, 0, on_progress, at_last="judging what was found"):
         failures = fan_out(
             [unit for unit in wanted if not is_finished(unit)],
             _run_unit,
             lambda unit, result: folder.drop_previous(),  # noqa: ARG005
-            workers=config.workers,
+            workers=config.resources.workers,
         )
     reasons = {failure.job.key: failure.reason for failure in failures}
     for name, reason in reasons.items():
         folder.append({"event": "failed", "unit": name, "reason": reason})
     finished = [unit for unit in wanted if is_finished(unit)]
-    if config.truth is None and finished:
-        store = TrainingStore(config.trainings or default_store(), config.checkpoint_every)
-        found = run_evaluation(
-            config.evaluation, [_evaluated(unit) for unit in finished], store, on_progress=on_progress
-        )
+    if config.evaluation.truth is None and finished:
+        resources = config.resources
+        store = TrainingStore(resources.trainings or default_store(), resources.checkpoint_every)
+        runs = [_evaluated(unit) for unit in finished]
+        found = run_evaluation(config.evaluation, runs, store, resources=resources, on_progress=on_progress)
         _store_evaluation(folder.path, found)
         reasons |= {f"{architecture}, training seed {seed}": why for architecture, seed, why in found["failures"]}
     return reasons
@@ -198,9 +199,8 @@ def read_unit(unit: Unit) -> list[dict[str, Any]]:
         InputError: If its folder is damaged, or has other options than the comparison asks for.
     """
     folder = RunFolder(unit.path)
-    asked = unit.config.to_toml()
-    options = folder.header.options
-    if told := differing_options(options, {name: asked[name] for name in options if name in asked}):
+    stored = SearchConfig.from_dict(folder.header.options)  # options that came later have their defaults
+    if told := differing_options(stored.to_dict(), unit.config.to_dict()):
         raise InputError(f"Expected the search that the comparison asks for in {unit.path}, but got {told}.")
     return read_records(unit.config, folder)
 
@@ -250,7 +250,7 @@ def _run_unit(unit: Unit) -> dict[str, Any]:
     """Make what a unit lacks. What is wrong with one, such as a damaged file, is not to stop the others."""
     try:
         folder = _folder_of(unit)
-        with folder.writing(unit.config.device):
+        with folder.writing(unit.config.run.device):
             run_in_folder(unit.config, folder)
         if unit.evaluation is not None and read_evaluation(unit) is None:
             _store_evaluation(unit.path, run_evaluation(unit.evaluation, [_evaluated(unit)]))
@@ -262,7 +262,7 @@ def _run_unit(unit: Unit) -> dict[str, Any]:
 def _folder_of(unit: Unit) -> RunFolder:
     if (unit.path / CONFIG).is_file():
         return RunFolder(unit.path)
-    return RunFolder.create(unit.path, {EXPERIMENT: SEARCH, **unit.config.to_toml()}, device=unit.config.device)
+    return RunFolder.create(unit.path, {EXPERIMENT: SEARCH, **unit.config.to_dict()}, device=unit.config.run.device)
 
 
 def _evaluated(unit: Unit) -> EvaluatedRun:
@@ -273,58 +273,3 @@ def _evaluated(unit: Unit) -> EvaluatedRun:
 def _store_evaluation(path: Path, found: Mapping[str, Any]) -> None:
     with writing_to(path):
         write_sealed(path / EVALUATION, found, RunFolder(path).header.digest)
-
-
-# ---- looking on --------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _followed(wanted: Sequence[Unit], on_progress: Callable[[SearchProgress], None] | None) -> Iterator[None]:
-    """While it lasts, another thread reads how far all units are, whoever works on them."""
-    if on_progress is None:
-        yield
-        return
-    ended = threading.Event()
-
-    def look() -> None:
-        while True:
-            on_progress(_progress(wanted))
-            if ended.wait(_SECONDS_BETWEEN_LOOKS):
-                return
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def _progress(wanted: Sequence[Unit]) -> SearchProgress:
-    """Finished epochs over all units, and the last of those that are under way, the most recent first."""
-    done = total = 0
-    under_way: list[tuple[float, str]] = []
-    for unit in wanted:
-        arms = len(search_arms(unit.config))
-        total += arms * unit.config.num_epochs
-        path = unit.path / METRICS
-        try:
-            lines, written = path.read_bytes().splitlines(keepends=True), path.stat().st_mtime
-        except OSError:
-            continue
-        records = [line for line in lines if line.endswith(b"\n")]  # what is being written is not whole
-        derived = sum(b'"event": "derived"' in line for line in records)
-        done += arms * unit.config.num_epochs if derived == arms else len(records) - derived
-        if derived < arms:
-            under_way.append((written, f"{unit.key} {_last(records)}".rstrip()))
-    first, *others = [text for _, text in sorted(under_way, reverse=True)] or ["judging what was found"]
-    return SearchProgress(done, total, "\n".join([first, "; ".join(others)]), {})
-
-
-def _last(records: Sequence[bytes]) -> str:
-    """What the last record is of."""
-    with contextlib.suppress(IndexError, ValueError, KeyError):
-        record = json.loads(records[-1])
-        return f"{record['protection']}, epoch {record['epoch'] + 1}"
-    return ""

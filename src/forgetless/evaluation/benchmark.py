@@ -4,17 +4,21 @@ With one of them a search is judged in seconds, offline: `forgetless evaluate RU
 NAME` makes its file again; docs/benchmarks.md says what is in it.
 """
 
-import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from forgetless.errors import InputError, expect_one_of
-from forgetless.evaluation.trainings import Training, TrainingStore
-from forgetless.evaluation.workers import run_trainings
-from forgetless.search import SearchConfig, SearchProgress, load_task, make_space
-from forgetless.tasks import ImageClassification, LanguageModelling, Task
+from forgetless.evaluation.trainings import Training, TrainingStore, run_trainings
+from forgetless.parts import DataConfig, OptimizerConfig
+from forgetless.progress import OnProgress, Progress
+from forgetless.search import SearchConfig, load_task, make_space
+from forgetless.search.config import Schedule
+from forgetless.spaces.nas201 import Nas201Options
+from forgetless.spaces.recurrent import RecurrentOptions
+from forgetless.tasks import Task
+from forgetless.tasks.text import TextOptions
 
 COLUMNS = (
     "architecture", "validation_error", "validation_error_std", "test_error", "test_error_std", "parameters", "seconds",
@@ -43,36 +47,26 @@ BENCHMARKS: dict[str, Benchmark] = {
     "recurrent-3": Benchmark(
         version=1,
         config=SearchConfig(
-            space="recurrent",
-            data="kjv",
-            nodes=3,
-            units=32,
-            optimizer="adam",
-            learning_rate=0.003,
-            max_gradient_norm=1.0,
-            batch_size=32,
-            num_steps=20,
-            vocabulary=1000,
+            space=RecurrentOptions(nodes=3, units=32),
+            task=TextOptions(num_steps=20, vocabulary=1000),
+            data=DataConfig(name="kjv"),
+            optimizer=OptimizerConfig(name="adam", learning_rate=0.003, max_gradient_norm=1.0),
+            schedule=Schedule(batch_size=32),
         ),
         num_batches=200,
     ),
     "nas201-digits": Benchmark(
         version=1,
         config=SearchConfig(
-            space="nas201",
-            data="digits",
-            operations=("none", "skip_connect", "nor_conv_3x3"),
-            units=2,
-            learning_rate=0.05,
-            batch_size=32,
+            space=Nas201Options(operations=("none", "skip_connect", "nor_conv_3x3"), units=2),
+            data=DataConfig(name="digits"),
+            optimizer=OptimizerConfig(learning_rate=0.05),
+            schedule=Schedule(batch_size=32),
         ),
         num_batches=80,
     ),
 }
 """The benchmarks that come with forgetless, by name."""
-
-
-_TASK_OPTIONS = ("data", "vocabulary", "units", "cells_per_stage")
 
 
 def task_difference(name: str, search: SearchConfig) -> str:
@@ -86,21 +80,24 @@ def task_difference(name: str, search: SearchConfig) -> str:
         A sentence; empty if there is no difference.
 
     >>> from forgetless.search import SearchConfig
-    >>> task_difference("recurrent-3", SearchConfig(nodes=3))
+    >>> task_difference("recurrent-3", SearchConfig(space=RecurrentOptions(nodes=3)))
     'The search had vocabulary unlimited; recurrent-3 has 1000: ranked on one task, judged by another.'
     """
     if name not in BENCHMARKS or not search.trains_shared_weights:
         return ""
-    had, has = (
-        {option: getattr(config, option) or "unlimited" for option in _TASK_OPTIONS}
-        for config in (search, BENCHMARKS[name].config)
-    )
-    different = [option for option in _TASK_OPTIONS if had[option] != has[option]]
+    had, has = map(_learnt, (search, BENCHMARKS[name].config))
+    different = [option for option in {**had, **has} if had.get(option) != has.get(option)]
     if not different:
         return ""
-    ours = ", ".join(f"{option.replace('_', ' ')} {had[option]}" for option in different)
-    theirs = ", ".join(str(has[option]) for option in different)
+    ours = ", ".join(f"{option.replace('_', ' ')} {had.get(option, 'unlimited')}" for option in different)
+    theirs = ", ".join(str(has.get(option, "unlimited")) for option in different)
     return f"The search had {ours}; {name} has {theirs}: ranked on one task, judged by another."
+
+
+def _learnt(config: SearchConfig) -> dict[str, Any]:
+    """What is learnt, by which network; which architectures there are is for the truth to check."""
+    found = {"data": config.data.name, **config.task.to_dict(), **config.space.to_dict()}
+    return {option: value for option, value in found.items() if option not in {"name", "operations"}}
 
 
 def make_benchmark(
@@ -110,7 +107,7 @@ def make_benchmark(
     workers: int | None = None,
     cluster: str | None = None,
     limit: int | None = None,
-    on_progress: Callable[[SearchProgress], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> str:
     """Train every architecture of a benchmark's space, but those that the store has, and write the table.
 
@@ -138,14 +135,14 @@ def make_benchmark(
     digest = task.digest()
     architectures = list(make_space(benchmark.config))[:limit]
     trainings = [
-        Training.of(benchmark.config, digest, a, seed=seed, num_batches=benchmark.num_batches, whole_text=False)
+        Training.of(benchmark.config, digest, a, seed=seed, num_batches=benchmark.num_batches)
         for a in architectures
         for seed in range(benchmark.num_seeds)
     ]
 
     def on_result(done: int, total: int) -> None:
         if on_progress is not None:
-            on_progress(SearchProgress(done, total, f"benchmark {name}", {}))
+            on_progress(Progress(done, total, f"benchmark {name}"))
 
     results, failures = run_trainings(trainings, store, workers=workers, cluster=cluster, on_result=on_result)
     if failures:
@@ -154,9 +151,7 @@ def make_benchmark(
             f"Expected every training to end, but {len(failures)} failed, first {first.job.architecture!r} with "
             f"seed {first.job.seed} ({first.reason}). Run the command again; what is done is kept."
         )
-    guess = _error_of_guessing(task)
-    # A share of images is bounded, and may be above that of guessing by chance.
-    most = guess if isinstance(task, LanguageModelling) else math.inf
+    guess, most = task.error_of_guessing, task.largest_error
     lines = [f"# {key}: {value}" for key, value in _about(name, benchmark, digest, task).items()]
     lines.append(",".join(COLUMNS))
     for number, architecture in enumerate(architectures):
@@ -172,9 +167,9 @@ def _about(name: str, benchmark: Benchmark, digest: str, task: Task[Any]) -> dic
         "version": benchmark.version,
         "command": f"forgetless benchmark {name}",
         "space": str(make_space(config)),
-        "data": f"{config.data}, SHA-256 {digest}",
+        "data": f"{config.data.name}, SHA-256 {digest}",
         "unit": f"{task.error_name}, {task.error_unit}",
-        "training": f"{benchmark.num_batches} batches of {config.batch_size}, {benchmark.num_seeds} seeds",
+        "training": f"{benchmark.num_batches} batches of {config.schedule.batch_size}, {benchmark.num_seeds} seeds",
     }
 
 
@@ -189,10 +184,3 @@ def _row(results: Sequence[Mapping[str, Any]], guess: float, most: float) -> str
     num_diverged = sum(diverged(result["validation_error"]) for result in results)
     seconds = statistics.fmean(result["seconds"] for result in results)
     return ",".join([*cells, str(results[0]["parameters"]), f"{seconds:.2f}", str(num_diverged)])
-
-
-def _error_of_guessing(task: Task[Any]) -> float:
-    if isinstance(task, LanguageModelling):
-        return math.log(task.data.num_words)
-    assert isinstance(task, ImageClassification)
-    return 1 - 1 / task.data.num_classes

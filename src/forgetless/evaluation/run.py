@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from forgetless.configuration import MOST_SEEDS, MOST_THREADS, Configuration
 from forgetless.errors import InputError
 from forgetless.evaluation.benchmark import task_difference
+from forgetless.evaluation.config import EvaluationConfig
 from forgetless.evaluation.searches import (
     Estimates,
     FinishedSearch,
@@ -21,50 +21,15 @@ from forgetless.evaluation.searches import (
     random_architectures,
     summarise,
 )
-from forgetless.evaluation.trainings import Training, TrainingStore
+from forgetless.evaluation.trainings import Training, TrainingStore, run_trainings
 from forgetless.evaluation.truth import Truth, read_truth
-from forgetless.evaluation.workers import Failure, run_trainings
-from forgetless.search import SearchConfig, SearchProgress, load_task, make_space, shared_weight_rewards
+from forgetless.parts import ClusterResources
+from forgetless.progress import OnProgress, Progress
+from forgetless.search import SearchConfig, load_task, make_space, shared_weight_rewards
+from forgetless.tasks import TASKS
+from forgetless.workers import Failure
 
 _ESTIMATED_SEED = 0  # of the architectures whose rank is asked for; the same for every search of a space
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig(Configuration):
-    """What `forgetless evaluate` is asked to do.
-
-    Attributes:
-        top: Architectures that each search hands over, the best of its own ranking; as many are drawn uniformly.
-        truth: A file with the quality of every architecture, or the name of a benchmark that comes with forgetless.
-            Without it, architectures are trained from scratch.
-        column: Of the truth file; its test column by default.
-        estimates: Architectures, drawn uniformly, whose rank by shared weights is compared with the truth; all of a
-            space that has no more.
-        training_seeds: Trainings from scratch of each architecture.
-        batches: Of each training; as many as the search's own derivation took if 0.
-        workers: Processes, or tasks at a time on a cluster; one per core by default.
-        cluster: The address of a Ray cluster, or `local` to start one here; processes by default.
-    """
-
-    top: int = 5
-    truth: str | None = None
-    column: str | None = None
-    estimates: int = 1000
-    training_seeds: int = 3
-    batches: int = 0
-    workers: int | None = None
-    cluster: str | None = None
-
-    def __post_init__(self) -> None:
-        self._expect_storable()
-        self._expect_at_least(1, "top", "training_seeds")
-        self._expect_at_most(MOST_SEEDS, "training_seeds")
-        self._expect_at_least(0, "estimates", "batches")
-        if self.workers is not None:
-            self._expect_at_least(1, "workers")
-            self._expect_at_most(MOST_THREADS, "workers")
-        if self.column is not None and self.truth is None:
-            raise InputError("Expected --truth FILE for a column of it, but got --column alone.")
 
 
 @dataclass(frozen=True)
@@ -89,7 +54,8 @@ def run_evaluation(
     runs: Sequence[EvaluatedRun],
     store: TrainingStore | None = None,
     *,
-    on_progress: Callable[[SearchProgress], None] | None = None,
+    resources: ClusterResources | None = None,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Judge what searches hand over.
 
@@ -97,6 +63,7 @@ def run_evaluation(
         config: What to do.
         runs: Of one space, at least one.
         store: Where trainings are kept; not needed with a truth.
+        resources: How trainings are made.
         on_progress: Called as rewards and trainings are done.
 
     Returns:
@@ -121,7 +88,7 @@ def run_evaluation(
         trained = [dict(zip(truth.architectures, truth.values.tolist(), strict=True))] * len(searches)
     else:
         assert store is not None
-        trained, failures = _train_all(config, searches, store, on_progress)
+        trained, failures = _train_all(config, searches, store, resources or ClusterResources(), on_progress)
     records: list[Record] = []
     for (run, search), known in zip(searches, trained, strict=True):
         estimates = None if truth is None else _estimates(config, run, search, truth, on_progress)
@@ -142,7 +109,8 @@ def _about(config: EvaluationConfig, searches: Sequence[SearchConfig], truth: Tr
     if truth is not None:
         differences = dict.fromkeys(task_difference(str(config.truth), search) for search in searches)
         return {"measure": truth.column, "description": " ".join([truth.description, *filter(None, differences)])}
-    measure = "test cross entropy, nats per token" if searches[0].space == "recurrent" else "test error"
+    unit = TASKS[searches[0].space.kind.task].unit
+    measure = f"test {unit.error}" + (f", {unit.name}" if unit.scale == 1 else "")
     seeds = f"{config.training_seeds} seed{'s' * (config.training_seeds > 1)}"
     return {"measure": measure, "description": f"Trained from scratch, mean over {seeds}; smaller is better."}
 
@@ -151,16 +119,14 @@ def _train_all(
     config: EvaluationConfig,
     searches: Sequence[tuple[EvaluatedRun, FinishedSearch]],
     store: TrainingStore,
-    on_progress: Callable[[SearchProgress], None] | None,
+    resources: ClusterResources,
+    on_progress: OnProgress | None,
 ) -> tuple[list[dict[Any, float]], list[Failure[Training]]]:
     """For each search the mean test error of every architecture that it is judged by."""
     digests = {run.name: load_task(run.config).digest() for run, _ in searches}
     wanted: list[tuple[int, Any, Training]] = []
     for number, (run, search) in enumerate(searches):
         found = search.ranking[: config.top]
-        budget = run.config.final_batches or (
-            run.config.epochs * run.config.models_per_epoch * run.config.batches_per_model
-        )
         for architecture in dict.fromkeys([*found, *random_architectures(run.config, search.arm.seed, len(found))]):
             for seed in range(config.training_seeds):
                 training = Training.of(
@@ -168,20 +134,19 @@ def _train_all(
                     digests[run.name],
                     architecture,
                     seed=seed,
-                    num_batches=config.batches or budget,
-                    whole_text=False,
+                    num_batches=config.batches or run.config.final_batches,
                 )
                 wanted.append((number, architecture, training))
 
     def on_result(done: int, total: int) -> None:
         if on_progress is not None:
-            on_progress(SearchProgress(done, total, "training from scratch", {}))
+            on_progress(Progress(done, total, "training from scratch"))
 
     results, failures = run_trainings(
         [training for _, _, training in wanted],
         store,
-        workers=config.workers,
-        cluster=config.cluster,
+        workers=resources.workers,
+        cluster=resources.cluster,
         on_result=on_result,
     )
     gathered: list[dict[Any, list[float]]] = [{} for _ in searches]
@@ -198,7 +163,7 @@ def _estimates(
     run: EvaluatedRun,
     search: FinishedSearch,
     truth: Truth[Any],
-    on_progress: Callable[[SearchProgress], None] | None,
+    on_progress: OnProgress | None,
 ) -> Estimates | None:
     """Rewards on the shared weights of a search; None where its state is not kept, or none are asked for."""
     is_asked = config.estimates and run.config.trains_shared_weights

@@ -144,7 +144,7 @@ def evaluate(
     ]
     record: Record = {
         "run": search.run,
-        "strategy": search.config.strategy,
+        "strategy": search.config.strategy_name,
         **dataclasses.asdict(search.arm),
         "found": [[str(architecture), _or_none(v)] for architecture, v in zip(found, groups["found"], strict=True)],
         "random": [[str(architecture), _or_none(v)] for architecture, v in zip(random, groups["random"], strict=True)],

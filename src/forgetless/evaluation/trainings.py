@@ -11,59 +11,91 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from forgetless.checkpoints import DEFAULT, Checkpoints, seconds_of
+from forgetless.configuration import Part
 from forgetless.errors import InputError
+from forgetless.parts import DataConfig, OptimizerConfig, Resources
 from forgetless.runs import environment, read_sealed, write_sealed, writing_to
 from forgetless.runs.states import load_state, save_state
-from forgetless.search import SearchConfig, load_task, make_space
+from forgetless.search import SearchConfig
 from forgetless.search.scratch import train_from_scratch
-from forgetless.tasks import Task
+from forgetless.spaces import SpaceOptions
+from forgetless.tasks import TASKS, Task, TaskOptions
 from forgetless.training import cpu_arithmetic
+from forgetless.workers import Failure, Result, Runner, fan_out
 
-VERSION = 1
+VERSION = 2
 """Of the procedure; a change that changes results raises it."""
 
-_DECIDING = (
-    "space", "nodes", "units", "cells_per_stage", "operations", "data", "optimizer", "learning_rate", "momentum",
-    "max_gradient_norm", "batch_size", "num_steps", "vocabulary", "independent", "augment", "dropout", "weight_drop",
-    "device",
-)  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Training:
-    """Everything that decides the result of one training from scratch.
+@dataclass(frozen=True, kw_only=True)
+class TrainingSpec(Part):
+    """Everything that decides the result of one training from scratch; its key is the hash of all of it.
 
     Attributes:
-        options: Those options of a search that a training depends on, as (name, value), in a fixed order.
+        space: The space with its supernet.
+        task: Options of the task.
+        data: What is learnt.
+        optimizer: How.
+        batch_size: Sequences or images per batch.
+        device: Where.
         data_sha256: Of the data itself.
         architecture: As its space prints it.
         seed: Of weights and batches.
         num_batches: How long it trains.
-        whole_text: Whether the test error of text is over the whole file as one stream.
-        data_dir: Where the data lies; it decides nothing.
-        kept_in: Folder for what it has come to when it is interrupted; it decides nothing.
-        checkpoint_seconds: How much work a kill may cost; it decides nothing.
+        as_published: Whether the test error is measured as it is published; see `train_from_scratch`.
     """
 
-    options: tuple[tuple[str, Any], ...]
+    space: SpaceOptions
+    task: TaskOptions
+    data: DataConfig
+    optimizer: OptimizerConfig
+    batch_size: int
+    device: str
     data_sha256: str
     architecture: str
     seed: int
     num_batches: int
-    whole_text: bool
-    data_dir: str | None = dataclasses.field(default=None, compare=False)
+    as_published: bool = False
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the canonical JSON of all of it, and of the version."""
+        text = json.dumps({**self.to_dict(), "version": VERSION}, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training from scratch that is wanted.
+
+    Attributes:
+        spec: What decides its result.
+        resources: Where its data lies, and plugins; they decide nothing.
+        kept_in: Folder for what it has come to when it is interrupted; it decides nothing.
+        checkpoint_seconds: How much work a kill may cost; it decides nothing.
+    """
+
+    spec: TrainingSpec
+    resources: Resources = dataclasses.field(default=Resources(), compare=False)
     kept_in: str | None = dataclasses.field(default=None, compare=False)
     checkpoint_seconds: float = dataclasses.field(default=math.inf, compare=False)
 
     @classmethod
     def of(
-        cls, config: SearchConfig, data_sha256: str, architecture: Any, *, seed: int, num_batches: int, whole_text: bool
+        cls,
+        config: SearchConfig,
+        data_sha256: str,
+        architecture: Any,
+        *,
+        seed: int,
+        num_batches: int,
+        as_published: bool = False,
     ) -> "Training":
         """The training of an architecture in the way of a search.
 
@@ -73,36 +105,37 @@ class Training:
             architecture: A member of its space.
             seed: Of weights and batches.
             num_batches: How long to train.
-            whole_text: See `train_from_scratch`.
+            as_published: See `train_from_scratch`.
         """
-        options = {name: getattr(config, name) for name in _DECIDING if hasattr(config, name)}
-        return cls(
-            tuple(sorted(options.items())),
-            data_sha256,
-            str(architecture),
-            seed,
-            num_batches,
-            whole_text,
-            config.data_dir,
+        spec = TrainingSpec(
+            space=config.space,
+            task=config.task,
+            data=config.data,
+            optimizer=config.optimizer,
+            batch_size=config.schedule.batch_size,
+            device=config.run.device,
+            data_sha256=data_sha256,
+            architecture=str(architecture),
+            seed=seed,
+            num_batches=num_batches,
+            as_published=as_published,
         )
-
-    @property
-    def config(self) -> SearchConfig:
-        """A search's configuration with these options."""
-        return SearchConfig(**dict(self.options), data_dir=self.data_dir)
-
-    def as_dict(self) -> dict[str, Any]:
-        """What the key is made of, JSON-serialisable."""
-        values = dataclasses.asdict(self)
-        for name in ("data_dir", "kept_in", "checkpoint_seconds"):
-            del values[name]
-        return {**values, "options": dict(self.options), "version": VERSION}
+        return cls(spec, config.resources)
 
     @property
     def key(self) -> str:
-        """SHA-256 of the canonical JSON of `as_dict`."""
-        text = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Of its spec."""
+        return self.spec.key
+
+    @property
+    def architecture(self) -> str:
+        """As its space prints it."""
+        return self.spec.architecture
+
+    @property
+    def seed(self) -> int:
+        """Of weights and batches."""
+        return self.spec.seed
 
 
 def run_training(training: Training) -> dict[str, Any]:
@@ -117,14 +150,14 @@ def run_training(training: Training) -> dict[str, Any]:
     Raises:
         InputError: If the data is missing, or another than the training was asked for.
     """
-    config = training.config
-    task, digest = _task(config)
-    if digest != training.data_sha256:
+    spec = training.spec
+    task, digest = _task(spec.space, spec.task, spec.data, spec.batch_size, spec.device, training.resources.data_dir)
+    if digest != spec.data_sha256:
         raise InputError(
-            f"Expected data with the SHA-256 {training.data_sha256[:12]}…, but got {digest[:12]}… from {config.data}. "
+            f"Expected data with the SHA-256 {spec.data_sha256[:12]}…, but got {digest[:12]}… from {spec.data.name}. "
             "Evaluate on the data of the search."
         )
-    architecture = make_space(config).parse(training.architecture)
+    space = spec.space.kind(spec.space)
     # On another machine of a cluster the folder may not be there.
     begun = None if training.kept_in is None else Path(training.kept_in, f"{training.key}.pt")
     is_kept = begun is not None and begun.parent.is_dir()
@@ -138,21 +171,25 @@ def run_training(training: Training) -> dict[str, Any]:
     checkpoints = Checkpoints(save, training.checkpoint_seconds)
     with cpu_arithmetic(1, flush_denormals=True):
         return train_from_scratch(
-            config,
             task,
-            architecture,
-            seed=training.seed,
-            num_batches=training.num_batches,
-            whole_text=training.whole_text,
+            space,
+            space.space.parse(spec.architecture),
+            spec.optimizer,
+            device=spec.device,
+            seed=spec.seed,
+            num_batches=spec.num_batches,
+            as_published=spec.as_published,
             state=state,
             on_step=checkpoints.point,
         )
 
 
 @functools.lru_cache(maxsize=1)
-def _task(config: SearchConfig) -> tuple[Task[Any], str]:
+def _task(
+    space: SpaceOptions, options: TaskOptions, data: DataConfig, batch_size: int, device: str, data_dir: str | None
+) -> tuple[Task[Any], str]:
     """Data is loaded once per process, not once per training."""
-    task = load_task(config)
+    task = TASKS[space.kind.task].load(data.name, data_dir, options, batch_size=batch_size, device=device)
     return task, task.digest()
 
 
@@ -187,7 +224,7 @@ class TrainingStore:
         path = self._path(training)
         try:
             stored = read_sealed(path, training.key)
-            if stored["training"] == json.loads(json.dumps(training.as_dict())):
+            if stored["training"] == json.loads(json.dumps(training.spec.to_dict())):
                 return dict(stored["result"])
         except FileNotFoundError:
             return None
@@ -211,7 +248,7 @@ class TrainingStore:
             training: Which.
             result: Of `run_training`.
         """
-        stored = {"training": training.as_dict(), "result": dict(result), "environment": environment()}
+        stored = {"training": training.spec.to_dict(), "result": dict(result), "environment": environment()}
         with writing_to(self.folder):
             write_sealed(self._path(training), stored, training.key)
             self._path(training).with_suffix(".pt").unlink(missing_ok=True)
@@ -220,3 +257,47 @@ class TrainingStore:
 def default_store() -> Path:
     """Where trainings are kept if nothing else is said: FORGETLESS_TRAININGS, or runs/trainings."""
     return Path(os.environ.get("FORGETLESS_TRAININGS", "runs/trainings"))
+
+
+def run_trainings(
+    trainings: Sequence[Training],
+    store: TrainingStore,
+    *,
+    workers: int | None = None,
+    cluster: str | None = None,
+    retries: int = 1,
+    runner: Runner = run_training,
+    on_result: Callable[[int, int], None] | None = None,
+) -> tuple[list[Result | None], list[Failure[Training]]]:
+    """Make those of some trainings that the store does not have, and store each as soon as it is done.
+
+    Args:
+        trainings: What is wanted; a training may be asked for several times and is made once.
+        store: What is there already, and where results go.
+        workers: Processes, or tasks at a time on a cluster; as many as there are cores if None. One runs in this
+            process.
+        cluster: The address of a Ray cluster, `local` to start one here, or None for processes.
+        retries: How often a failed training is made again.
+        runner: Makes one training; it must be importable in another process.
+        on_result: Called with how many are done, and of how many.
+
+    Returns:
+        One result per training, in their order, None where it failed; and the failures.
+
+    Raises:
+        InputError: If the cluster does not answer within 10 s, or Ray is not installed.
+    """
+    distinct = {training.key: training for training in trainings}
+    results = {key: found for key, training in distinct.items() if (found := store.load(training)) is not None}
+    missing = [store.to_make(training) for key, training in distinct.items() if key not in results]
+
+    def done(training: Training, result: Result) -> None:
+        store.save(training, result)
+        results[training.key] = result
+        if on_result is not None:
+            on_result(len(results), len(distinct))
+
+    if on_result is not None:
+        on_result(len(results), len(distinct))
+    failures = fan_out(missing, runner, done, workers=workers, cluster=cluster, retries=retries)
+    return [results.get(training.key) for training in trainings], failures

@@ -9,7 +9,7 @@ import csv
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,9 +19,10 @@ from typing import Any, Generic, NamedTuple, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from forgetless.architecture import A, CellSpace, Nas201Space, RecurrentSpace, Space
 from forgetless.errors import InputError, expect_one_of
 from forgetless.evaluation.ranking import regret
+from forgetless.spaces import SPACES, Space
+from forgetless.spaces.base import A
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 """Where the shipped benchmarks lie, one `<name>.csv` each."""
@@ -56,7 +57,7 @@ class Truth(Generic[A]):
         InputError: If there are no architectures, one is repeated or not of the space, a value is not finite, or the
             lengths differ.
 
-    >>> from forgetless.architecture import RecurrentSpace
+    >>> from forgetless.spaces.recurrent import RecurrentSpace
     >>> cells = tuple(RecurrentSpace(1))
     >>> truth = Truth(RecurrentSpace(1), cells, np.array([0.5, 0.2, 0.3, 0.4]), np.arange(4), "test_error", "a table")
     >>> print(truth.best_architecture, truth.best_value, round(truth.regret(cells[2]), 9), truth.quality(cells[2]))
@@ -336,13 +337,7 @@ def _expect_same_space(path: Path, line: int, text: str, space: Space[A], *, is_
 
     After the first, only of the same space with more operations: other texts are mistakes in a line.
     """
-    # As many nodes or blocks as the text has brackets or pluses for.
-    others: Sequence[Space[Any]] = (
-        Nas201Space(),
-        RecurrentSpace(max(1, text.count("("))),
-        CellSpace(max(1, text.count("+") // 2)),
-    )
-    for other in others:
+    for other in (kind.like(text) for kind in SPACES.values()):
         is_alike = type(other) is type(space) and len(other.num_choices) == len(space.num_choices)
         if not (is_first or is_alike):
             continue

@@ -1,19 +1,85 @@
-"""What every protection offers a training loop and may ask about a trained model, and the one that does nothing."""
+"""What every protection offers a training loop and may ask about a trained model, and the options it may have."""
+
+from __future__ import annotations
 
 import contextlib
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from forgetless.configuration import Options, fitting
+from forgetless.errors import InputError
+from forgetless.registry import Kind, Registry
 
-Loss = Callable[[Any], Tensor]
-"""Training batch → the mean loss of one model on it, a differentiable scalar; it may carry a state between batches."""
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    Loss = Callable[[Any], Tensor]
+    """Training batch → the mean loss of one model on it, a differentiable scalar; it may carry a state."""
+
+    Recall = Callable[["Decisions"], tuple[nn.Module, "Evidence"]]
+    """Decisions of an earlier model → the model, and what may still be asked about it: not its Fisher information."""
 
 Decisions = tuple[int, ...]
 """What tells a model from the others that share its weights: an architecture's encoding, or its place in a chain."""
+
+BASELINE = "none"
+"""The protection that all others are compared with: none."""
+
+PROTECTIONS: Registry[type[Protection]] = Registry("protection", "forgetless.protection")
+"""Every protection, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtectionOptions(Options):
+    """Options of a protection; those of one without any."""
+
+    registry: ClassVar[Registry[Any]] = PROTECTIONS
+
+    @property
+    def strength_or_none(self) -> float | None:
+        """The strength; None if the protection has none."""
+        return getattr(self, "strength", None)
+
+    @property
+    def moves_weights(self) -> bool:
+        """Whether `consolidate` changes the shared weights."""
+        return False
+
+    def check_search(self, importance: str, batches_per_model: int) -> None:
+        """Refuse options that do not fit the rest of a search; most fit any.
+
+        Args:
+            importance: Where the Fisher information comes from: `held-out` or `training`.
+            batches_per_model: Training batches of each model.
+
+        Raises:
+            InputError: If they do not fit.
+        """
+        if self.kind.uses_fisher and importance == "training" and batches_per_model < 2:
+            raise InputError("Expected batches_per_model to be at least 2 for importance from training, but got 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrengthOptions(ProtectionOptions):
+    """Options of a protection with a strength.
+
+    Attributes:
+        strength: How strongly earlier models are kept, at least 0; 0 keeps nothing.
+    """
+
+    strength: float = fitting(basic=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_strength()
+
+    def check_strength(self) -> None:
+        """Refuse a strength out of its range."""
+        self.expect_not_negative("strength")
 
 
 @dataclass(frozen=True)
@@ -36,40 +102,106 @@ class Evidence:
     decisions: Decisions = ()
 
 
-class Protection(ABC):
+class Protection(Kind, ABC):
     """Keeps what earlier models need of shared weights while later models train.
 
     A loop trains each model inside one `during(optimizer)`, adds `extra_loss` to each batch's loss, and calls
     `consolidate` after it. Only weights that an earlier, consolidated model used are protected.
 
     Args:
-        shared_parameters: The weights that several models use.
-        alpha: Strength, at least 0; 0 protects nothing.
+        shared_parameters: The weights that several models use; all weights of the models where `holds_all`.
+        options: Of this protection; its defaults if None.
+        recall: Makes an earlier model and its evidence from its decisions; some need it in `load_state_dict`, because
+            a state has no functions in it.
+        **changes: Options with another value than `options` has.
 
     Attributes:
-        strength: The option that an experiment's configuration has for the strength; None if the method has none.
+        name: What commands and files call it.
+        label: What figures and tables call it.
+        in_sentence: What sentences call it, with its article; the label if empty.
+        colour: In figures; one is derived from the name if None.
+        Options: The class of its options.
         symbol: What the strength is called in tables and figures.
+        unit: Of the strength; empty if it has none.
         decays: Whether a smaller strength protects less, so that it may decay over epochs.
-        options: The keywords of the constructor that `make_protection` passes on.
         uses_fisher: Whether `consolidate` asks for the Fisher information.
+        protects: Whether it keeps anything of earlier models at all.
         watches: Whether a model can be consolidated only if it was trained inside `during`, the first one too.
+        holds_all: Whether it holds all weights of earlier models, not only those that several use.
+        matches: The protection whose steps this one takes without its pull; None for most.
+        strength: Of the pull; may be set at any time. 0 where there is none.
     """
 
-    strength: ClassVar[str | None] = None
+    name: ClassVar[str]
+    label: ClassVar[str]
+    in_sentence: ClassVar[str] = ""
+    colour: ClassVar[str | None] = None
+    Options: ClassVar[type[ProtectionOptions]]
     symbol: ClassVar[str] = "α"
+    unit: ClassVar[str] = ""
     decays: ClassVar[bool] = True
-    options: ClassVar[tuple[str, ...]] = ()
     uses_fisher: ClassVar[bool] = False
+    protects: ClassVar[bool] = True
     watches: ClassVar[bool] = False
+    holds_all: ClassVar[bool] = False
+    matches: ClassVar[str | None] = None
+    strength: float
 
-    def __init__(self, shared_parameters: Iterable[Tensor], alpha: float = 0.0) -> None:
+    def __init__(
+        self,
+        shared_parameters: Iterable[Tensor],
+        options: ProtectionOptions | None = None,
+        *,
+        recall: Recall | None = None,
+        **changes: Any,
+    ) -> None:
+        chosen = self.Options() if options is None else options
+        self.options = (dataclasses.replace(chosen, **changes) if changes else chosen).fitted()
         self.shared_parameters = list(shared_parameters)
-        self.alpha = alpha
+        self.recall = recall
+        self._set_up()
+        self.strength = self.options.strength_or_none or 0.0
+
+    def _set_up(self) -> None:
+        """What a subclass makes of its options and weights, before its strength is set."""
+
+    @classmethod
+    def has_strength(cls) -> bool:
+        """Whether it has a strength."""
+        return "strength" in {field.name for field in dataclasses.fields(cls.Options)}
+
+    @classmethod
+    def held_copies(cls, options: Any, num_outputs: float) -> float:  # noqa: ARG003
+        """About how many numbers it keeps for each shared weight, between models and while it takes one in.
+
+        Args:
+            options: Its options.
+            num_outputs: Outputs of a model per example.
+        """
+        return 0
+
+    @classmethod
+    def sizes(cls, options: Any) -> dict[str, object]:  # noqa: ARG003
+        """The options that decide how much memory it takes, for a message.
+
+        Args:
+            options: Its options.
+        """
+        return {}
+
+    @classmethod
+    def told(cls, strength: str) -> str:
+        """A strength in a legend, such as `α = 1e5`.
+
+        Args:
+            strength: The number as text.
+        """
+        return f"{cls.symbol}\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{strength}"
 
     @property
     def moves_weights(self) -> bool:
         """Whether `consolidate` changes the shared weights."""
-        return False
+        return self.options.moves_weights
 
     @abstractmethod
     def during(self, optimizer: Optimizer) -> contextlib.AbstractContextManager[None]:
@@ -103,7 +235,7 @@ class Protection(ABC):
         """The quadratic penalty at the present weights, in the unit of the loss; 0 for methods without one."""
         return 0.0
 
-    def reset(self) -> None:  # noqa: B027 (a method that holds nothing by strength has nothing to give up)
+    def reset(self) -> None:
         """Hold nothing until the next `consolidate`; frozen weights stay frozen."""
 
     @abstractmethod
@@ -118,21 +250,8 @@ class Protection(ABC):
             state: From `state_dict`.
         """
 
-
-class NoProtection(Protection):
-    """Plain training: the weights go where the present model's loss sends them."""
-
-    @contextlib.contextmanager
-    def during(self, optimizer: Optimizer) -> Iterator[None]:  # noqa: ARG002
-        """A context that does nothing."""
-        yield
-
-    def consolidate(self, model: nn.Module, evidence: Evidence) -> None:
-        """Do nothing."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty: there is nothing to keep."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Do nothing."""
+    def _expect_recall(self, number: int) -> Recall:
+        """The way to recall earlier models; refuse where there is none."""
+        if self.recall is None:
+            raise InputError(f"Expected a way to recall {number} earlier models, but got none. Pass recall=.")
+        return self.recall

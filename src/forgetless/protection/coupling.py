@@ -1,315 +1,130 @@
-"""The coupled Laplace form: α/2 vᵀ Ω v with the Schur complement Ω of an earlier model's curvature, in low rank."""
+"""The coupled Laplace form as a protection; `forgetless.coupled` has the mathematics."""
+
+from __future__ import annotations
 
 import contextlib
 import itertools
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from forgetless.configuration import fitting
+from forgetless.protection.base import PROTECTIONS, Evidence, Protection, ProtectionOptions, StrengthOptions
 
-from forgetless.curvature import expect_prior, flat, gauss_newton_factor, leading_rows, marginal_factor, spectrum
-from forgetless.errors import InputError, expect_one_of
-from forgetless.importance import unwrapped
-from forgetless.metric import scaled_metric
-from forgetless.protection.base import Evidence, Protection
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
 
 CouplingRule = Literal["sum", "ema", "replace"]
 
-# Keeps 1/(lr·α) finite in float32.
-_LEAST_STRENGTH = 1e-30
 
+@dataclass(frozen=True, kw_only=True)
+class CouplingOptions(StrengthOptions):
+    """Options of the coupled form.
 
-class Coupling(Protection):
-    """Draws the shared weights back along the directions that an earlier model needs, its private weights refitted.
-
-    With θ̂ where model 1 left the shared weights, v = θ_s − θ̂ and α a strength, the penalty is
-
-        α/2 vᵀ Ω v,    Ω = H_ss − H_s1 H₁₁⁻¹ H_1s,    H = GᵀG + λ I
-
-    H is the curvature of model 1's mean loss plus the prior's, in its private weights θ₁ and the shared ones θ_s; Ω is
-    the precision that the Laplace approximation leaves to θ_s after θ₁ is integrated out. Ω never exceeds H_ss, which
-    holds model 1 with its private weights as they are: where a private weight can make up for a change of shared ones,
-    that change is free.
-
-    **Gauss-Newton.** GᵀG is that of `forgetless.curvature`, over N held-out examples: r ≤ N · outputs rows. Where an
-    example has more than 100 outputs (a chunk of text: words × vocabulary) its one row is √(T/N) times the gradient of
-    its mean loss over T targets, at labels drawn from the model's own prediction: an unbiased estimate, for cross
-    entropy. Labels come from a generator of their own, seeded by how many models were consolidated before.
-
-    **Low rank.** With G = (G₁, G_s), r rows, and I − G₁ (G₁ᵀG₁ + λI)⁻¹ G₁ᵀ = (I + G₁G₁ᵀ/λ)⁻¹ (Woodbury),
-
-        Ω = λ I + Lᵀ L,    L = (I + G₁G₁ᵀ/λ)^(−1/2) G_s
-
-    which costs an eigendecomposition of an r × r matrix. The step after each of the optimizer's, in its metric d, is
-
-        θ_s ← argmin 1/(2 lr) Σ d_i (θ_i − θ_i,new)² + α/2 (θ − θ̂)ᵀ Ω (θ − θ̂)
-
-    over the weights that moved, another r × r system, and finite for every α in [0, ∞).
-
-    **Prior.** λ is per example, as the loss is: a coefficient of weight decay in L₂ form, or the prior's precision
-    divided by the number of examples. It makes H₁₁ invertible and belongs to H_ss as well, so that α λ/2 ‖v‖² holds
-    each used weight a little along directions that no example shows. With α = 1 the prior of the shared weights is all
-    in Ω: weight decay of the next model on them would count it twice.
-
-    **More than two models.** Ω_j is folded into the stored factor for the weights that model j used, by a rule: `sum`
-    (Ω + Ω_j), `ema` (decay Ω + (1 − decay) Ω_j, the first time Ω_j) or `replace`; the anchor of these weights moves to
-    their present values. λ counts once, however many models there were. Of the stacked rows at most R stay, the leading
-    ones of their singular value decomposition: what is cut off is the least of LᵀL. That the anchor moves is an
-    approximation (each model had its own); where weights were held well, a good one.
-
-    Source: Benyahia et al. 2019, arXiv:1902.08232, section 3. Their eq. 8 replaces Ω by the diagonal of an empirical
-    Fisher and leaves out H_s1 H₁₁⁻¹ H_1s; here neither is done. For two linear-Gaussian models the result is the exact
-    posterior.
-
-    Args:
-        shared_parameters: The weights that several models use.
-        alpha: Strength α; 1 is the posterior of two models of equally many examples.
-        prior: λ, above 0.
+    Attributes:
+        strength: α, at least 0; 1 is the posterior of two models of equally many examples, which lets the first forget
+            what its own weights could be refitted for.
+        prior: λ, above 0: the prior's precision per example, as a weight decay.
         num_examples: N, held-out examples per model, at least 1. N · (number of outputs) rows, each as long as the
             model's weights, are in memory while a model is consolidated.
-        num_rows: R, at least 1.
-        rule: See above.
-        decay: Of the rule `ema`, in [0, 1].
-
-    Raises:
-        InputError: If an option is out of its range.
+        num_rows: R, rows kept for all earlier models together, at least 1, each as long as the shared weights.
+        rule: How Ω accumulates over models.
+        decay: Of the rule `ema`, in [0, 1]: the share of the old rows that stays.
     """
 
-    strength: ClassVar[str | None] = "coupling_alpha"
-    options: ClassVar[tuple[str, ...]] = ("prior", "num_examples", "num_rows", "rule", "decay")
+    prior: float = 1e-3
+    num_examples: int = fitting()
+    num_rows: int = 50
+    rule: CouplingRule = fitting()
+    decay: float = 0.9
 
-    def __init__(
-        self,
-        shared_parameters: Iterable[Tensor],
-        alpha: float = 1.0,
-        *,
-        prior: float = 1e-3,
-        num_examples: int = 50,
-        num_rows: int = 50,
-        rule: CouplingRule = "sum",
-        decay: float = 0.9,
-    ) -> None:
-        super().__init__(shared_parameters, alpha)
-        expect_prior(prior)
-        for name, number in (("num_examples", num_examples), ("num_rows", num_rows)):
-            if number < 1:
-                raise InputError(f"Expected {name} to be at least 1, but got {number}.")
-        expect_one_of("rule of coupling", rule, get_args(CouplingRule))
-        if not 0 <= decay <= 1:
-            raise InputError(f"Expected decay in [0, 1], but got {decay}. It is the share of the old rows that stays.")
-        self.prior, self.num_examples, self.num_rows = prior, num_examples, num_rows
-        self.rule: CouplingRule = rule
-        self.decay = decay
-        self._sizes = [parameter.numel() for parameter in self.shared_parameters]
-        self._index = {id(parameter): i for i, parameter in enumerate(self.shared_parameters)}
-        self._anchors: list[Tensor | None] = [None] * len(self._sizes)
-        self._rows: Tensor | None = None  # L (≤ R, all shared weights)
-        self._num_models = 0
-        self._moving: _Moving | None = None
-        self._system: tuple[Any, _System] | None = None
+    fits: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "": {"strength": 1.0, "num_examples": 50, "rule": "sum"},
+        "two-model": {"strength": 1e4},
+        "search": {"num_examples": 20, "rule": "ema"},
+        "search on text": {"strength": 1e2},
+        "search on images": {"strength": 1e3},
+    }
 
-    # ---- while another model trains --------------------------------------------------------------------------
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.expect_positive("prior")
+        self.expect_at_least(1, "num_examples", "num_rows")
+        self.expect_share("decay")
 
-    @contextlib.contextmanager
-    def during(self, optimizer: Optimizer) -> Iterator[None]:
-        """A context in which each step of the optimizer is followed by the proximal step."""
-        self._moving = self._system = None
-        handle = optimizer.register_step_post_hook(self._after_step)
-        try:
-            yield
-        finally:
-            handle.remove()
-            self._moving = self._system = None
 
-    @torch.no_grad()
-    def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        if self._rows is None:
-            return
-        places: list[int] = []
-        metrics: list[float | Tensor] = []
-        for group in optimizer.param_groups:
-            strength = self.alpha * float(group["lr"])  # α lr
-            if strength == 0:
-                continue
-            found = [i for p in group["params"] if p.grad is not None and (i := self._held_place(p)) is not None]
-            if found:
-                scale = 1 / max(strength, _LEAST_STRENGTH)
-                metric = scaled_metric(optimizer, group, [self.shared_parameters[i] for i in found], scale)
-                places += found
-                metrics += metric if isinstance(metric, list) else [metric] * len(found)
-        if not places:
-            return
-        if self._moving is None or self._moving.places != places:
-            self._moving, self._system = self._moving_of(places), None
-        if any(isinstance(metric, Tensor) and not bool(torch.isfinite(metric).all()) for metric in metrics):
-            return  # the model has diverged
-        signature = None if any(isinstance(metric, Tensor) for metric in metrics) else metrics
-        if self._system is None or signature is None or self._system[0] != signature:
-            self._system = (signature, _System.of(self._moving.rows, self._joined(places, metrics), self.prior))
-        weights = [self.shared_parameters[i] for i in places]
-        change = self._system[1].change(flat(weights) - self._moving.anchor, self._moving.rows, self._moving.rest)
-        parts = torch.split(change, [self._sizes[i] for i in places])
-        for weight, part in zip(weights, parts, strict=True):
-            weight.add_(part.view_as(weight).to(weight.dtype))
+@PROTECTIONS.register
+class Coupling(Protection):
+    """As `wpl` with the full curvature in place of its diagonal, the earlier models' own weights refitted.
 
-    def _held_place(self, weight: Tensor) -> int | None:
-        i = self._index.get(id(weight))
-        return None if i is None or self._anchors[i] is None else i
+        α/2 vᵀ Ω v,    v = θ_s − θ̂,    Ω = H_ss − H_s1 H₁₁⁻¹ H_1s,    H = GᵀG + λ I
 
-    def _moving_of(self, places: list[int]) -> "_Moving":
-        """Factor and anchor of the weights that move, and L v of those held that do not."""
-        assert self._rows is not None
-        blocks = torch.split(self._rows, self._sizes, dim=1)
-        rest = self._rows.new_zeros(len(self._rows))
-        for i, anchor in enumerate(self._anchors):
-            if anchor is not None and i not in places:
-                rest += blocks[i] @ (self.shared_parameters[i] - anchor).flatten().to(rest.dtype)
-        anchors = [anchor for i in places if (anchor := self._anchors[i]) is not None]
-        return _Moving(places, torch.cat([blocks[i] for i in places], dim=1), flat(anchors), rest)
+    Where a private weight of an earlier model can make up for a change of shared ones, that change is free. GᵀG is the
+    Gauss-Newton curvature of the earlier model's mean loss on held-out examples; `forgetless.coupled` has the
+    derivation, the low rank and the step.
 
-    def _joined(self, places: list[int], metrics: Sequence[float | Tensor]) -> Tensor:
-        """The metric of the moving weights as one vector."""
-        assert self._rows is not None
-        return torch.cat(
-            [
-                metric.flatten() if isinstance(metric, Tensor) else self._rows.new_full((self._sizes[i],), metric)
-                for i, metric in zip(places, metrics, strict=True)
-            ]
+    Source: Benyahia et al. 2019, arXiv:1902.08232, section 3. Their eq. 8 replaces Ω by the diagonal of an empirical
+    Fisher and leaves out H_s1 H₁₁⁻¹ H_1s; here neither is done.
+    """
+
+    name: ClassVar[str] = "coupling"
+    label: ClassVar[str] = "coupled curvature"
+    colour: ClassVar[str | None] = "#56B4E9"
+    Options: ClassVar[type[ProtectionOptions]] = CouplingOptions
+    options: CouplingOptions
+
+    def _set_up(self) -> None:
+        from forgetless.coupled import CoupledPlasticity
+
+        o = self.options
+        self.coupled = CoupledPlasticity(
+            self.shared_parameters, o.strength, prior=o.prior, num_rows=o.num_rows, rule=o.rule, decay=o.decay
         )
 
-    # ---- after a model ---------------------------------------------------------------------------------------
+    @property
+    def strength(self) -> float:
+        """α; may be set at any time."""
+        return self.coupled.alpha
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        self.coupled.alpha = value
+
+    @classmethod
+    def held_copies(cls, options: Any, num_outputs: float) -> float:
+        """The anchor; rows kept, the columns of those that move, and new ones, once more where all are put together."""
+        from forgetless.curvature import MOST_OUTPUTS
+
+        new = options.num_examples * (num_outputs if num_outputs <= MOST_OUTPUTS else 1)
+        return float(1 + 2 * (options.num_rows + new))
+
+    @classmethod
+    def sizes(cls, options: Any) -> dict[str, object]:
+        """The rows."""
+        return {"rows of coupling": options.num_rows}
+
+    def during(self, optimizer: Optimizer) -> contextlib.AbstractContextManager[None]:
+        """A context in which each step of the optimizer is followed by the proximal step."""
+        return self.coupled.during(optimizer)
 
     def consolidate(self, model: nn.Module, evidence: Evidence) -> None:
-        """Fold the model's factor on held-out examples into the stored one, and anchor the weights it used.
+        """Fold the model's factor on held-out examples into the stored one, and anchor the weights it used."""
+        examples = ((x[n : n + 1], y[n : n + 1]) for x, y in evidence.batches() for n in range(len(y)))
+        self.coupled.consolidate(model, itertools.islice(examples, self.options.num_examples), evidence.loss)
 
-        Args:
-            model: The model just trained.
-            evidence: Its `batches` and `loss` are asked for.
-
-        Raises:
-            InputError: If there are no examples, or a derivative is not finite.
-        """
-        weights = list(dict.fromkeys(p for p in unwrapped(model).parameters() if p.requires_grad))
-        shared = [p for p in weights if id(p) in self._index]
-        if not shared:
-            return
-        private = [p for p in weights if id(p) not in self._index]
-        rows = gauss_newton_factor(
-            unwrapped(model),
-            itertools.islice(_examples(evidence.batches()), self.num_examples),
-            evidence.loss,
-            [*private, *shared],
-            torch.Generator().manual_seed(self._num_models),
-        )
-        width = sum(p.numel() for p in private)
-        self._fold([self._index[id(p)] for p in shared], marginal_factor(rows[:, :width], rows[:, width:], self.prior))
-
-    @torch.no_grad()
-    def _fold(self, places: list[int], factor: Tensor) -> None:
-        """Take Ω_j's factor in the weights of some places into the stored one, and move their anchors."""
-        new = factor.new_zeros(len(factor), sum(self._sizes))
-        old = new[:0] if self._rows is None else self._rows
-        starts = [0, *itertools.accumulate(self._sizes)]
-        kept, added = {"sum": (1.0, 1.0), "replace": (0.0, 1.0)}.get(self.rule, (self.decay, 1 - self.decay))
-        for i, block in zip(places, torch.split(factor, [self._sizes[i] for i in places], dim=1), strict=True):
-            columns = slice(starts[i], starts[i + 1])
-            is_first = self._anchors[i] is None
-            # Scaling columns keeps Ω's form, D Ω D.
-            old[:, columns] *= math.sqrt(kept)
-            new[:, columns] = block if is_first else block * math.sqrt(added)
-            self._anchors[i] = self.shared_parameters[i].detach().clone()
-        self._rows = leading_rows(torch.cat([old, new]), self.num_rows)
-        self._num_models += 1
-
-    @torch.no_grad()
     def penalty(self) -> float:
         """α/2 vᵀ Ω v at the present weights."""
-        if self._rows is None:
-            return 0.0
-        moved = [
-            weight.new_zeros(weight.shape) if anchor is None else weight - anchor
-            for weight, anchor in zip(self.shared_parameters, self._anchors, strict=True)
-        ]
-        v = flat(moved)
-        return self.alpha / 2 * float(self.prior * v.square().sum() + (self._rows @ v).square().sum())
+        return self.coupled.penalty()
 
     def reset(self) -> None:
         """Forget factor and anchors."""
-        self._anchors, self._rows = [None] * len(self._sizes), None
-
-    # ---- state -----------------------------------------------------------------------------------------------
+        self.coupled.reset()
 
     def state_dict(self) -> dict[str, Any]:
         """Factor, anchors, and how many models were consolidated."""
-        return {
-            "rows": None if self._rows is None else self._rows.clone(),
-            "anchors": [None if anchor is None else anchor.clone() for anchor in self._anchors],
-            "num_models": self._num_models,
-        }
+        return self.coupled.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned.
-
-        Args:
-            state: From `state_dict`.
-
-        Raises:
-            InputError: If it is that of other weights.
-        """
-        rows, anchors = state["rows"], state["anchors"]
-        shapes = [parameter.shape for parameter in self.shared_parameters]
-        if len(anchors) != len(shapes) or any(
-            anchor is not None and anchor.shape != shape for anchor, shape in zip(anchors, shapes, strict=True)
-        ):
-            raise InputError(
-                f"Expected anchors of {len(shapes)} shared weights in their shapes, but got {len(anchors)} others. "
-                "Build the protection from the same weights, in the same order."
-            )
-        devices = [parameter.device for parameter in self.shared_parameters]
-        self._rows = None if rows is None else rows.to(devices[0], copy=True)
-        self._anchors = [
-            None if anchor is None else anchor.to(device, copy=True)
-            for anchor, device in zip(anchors, devices, strict=True)
-        ]
-        self._num_models = state["num_models"]
-
-
-class _Moving(NamedTuple):
-    """What the step needs of the weights at some places: their columns of L, their anchor, L v of all others."""
-
-    places: list[int]
-    rows: Tensor
-    anchor: Tensor
-    rest: Tensor
-
-
-class _System(NamedTuple):
-    """A factorised proximal step: λ/e, 1/e, and (I + L diag(1/e) Lᵀ)⁻¹, with e = d/(lr·α) + λ."""
-
-    pull: Tensor
-    reciprocal: Tensor
-    inverse: Tensor
-
-    @classmethod
-    def of(cls, rows: Tensor, metric: Tensor, prior: float) -> "_System":
-        """From L, d/(lr·α) and λ."""
-        reciprocal = 1 / (metric + prior)
-        values, vectors = spectrum(rows * reciprocal.sqrt())
-        return cls(prior * reciprocal, reciprocal, ((vectors / (1 + values)) @ vectors.T).to(rows.dtype))
-
-    def change(self, moved: Tensor, rows: Tensor, rest: Tensor) -> Tensor:
-        """What the step adds to the weights, from u = θ_new − θ̂ and L v of the weights that stay.
-
-        (e + LᵀL) v = d/(lr·α) u − Lᵀ rest, by Woodbury; with q = (1 − λ/e) u it is v = q − 1/e Lᵀ z, and
-        z = L v + rest = (I + L 1/e Lᵀ)⁻¹ (L q + rest).
-        """
-        drawn = self.pull * moved
-        z = self.inverse @ (rows @ (moved - drawn) + rest)
-        return -(drawn + self.reciprocal * (z @ rows))
-
-
-def _examples(batches: Iterable[tuple[Any, Tensor]]) -> Iterator[tuple[Any, Tensor]]:
-    return ((x[n : n + 1], y[n : n + 1]) for x, y in batches for n in range(len(y)))
+        """Restore what `state_dict` returned."""
+        self.coupled.load_state_dict(state)

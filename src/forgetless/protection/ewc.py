@@ -1,14 +1,37 @@
 """Elastic weight consolidation: α/2 Σ_j Σ_i F_j,i (θ_i − θ_j,i)², one quadratic for every earlier model j."""
 
-from collections.abc import Iterable
-from typing import ClassVar
+from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from forgetless.protection.wpl import WPL
+from forgetless.protection.base import PROTECTIONS, Evidence, ProtectionOptions, StrengthOptions
+from forgetless.protection.quadratic import QuadraticProtection
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from forgetless.plasticity import WeightPlasticity
 
 
-class EWC(WPL):
+@dataclass(frozen=True, kw_only=True)
+class EWCOptions(StrengthOptions):
+    """Options of elastic weight consolidation.
+
+    Attributes:
+        strength: α (λ in the paper), at least 0; it sums over the earlier models.
+    """
+
+    fits: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "": {"strength": 1e5},
+        "search on text": {"strength": 1e2},
+        "search on images": {"strength": 0.1},
+    }
+
+
+@PROTECTIONS.register
+class EWC(QuadraticProtection):
     """Draws every weight of an earlier model back to where that model left it, as strongly as that model needs it.
 
     Two things set it apart from `wpl`: it holds *all* weights of an earlier model, not only those that another shares
@@ -19,14 +42,20 @@ class EWC(WPL):
 
     Source: Kirkpatrick et al. 2017, arXiv:1612.00796, eq. 3, with one quadratic per task kept. There the data change
     from task to task; here they stay and the model changes.
-
-    Args:
-        shared_parameters: All weights of the models that are to be kept.
-        alpha: Strength α (λ in the paper).
     """
 
-    strength: ClassVar[str | None] = "ewc_alpha"
-    options: ClassVar[tuple[str, ...]] = ()
+    name: ClassVar[str] = "ewc"
+    label: ClassVar[str] = "elastic weights (EWC)"
+    colour: ClassVar[str | None] = "#E69F00"
+    Options: ClassVar[type[ProtectionOptions]] = EWCOptions
+    uses_fisher: ClassVar[bool] = True
+    holds_all: ClassVar[bool] = True
 
-    def __init__(self, shared_parameters: Iterable[Tensor], alpha: float = 1e5) -> None:
-        super().__init__(shared_parameters, alpha, rule="joint")
+    def _make_plasticity(self) -> WeightPlasticity:
+        from forgetless.plasticity import WeightPlasticity
+
+        return WeightPlasticity(self.shared_parameters, self.options.strength, rule="joint")
+
+    def importance(self, model: nn.Module, evidence: Evidence) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """The diagonal Fisher information."""
+        return evidence.fisher()

@@ -1,23 +1,38 @@
 """Freezing: θ_s stays where the first model that used it left it."""
 
+from __future__ import annotations
+
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from forgetless.protection.base import PROTECTIONS, Evidence, Protection, ProtectionOptions
 
-from forgetless.protection.base import Evidence, Protection
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
 
 
+@dataclass(frozen=True, kw_only=True)
+class FreezeOptions(ProtectionOptions):
+    """Freezing has no options."""
+
+
+@PROTECTIONS.register
 class Freeze(Protection):
     """Shared weights that an earlier model used do not move: the limit α → ∞ of `l2`.
 
     Nothing is forgotten, by construction; what it costs is what later models could have made of these weights.
     """
 
-    def __init__(self, shared_parameters: Iterable[Tensor], alpha: float = 0.0) -> None:
-        super().__init__(shared_parameters, alpha)
+    name: ClassVar[str] = "freeze"
+    label: ClassVar[str] = "freeze"
+    in_sentence: ClassVar[str] = "frozen shared weights"
+    colour: ClassVar[str | None] = "#6E6E6E"
+    Options: ClassVar[type[ProtectionOptions]] = FreezeOptions
+
+    def _set_up(self) -> None:
         self._frozen = [False] * len(self.shared_parameters)
 
     @contextlib.contextmanager

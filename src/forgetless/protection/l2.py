@@ -1,43 +1,49 @@
 """L2 anchoring: the plasticity penalty with importance 1 for every weight, α/2 Σ (θ_i − θ̂_i)²."""
 
-from collections.abc import Iterable
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from forgetless.plasticity import AccumulationRule
-from forgetless.protection.base import Evidence
-from forgetless.protection.wpl import WPL
+from forgetless.choices import AccumulationRule
+from forgetless.protection.base import PROTECTIONS, Evidence, ProtectionOptions
+from forgetless.protection.quadratic import QuadraticOptions, QuadraticProtection
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from forgetless.plasticity import WeightPlasticity
 
 
-class L2(WPL):
+@dataclass(frozen=True, kw_only=True)
+class L2Options(QuadraticOptions):
+    """Options of L2 anchoring; importance is 1, so that α has another scale than that of `wpl`."""
+
+    fits: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {"strength": 1.0, "rule": "replace"}}
+
+
+@PROTECTIONS.register
+class L2(QuadraticProtection):
     """Draws every shared weight back equally: what the penalty does without knowing what the earlier models need.
 
     Importance is not summed over models: a weight that several models used has importance 1, like any other. Only under
     the rule `merge` are models counted: the shared weights then are a moving average over models.
-
-    Args:
-        shared_parameters: The weights that several models use.
-        alpha: Strength α.
-        rule: `merge`, or any other for what is said above.
-        decay: Of the rule `merge`.
     """
 
-    strength: ClassVar[str | None] = "l2_alpha"
-    options: ClassVar[tuple[str, ...]] = ("rule", "decay")
-    uses_fisher: ClassVar[bool] = False
+    name: ClassVar[str] = "l2"
+    label: ClassVar[str] = "L2 anchor"
+    in_sentence: ClassVar[str] = "the L2 anchor"
+    colour: ClassVar[str | None] = "#009E73"
+    Options: ClassVar[type[ProtectionOptions]] = L2Options
 
-    def __init__(
-        self,
-        shared_parameters: Iterable[Tensor],
-        alpha: float = 1.0,
-        *,
-        rule: AccumulationRule = "replace",
-        decay: float = 0.9,
-    ) -> None:
-        super().__init__(shared_parameters, alpha, rule="merge" if rule == "merge" else "replace", decay=decay)
+    def _make_plasticity(self) -> WeightPlasticity:
+        from forgetless.plasticity import WeightPlasticity
 
-    def consolidate(self, model: nn.Module, evidence: Evidence) -> None:  # noqa: ARG002
-        """Anchor the shared weights where the model left them, with importance 1."""
-        self.plasticity.consolidate(model, {name: torch.ones_like(p) for name, p in model.named_parameters()})
+        o = self.options
+        rule: AccumulationRule = "merge" if o.rule == "merge" else "replace"
+        return WeightPlasticity(self.shared_parameters, o.strength, rule=rule, decay=o.decay)
+
+    def importance(self, model: nn.Module, evidence: Evidence) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """1 for every weight."""
+        return {name: parameter.detach().new_ones(parameter.shape) for name, parameter in model.named_parameters()}

@@ -1,16 +1,38 @@
 """Novelty search based architecture selection: the loss of an archive of diverse earlier models, trained along."""
 
+from __future__ import annotations
+
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from forgetless.protection.base import PROTECTIONS, Decisions, Evidence, Protection, ProtectionOptions, StrengthOptions
 
-from forgetless.errors import InputError
-from forgetless.protection.base import Decisions, Evidence, Loss, Protection
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from forgetless.protection.base import Loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class NSASOptions(StrengthOptions):
+    """Options of novelty search based architecture selection.
+
+    Attributes:
+        strength: Weight α of the archive's mean loss, at least 0; 1 is the paper's.
+        archive_size: How many earlier models the archive holds, at least 1; 8 is the paper's number.
+    """
+
+    archive_size: int = 8
+
+    fits: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {"strength": 1.0}}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.expect_at_least(1, "archive_size")
 
 
 class Member(NamedTuple):
@@ -20,6 +42,7 @@ class Member(NamedTuple):
     loss_of: Callable[[], Loss]
 
 
+@PROTECTIONS.register
 class NSAS(Protection):
     """Trains an archive of earlier models along with the present one.
 
@@ -42,34 +65,15 @@ class NSAS(Protection):
     that its gradient never reaches the weights; here it does. It replaces the archived architecture most like the
     present one by the most novel of the 50 newest, with 1 − (share of equal operations) averaged over the 10 nearest as
     novelty.
-
-    Args:
-        shared_parameters: The weights that several models use.
-        alpha: Strength α.
-        archive_size: M, at least 1.
-        restore: Makes the loss of an earlier model from its decisions; needed by `load_state_dict` only, because a
-            state has no functions in it.
-
-    Raises:
-        InputError: If `archive_size` is below 1.
     """
 
-    strength: ClassVar[str | None] = "nsas_alpha"
-    options: ClassVar[tuple[str, ...]] = ("archive_size", "restore")
+    name: ClassVar[str] = "nsas"
+    label: ClassVar[str] = "archive (NSAS)"
+    colour: ClassVar[str | None] = "#E7298A"
+    Options: ClassVar[type[ProtectionOptions]] = NSASOptions
+    options: NSASOptions
 
-    def __init__(
-        self,
-        shared_parameters: Iterable[Tensor],
-        alpha: float = 1.0,
-        *,
-        archive_size: int = 8,
-        restore: Callable[[Decisions], Loss] | None = None,
-    ) -> None:
-        super().__init__(shared_parameters, alpha)
-        if archive_size < 1:
-            raise InputError(f"Expected archive_size to be at least 1, but got {archive_size}.")
-        self.archive_size = archive_size
-        self._restore = restore
+    def _set_up(self) -> None:
         self._archive: list[Member] = []
         self._losses: list[Loss] = []  # of the archive, while a model trains
 
@@ -95,20 +99,22 @@ class NSAS(Protection):
         Args:
             batch: The training batch of the present model.
         """
-        if self.alpha == 0 or not self._losses:
+        import torch
+
+        if self.strength == 0 or not self._losses:
             return None
         devices = {parameter.device for parameter in self.shared_parameters if parameter.is_cuda}
         with torch.random.fork_rng(devices):
             losses = [loss(batch) for loss in self._losses]
         finite = [loss for loss in losses if torch.isfinite(loss)]
-        return self.alpha * torch.stack(finite).mean() if finite else None
+        return self.strength * torch.stack(finite).mean() if finite else None
 
     def consolidate(self, model: nn.Module, evidence: Evidence) -> None:  # noqa: ARG002
         """Take the model into the archive, and let the least novel one go if there are too many."""
         new = Member(tuple(evidence.decisions), evidence.loss_of)
         others = [member for member in self._archive if member.decisions != new.decisions or not new.decisions]
         self._archive = [*others, new]
-        if len(self._archive) > self.archive_size:
+        if len(self._archive) > self.options.archive_size:
             del self._archive[least_novel(self.archive)]
 
     def reset(self) -> None:
@@ -126,18 +132,17 @@ class NSAS(Protection):
             state: From `state_dict`.
 
         Raises:
-            InputError: If there are archived models and no `restore` was given to the constructor.
+            InputError: If there are archived models and no `recall` was given to the constructor.
         """
         archive = [tuple(decisions) for decisions in state["archive"]]
-        if archive and self._restore is None:
-            raise InputError(
-                f"Expected a way to restore the losses of {len(archive)} archived models, but got none. Pass restore=."
-            )
-        self._archive = [Member(decisions, partial(self._restored, decisions)) for decisions in archive]
+        recall = self._expect_recall(len(archive)) if archive else None
+        self._archive = [Member(decisions, partial(_recalled_loss, recall, decisions)) for decisions in archive]
 
-    def _restored(self, decisions: Decisions) -> Loss:
-        assert self._restore is not None
-        return self._restore(decisions)
+
+def _recalled_loss(recall: Any, decisions: Decisions) -> Loss:
+    _, evidence = recall(decisions)
+    loss: Loss = evidence.loss_of()
+    return loss
 
 
 def least_novel(candidates: Sequence[Decisions]) -> int:

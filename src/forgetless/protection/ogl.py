@@ -1,19 +1,38 @@
 """Orthogonal gradients: the shared weights' gradient is projected out of the span of earlier models' gradients."""
 
+from __future__ import annotations
+
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-
-from forgetless.curvature import evaluating
 from forgetless.errors import DivergedError, InputError
-from forgetless.protection.base import Evidence, Protection
+from forgetless.protection.base import PROTECTIONS, Evidence, Protection, ProtectionOptions, StrengthOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
 
 
+@dataclass(frozen=True, kw_only=True)
+class OGLOptions(StrengthOptions):
+    """Options of orthogonal gradients.
+
+    Attributes:
+        strength: How many directions are kept for all earlier models together, each as large as the shared weights;
+            fractions are cut off.
+    """
+
+    fits: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "": {"strength": 50.0},
+        "two-model": {"strength": 100.0},
+        "search": {"strength": 20.0},
+    }
+
+
+@PROTECTIONS.register
 class OGL(Protection):
     """Before each step of the optimizer, g ← g − V Vᵀ g: to first order, earlier models' predictions do not change.
 
@@ -37,22 +56,39 @@ class OGL(Protection):
     Defying Multi-Model Forgetting in One-Shot Neural Architecture Search Using Orthogonal Gradient Learning, IEEE
     Transactions on Computers 74(5), doi:10.1109/TC.2025.3540650, which has a space of gradients for each overlapping
     structure; here there is one for all.
-
-    Args:
-        shared_parameters: The weights that several models use.
-        alpha: K, the number of directions kept; fractions are cut off.
     """
 
-    strength: ClassVar[str | None] = "ogl_directions"
+    name: ClassVar[str] = "ogl"
+    label: ClassVar[str] = "orthogonal gradients"
+    colour: ClassVar[str | None] = "#A6D854"
+    Options: ClassVar[type[ProtectionOptions]] = OGLOptions
     symbol: ClassVar[str] = "directions"
 
-    def __init__(self, shared_parameters: Iterable[Tensor], alpha: float = 50) -> None:
-        super().__init__(shared_parameters, alpha)
+    @classmethod
+    def told(cls, strength: str) -> str:
+        """Such as `20 directions`.
+
+        Args:
+            strength: The number as text.
+        """
+        return f"{strength}\N{NO-BREAK SPACE}directions"
+
+    def _set_up(self) -> None:
         self._sizes = [parameter.numel() for parameter in self.shared_parameters]
         self._index = {id(parameter): i for i, parameter in enumerate(self.shared_parameters)}
         self._rows: Tensor | None = None  # (≤ K, all shared weights), singular value times direction
         # The places of the weights that got a gradient, and Vᵀ in these, a block (≤ K, size) each.
         self._basis: tuple[list[int], list[Tensor]] = ([], [])
+
+    @classmethod
+    def held_copies(cls, options: Any, num_outputs: float) -> float:  # noqa: ARG003
+        """One for each direction."""
+        return float(options.strength)
+
+    @classmethod
+    def sizes(cls, options: Any) -> dict[str, object]:
+        """The directions."""
+        return {"directions": options.strength}
 
     @contextlib.contextmanager
     def during(self, optimizer: Optimizer) -> Iterator[None]:
@@ -65,9 +101,10 @@ class OGL(Protection):
             handle.remove()
             self._basis = ([], [])
 
-    @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        if self._rows is None or int(self.alpha) == 0:
+        import torch
+
+        if self._rows is None or int(self.strength) == 0:
             return
         moving = [
             self._index[id(weight)]
@@ -88,15 +125,19 @@ class OGL(Protection):
 
     def _basis_of(self, moving: list[int]) -> list[Tensor]:
         """An orthonormal basis of what the kept directions are in some of the weights, in blocks."""
+        import torch
+
         assert self._rows is not None
-        blocks = torch.split(self._rows[: int(self.alpha)], self._sizes, dim=1)
+        blocks = torch.split(self._rows[: int(self.strength)], self._sizes, dim=1)
         _, rows = _leading(torch.cat([blocks[i] for i in moving], dim=1))
         return [block.contiguous() for block in torch.split(rows, [self._sizes[i] for i in moving], dim=1)]
 
     def consolidate(self, model: nn.Module, evidence: Evidence) -> None:
         """Take the gradients of the model's predictions on held-out examples into the kept directions."""
+        import torch
+
         held = {id(parameter) for parameter in model.parameters()}
-        num_kept = int(self.alpha)
+        num_kept = int(self.strength)
         if num_kept == 0 or not any(id(parameter) in held for parameter in self.shared_parameters):
             return
         new = self._gradients(model, evidence, num_kept)
@@ -106,6 +147,10 @@ class OGL(Protection):
 
     def _gradients(self, model: nn.Module, evidence: Evidence, number: int) -> Tensor:
         """Gradients of the true class's logit for the first held-out examples, (≤ number, all shared weights)."""
+        import torch
+
+        from forgetless.curvature import evaluating
+
         held = {id(parameter) for parameter in model.parameters()}
         places = [i for i, parameter in enumerate(self.shared_parameters) if id(parameter) in held]
         weights = [self.shared_parameters[i] for i in places]
@@ -162,11 +207,14 @@ def true_logit(outputs: Any, targets: Tensor) -> Tensor:
     Raises:
         InputError: If the targets are no classes of these logits.
 
+    >>> import torch
     >>> true_logit(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([1])).item()
     2.0
     """
-    if not isinstance(outputs, Tensor) or targets.is_floating_point() or outputs.shape[:-1] != targets.shape:
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    import torch
+
+    if not isinstance(outputs, torch.Tensor) or targets.is_floating_point() or outputs.shape[:-1] != targets.shape:
+        shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
         raise InputError(
             f"Expected logits with the classes last and one class per target, but got {shape} and {targets.dtype} "
             f"targets of shape {tuple(targets.shape)}. ogl protects classifiers and language models."
@@ -176,6 +224,8 @@ def true_logit(outputs: Any, targets: Tensor) -> Tensor:
 
 def _leading(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Singular values and right singular vectors of a matrix (rows × weights), without those that are 0 to rounding."""
+    import torch
+
     _, values, directions = torch.linalg.svd(rows, full_matrices=False)
     if not len(values):
         return values, directions

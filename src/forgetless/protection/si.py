@@ -1,21 +1,42 @@
 """Synaptic intelligence: α/2 Σ Ω_i (θ_i − θ̂_i)², Ω how much each weight's way lowered an earlier model's loss."""
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from forgetless.errors import InputError
-from forgetless.importance import unwrapped
-from forgetless.plasticity import AccumulationRule
-from forgetless.protection.base import Evidence
-from forgetless.protection.wpl import WPL
+from forgetless.protection.base import PROTECTIONS, Evidence, ProtectionOptions
+from forgetless.protection.quadratic import QuadraticOptions, QuadraticProtection
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
 
 
-class SI(WPL):
+@dataclass(frozen=True, kw_only=True)
+class SIOptions(QuadraticOptions):
+    """Options of synaptic intelligence.
+
+    Attributes:
+        xi: ξ > 0, which bounds Ω where a weight ended close to where it began; weight². The paper's values are 0.1 and
+            10⁻³.
+    """
+
+    xi: float = 1e-3
+
+    fits: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {"strength": 1.0}}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.xi > 0:
+            raise InputError(f"Expected xi to be above 0, but got {self.xi}. The paper's values are 0.1 and 1e-3.")
+
+
+@PROTECTIONS.register
+class SI(QuadraticProtection):
     """Draws each shared weight back as strongly as its way, while an earlier model trained, lowered that model's loss.
 
         ω_i = −Σ_t g_i(t) (θ_i(t + 1) − θ_i(t)),    Ω_i = max(0, ω_i / ((θ_i(end) − θ_i(start))² + ξ))
@@ -28,34 +49,17 @@ class SI(WPL):
 
     Source: Zenke et al. 2017, arXiv:1703.04200, eq. 3–5. Their c Σ Ω (θ̃ − θ)² is ours at α = 2 c; theirs is added to
     the loss, ours taken as a proximal step.
-
-    Args:
-        shared_parameters: The weights that several models use.
-        alpha: Strength α.
-        rule: How Ω accumulates over models; see `forgetless.WeightPlasticity`.
-        decay: Of the rules `ema` and `merge`.
-        xi: ξ > 0, which bounds Ω where a weight ended close to where it began; weight². The paper's values are 0.1 and
-            10⁻³.
     """
 
-    strength: ClassVar[str | None] = "si_alpha"
-    options: ClassVar[tuple[str, ...]] = ("rule", "decay")
-    uses_fisher: ClassVar[bool] = False
+    name: ClassVar[str] = "si"
+    label: ClassVar[str] = "path integral (SI)"
+    colour: ClassVar[str | None] = "#000000"
+    Options: ClassVar[type[ProtectionOptions]] = SIOptions
     watches: ClassVar[bool] = True
+    options: SIOptions
 
-    def __init__(
-        self,
-        shared_parameters: Iterable[Tensor],
-        alpha: float = 1.0,
-        *,
-        rule: AccumulationRule = "sum",
-        decay: float = 0.9,
-        xi: float = 1e-3,
-    ) -> None:
-        super().__init__(shared_parameters, alpha, rule=rule, decay=decay)
-        if not xi > 0:
-            raise InputError(f"Expected xi to be above 0, but got {xi}. The paper's values are 0.1 and 1e-3.")
-        self.xi = xi
+    def _set_up(self) -> None:
+        super()._set_up()
         self._index = {id(parameter): i for i, parameter in enumerate(self.shared_parameters)}
         self._has_watched = False
         # Of the weights that got a gradient since `during` began, by their place among the shared ones.
@@ -80,7 +84,6 @@ class SI(WPL):
                     handle.remove()
                 self._before = {}
 
-    @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         moving = [
             self._index[id(weight)]
@@ -92,43 +95,45 @@ class SI(WPL):
         for i, value in self._before.items():
             if i not in self._starts:
                 self._starts[i] = value.clone()
-                self._paths[i] = torch.zeros_like(value)
+                self._paths[i] = value.new_zeros(value.shape)
 
-    @torch.no_grad()
     def _after_whole_step(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        import torch
+
         moved = list(self._before)
         if not moved:
             return
-        weights = [self.shared_parameters[i] for i in moved]
+        weights = [self.shared_parameters[i].detach() for i in moved]
         back = torch._foreach_sub([self._before[i] for i in moved], weights)  # θ(t) − θ(t + 1)
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        gradients = [gradient for i in moved if (gradient := self.shared_parameters[i].grad) is not None]
         torch._foreach_addcmul_([self._paths[i] for i in moved], gradients, list(back))
 
-    def consolidate(self, model: nn.Module, evidence: Evidence) -> None:  # noqa: ARG002
-        """Anchor the shared weights where the model left them, with Ω of the last `during` as importance.
+    def importance(self, model: nn.Module, evidence: Evidence) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """Ω of the last `during`.
 
         Raises:
             InputError: If no training was watched since the last `consolidate`.
         """
+        from forgetless.importance import unwrapped
+
         if not self._has_watched:
             raise InputError(
                 "Expected si to have watched the model's training, but it has not. Train the model inside during()."
             )
         found = {
-            name: self._importance(self._index[id(parameter)])
+            name: self._importance_of(self._index[id(parameter)])
             for name, parameter in unwrapped(model).named_parameters()
             if id(parameter) in self._index
         }
-        self.plasticity.consolidate(model, found)
         self._starts, self._paths, self._has_watched = {}, {}, False
+        return found
 
-    @torch.no_grad()
-    def _importance(self, i: int) -> Tensor:
+    def _importance_of(self, i: int) -> Tensor:
         """Ω of one weight; 0 where it never got a gradient."""
         weight = self.shared_parameters[i].detach()
         if i not in self._paths:
-            return torch.zeros_like(weight)
-        return (self._paths[i] / ((weight - self._starts[i]).square() + self.xi)).clamp_(min=0)
+            return weight.new_zeros(weight.shape)
+        return (self._paths[i] / ((weight - self._starts[i]).square() + self.options.xi)).clamp_(min=0)
 
     def state_dict(self) -> dict[str, Any]:
         """Anchors and importances, and the way of the weights since `during` began."""

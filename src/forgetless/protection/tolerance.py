@@ -1,21 +1,23 @@
 """Weight plasticity under a tolerance: earlier models may lose so many nats, as measured; the strength α is found."""
 
+from __future__ import annotations
+
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-
+from forgetless.configuration import fitting
 from forgetless.errors import InputError
-from forgetless.plasticity import AccumulationRule, WeightPlasticity
-from forgetless.protection.base import Decisions, Evidence, Protection
-from forgetless.protection.wpl import WPL
+from forgetless.protection.base import PROTECTIONS, Decisions, Evidence, ProtectionOptions
+from forgetless.protection.wpl import WPL, WPLOptions
 
-Recall = Callable[[Decisions], tuple[nn.Module, Evidence]]
-"""Decisions of an earlier model → the model and what may be asked about it."""
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from forgetless.plasticity import WeightPlasticity
 
 # What earlier models lost is measured after these steps of a model's training, after every tenth, and after the last.
 _FIRST_STEPS = (1, 2, 4, 8)
@@ -34,6 +36,46 @@ class Measured(NamedTuple):
     first: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class ToleranceOptions(WPLOptions):
+    """Options of weight plasticity under a tolerance.
+
+    Attributes:
+        strength: The tolerance: what each measured model may lose after its own training, in nats per prediction,
+            above 0. α is found.
+        num_measured: How many models are measured: the newest, or all if 0. Each costs a forward pass per measurement.
+    """
+
+    num_measured: int = fitting()
+
+    fits: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "": {"strength": 0.01, "num_measured": 2},
+        "two-model": {"num_measured": 0},
+        "search on text": {"strength": 0.01},
+        "search on images": {"strength": 0.01},
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.expect_at_least(0, "num_measured")
+
+    def check_strength(self) -> None:
+        """Refuse a tolerance that is not above 0, or too small to be told from it."""
+        if self.strength is None:
+            return
+        from forgetless.tolerance import LEAST_TOLERANCE
+
+        advice = "Where nothing may be lost, freeze."
+        if not (math.isfinite(self.strength) and self.strength > 0):
+            raise InputError(f"Expected a finite tolerance above 0, but got {self.strength}. {advice}")
+        if self.strength < LEAST_TOLERANCE:
+            raise InputError(
+                f"Expected a tolerance of at least {LEAST_TOLERANCE:g}, but got {self.strength}, which float32 cannot "
+                f"tell from 0. {advice}"
+            )
+
+
+@PROTECTIONS.register
 class ToleranceWPL(WPL):
     """Draws shared weights back as `wpl` does, with the least α under which earlier models lose no more than allowed.
 
@@ -49,60 +91,37 @@ class ToleranceWPL(WPL):
     Measured are the newest models, on the first 1,000 held-out examples or words (whole batches); of several the one
     that lost most counts. A model whose loss was not finite is not measured. Without damping, weights of importance 0
     are held at no α: what they lose earlier models cannot be prevented, and everything else is then held firmly.
-
-    Args:
-        shared_parameters: The weights that several models use.
-        tolerance: What each measured model may lose after its own training, in nats, above 0.
-        damping: Added to the importance, as a share of its mean.
-        rule: How importance accumulates over models; see `forgetless.WeightPlasticity`.
-        decay: Of the rules `ema` and `merge`.
-        num_measured: How many models are measured, at least 1: the newest. Each costs a forward pass per measurement.
-        recall: Makes an earlier model and its evidence from its decisions; needed by `load_state_dict` only, because a
-            state has no functions in it.
-
-    Attributes:
-        alpha: The tolerance, which is what the configuration of an experiment gives in place of a strength.
-
-    Raises:
-        InputError: If `num_measured` is below 1.
-        ValueError: If `tolerance` is not finite and above 0.
     """
 
-    strength: ClassVar[str | None] = "tolerance"
+    name: ClassVar[str] = "wpl-tolerance"
+    label: ClassVar[str] = "limited weight plasticity"
+    in_sentence: ClassVar[str] = ""
+    colour: ClassVar[str | None] = "#7B3294"
+    Options: ClassVar[type[ProtectionOptions]] = ToleranceOptions
     symbol: ClassVar[str] = "tolerance"
+    unit: ClassVar[str] = "nats"
     decays: ClassVar[bool] = False
-    options: ClassVar[tuple[str, ...]] = ("damping", "rule", "decay", "num_measured", "recall")
+    options: ToleranceOptions
 
-    def __init__(
-        self,
-        shared_parameters: Iterable[Tensor],
-        tolerance: float = 0.01,
-        damping: float = 0.0,
-        *,
-        rule: AccumulationRule = "sum",
-        decay: float = 0.9,
-        num_measured: int = 2,
-        recall: Recall | None = None,
-    ) -> None:
-        if num_measured < 1:
-            raise InputError(f"Expected num_measured to be at least 1, but got {num_measured}.")
-        shared_parameters = list(shared_parameters)
-        self.plasticity = WeightPlasticity(
-            shared_parameters, tolerance=tolerance, damping=damping, rule=rule, decay=decay
-        )
-        Protection.__init__(self, shared_parameters, tolerance)  # WPL's own makes a plasticity of given α
-        self.num_measured = num_measured
-        self._recall = recall
+    def _set_up(self) -> None:
+        super()._set_up()
         self._measured: list[Measured] = []
 
+    def _make_plasticity(self) -> WeightPlasticity:
+        from forgetless.plasticity import WeightPlasticity
+
+        o = self.options
+        kept: dict[str, Any] = {"damping": o.damping, "rule": o.rule, "decay": o.decay}
+        return WeightPlasticity(self.shared_parameters, tolerance=o.strength, **kept)
+
     @property
-    def alpha(self) -> float:
+    def strength(self) -> float:
         """The tolerance; may be set at any time."""
         assert self.plasticity.tolerance is not None
         return self.plasticity.tolerance
 
-    @alpha.setter
-    def alpha(self, value: float) -> None:
+    @strength.setter
+    def strength(self, value: float) -> None:
         self.plasticity.tolerance = value
 
     @property
@@ -136,7 +155,7 @@ class ToleranceWPL(WPL):
         for _ in range(_MOST_TRIES if self._measured else 0):
             increase = self.increase()
             self.plasticity.calibrate(increase, optimizer)
-            if increase <= self.alpha:
+            if increase <= self.strength:
                 return
 
     def increase(self) -> float:
@@ -155,7 +174,7 @@ class ToleranceWPL(WPL):
         others = [other for other in self._measured if other.decisions != decisions or not decisions]
         if math.isfinite(first):
             others.append(Measured(decisions, loss, first))
-        self._measured = others[-self.num_measured :]
+        self._measured = others[-self.options.num_measured :]
 
     def penalty(self) -> float:
         """α/2 Σ F_i (θ_i − θ̂_i)² at the present weights, with the multiplier that the last step found as α."""
@@ -180,19 +199,13 @@ class ToleranceWPL(WPL):
         Raises:
             InputError: If there are measured models and no `recall` was given to the constructor.
         """
-        if state["measured"] and self._recall is None:
-            raise InputError(
-                f"Expected a way to recall {len(state['measured'])} measured models, but got none. Pass recall=."
-            )
+        recall = self._expect_recall(len(state["measured"])) if state["measured"] else None
         super().load_state_dict(state["plasticity"])
-        self._measured = [
-            Measured(tuple(decisions), self._recalled(tuple(decisions)), first)
-            for decisions, first in state["measured"]
-        ]
-
-    def _recalled(self, decisions: Decisions) -> Callable[[], float]:
-        assert self._recall is not None
-        return _held_out_loss(*self._recall(decisions))
+        self._measured = []
+        for decisions, first in state["measured"]:
+            assert recall is not None
+            loss = _held_out_loss(*recall(tuple(decisions)))
+            self._measured.append(Measured(tuple(decisions), loss, first))
 
 
 def _held_out_loss(model: nn.Module, evidence: Evidence) -> Callable[[], float]:
@@ -200,6 +213,8 @@ def _held_out_loss(model: nn.Module, evidence: Evidence) -> Callable[[], float]:
 
     Only what it needs of the evidence is kept.
     """
+    import torch
+
     batches, loss = evidence.batches, evidence.loss
 
     @torch.no_grad()

@@ -1,85 +1,66 @@
-"""The weight plasticity loss as a protection: α/2 Σ F_i (θ_i − θ̂_i)², taken as a proximal step."""
+"""The weight plasticity loss: α/2 Σ F_i (θ_i − θ̂_i)², F the Fisher information."""
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from __future__ import annotations
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from forgetless.plasticity import AccumulationRule, WeightPlasticity
-from forgetless.protection.base import Evidence, Protection
+from forgetless.configuration import fitting
+from forgetless.protection.base import PROTECTIONS, Evidence, ProtectionOptions
+from forgetless.protection.quadratic import QuadraticOptions, QuadraticProtection
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from forgetless.plasticity import WeightPlasticity
 
 
-class WPL(Protection):
+@dataclass(frozen=True, kw_only=True)
+class WPLOptions(QuadraticOptions):
+    """Options of the weight plasticity loss.
+
+    Attributes:
+        damping: Added to the importance, as a share of its mean; 0 is the paper's penalty.
+    """
+
+    damping: float = fitting()
+
+    fits: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "": {"strength": 1e5, "damping": 0.0},
+        "two-model": {"damping": 1e-3},
+        "search on text": {"strength": 3e3},
+        "search on images": {"strength": 30.0},
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.expect_not_negative("damping")
+
+
+@PROTECTIONS.register
+class WPL(QuadraticProtection):
     """Draws each shared weight back to where earlier models left it, as strongly as they need it.
 
-    Args:
-        shared_parameters: The weights that several models use.
-        alpha: Strength α.
-        damping: Added to the importance, as a share of its mean.
-        rule: How importance accumulates over models; see `forgetless.WeightPlasticity`.
-        decay: Of the rules `ema` and `merge`.
+    F is the earlier model's diagonal Fisher information, accumulated over models by a rule.
 
     Source: Benyahia et al. 2019, arXiv:1902.08232, eq. 8; see `forgetless.WeightPlasticity`.
     """
 
-    strength: ClassVar[str | None] = "alpha"
-    options: ClassVar[tuple[str, ...]] = ("damping", "rule", "decay")
+    name: ClassVar[str] = "wpl"
+    label: ClassVar[str] = "weight plasticity"
+    in_sentence: ClassVar[str] = "the weight plasticity loss"
+    colour: ClassVar[str | None] = "#0072B2"
+    Options: ClassVar[type[ProtectionOptions]] = WPLOptions
     uses_fisher: ClassVar[bool] = True
+    options: WPLOptions
 
-    def __init__(
-        self,
-        shared_parameters: Iterable[Tensor],
-        alpha: float = 1e5,
-        damping: float = 0.0,
-        *,
-        rule: AccumulationRule = "sum",
-        decay: float = 0.9,
-    ) -> None:
-        shared_parameters = list(shared_parameters)
-        self.plasticity = WeightPlasticity(shared_parameters, alpha, damping=damping, rule=rule, decay=decay)
-        super().__init__(shared_parameters, alpha)
+    def _make_plasticity(self) -> WeightPlasticity:
+        from forgetless.plasticity import WeightPlasticity
 
-    @property
-    def alpha(self) -> float:
-        """Strength α; may be set at any time."""
-        return self.plasticity.alpha
+        o = self.options
+        return WeightPlasticity(self.shared_parameters, o.strength, damping=o.damping, rule=o.rule, decay=o.decay)
 
-    @alpha.setter
-    def alpha(self, value: float) -> None:
-        self.plasticity.alpha = value
-
-    @property
-    def moves_weights(self) -> bool:
-        """Under the rule `merge`, `consolidate` changes the shared weights."""
-        return self.plasticity.rule == "merge"
-
-    @contextlib.contextmanager
-    def during(self, optimizer: Optimizer) -> Iterator[None]:
-        """A context in which each step of the optimizer is followed by the proximal step."""
-        self.plasticity.attach(optimizer)
-        try:
-            yield
-        finally:
-            self.plasticity.detach(optimizer)
-
-    def consolidate(self, model: nn.Module, evidence: Evidence) -> None:
-        """Anchor the shared weights where the model left them, with its Fisher as importance."""
-        self.plasticity.consolidate(model, evidence.fisher())
-
-    def penalty(self) -> float:
-        """α/2 Σ F_i (θ_i − θ̂_i)² at the present weights."""
-        return float(self.plasticity.penalty().detach())
-
-    def reset(self) -> None:
-        """Forget every anchor and importance."""
-        self.plasticity.reset()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Anchors and importances."""
-        return self.plasticity.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore anchors and importances."""
-        self.plasticity.load_state_dict(state)
+    def importance(self, model: nn.Module, evidence: Evidence) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """The diagonal Fisher information."""
+        return evidence.fisher()

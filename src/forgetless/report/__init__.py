@@ -2,7 +2,6 @@
 
 from forgetless.report.cells import cell_drawing
 from forgetless.report.comparison import comparison_table, forgetting_against_quality
-from forgetless.report.comparison_result import ComparisonResult
 from forgetless.report.evaluation import evaluation_table
 from forgetless.report.figures import accuracy_curves, chain_forgetting, forgetting_bars, trade_off
 from forgetless.report.findings import headline
@@ -12,12 +11,11 @@ from forgetless.report.interference import (
     load_interference,
     write_interference,
 )
-from forgetless.report.page import Result, load_result, report_html, write_report
+from forgetless.report.page import report_html, write_report
 from forgetless.report.search import forgetting_curves, search_table
 from forgetless.report.search_findings import search_headline
-from forgetless.report.search_result import SearchResult
 from forgetless.report.table import summary_table
-from forgetless.report.words import chosen_alpha, command_line
+from forgetless.report.words import chosen_strength
 
 __all__ = [
     # pictures
@@ -30,22 +28,17 @@ __all__ = [
     "interference_map",
     "trade_off",
     # the page and the terminal
-    "ComparisonResult",
-    "Result",
-    "SearchResult",
     "comparison_table",
     "evaluation_table",
     "interference_table",
     "load_interference",
-    "load_result",
     "report_html",
     "search_table",
     "summary_table",
     "write_interference",
     "write_report",
     # words
-    "chosen_alpha",
-    "command_line",
+    "chosen_strength",
     "headline",
     "search_headline",
 ]

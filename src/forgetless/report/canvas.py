@@ -1,37 +1,29 @@
 """What every figure is drawn on: colours, the grid of panels, legends, intervals and axes."""
 
 import base64
+import colorsys
 import io
 import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from forgetless.errors import InputError
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import Interval
-from forgetless.protection import MATCHED
-from forgetless.report.search_result import SearchResult
+from forgetless.protection import PROTECTIONS
 from forgetless.report.words import Panel, panel_name, panels
 
-COLOURS: Mapping[str, str] = {
-    "none": "#D55E00",
-    MATCHED: "#CC79A7",
-    "freeze": "#6E6E6E",
-    "l2": "#009E73",
-    "wpl": "#0072B2",
-}
-"""Protection → colour, from Okabe and Ito's palette for all kinds of colour vision."""
-
-_MORE_COLOURS = ("#E69F00", "#56B4E9", "#7B3294", "#000000", "#8C510A", "#E7298A", "#A6D854")
 INK, QUIET, GRID, BAND = "#1A1A1A", "#5A5A5A", "#E4E4E4", "#DCE8F2"
 _WIDTH = 9.0  # inches: 900 pixels at 100 dpi
 _MOST_COLUMNS = 3
@@ -40,12 +32,17 @@ MARK: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 9.5}
 SEED: dict[str, Any] = {"marker": "o", "s": 14, "facecolor": "white", "linewidth": 1.0, "zorder": 5}
 
 
-def colour(protection: str, result: TwoModelResult | SearchResult) -> str:
-    """The colour of a protection; one without a fixed colour gets one by its place in the configuration."""
-    if protection in COLOURS:
-        return COLOURS[protection]
-    others = [name for name in result.config.protection if name not in COLOURS]
-    return _MORE_COLOURS[others.index(protection) % len(_MORE_COLOURS)] if protection in others else QUIET
+def colour(protection: str) -> str:
+    """The colour of a protection: its own, or one derived from its name; what is not there any more is quiet."""
+    if protection not in PROTECTIONS:
+        return QUIET
+    return PROTECTIONS[protection].colour or _derived(protection)
+
+
+def _derived(name: str) -> str:
+    """A colour of a hue that the name decides, as dark and as strong as the fixed ones."""
+    hue = zlib.crc32(name.encode()) / 2**32
+    return to_hex(colorsys.hls_to_rgb(hue, 0.4, 0.65))
 
 
 def panels_to_draw(result: TwoModelResult) -> list[Panel]:
@@ -55,7 +52,7 @@ def panels_to_draw(result: TwoModelResult) -> list[Panel]:
         raise InputError("Expected at least one finished run to draw, but got none. Finish a run first.")
     if len({panel.convergence for panel in shown}) > _MOST_COLUMNS:
         # Stable, so that the panels of one convergence keep their order.
-        shown.sort(key=lambda panel: result.config.convergence.index(panel.convergence))
+        shown.sort(key=lambda panel: result.config.chain.convergence.index(panel.convergence))
     return shown
 
 

@@ -12,8 +12,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 from scipy.optimize import isotonic_regression
 
-from forgetless.architecture import Architecture, Edge, RecurrentArchitecture
 from forgetless.report.canvas import FONT, GRID, INK, QUIET
+from forgetless.spaces import Architecture, Edge
 
 _WIDTH = 9.0  # inches, as the other figures
 _ROW, _HALF_STEP = 0.58, 0.72  # inches between two lanes, and between a node and the operation after it
@@ -37,7 +37,7 @@ def cell_drawing(architecture: Architecture) -> Figure:
     Returns:
         The figure, 9 inches wide, or wider for a very deep cell.
     """
-    in_nodes = isinstance(architecture, RecurrentArchitecture)
+    in_nodes = architecture.functions_in_nodes
     cells = [(name, _Layout(edges, in_nodes=in_nodes)) for name, edges in architecture.graphs().items()]
     width = max(_WIDTH, *(layout.width + 0.4 for _, layout in cells))
     heights = [layout.height + (0.3 if len(cells) > 1 else 0) for _, layout in cells]

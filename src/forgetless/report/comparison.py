@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from forgetless.comparison import Measure, Row
-from forgetless.comparison.config import RANDOM
+from forgetless.comparison.result import ComparisonResult
 from forgetless.errors import InputError
 from forgetless.evaluation.benchmark import task_difference
 from forgetless.forgetting import Interval
@@ -27,12 +27,11 @@ from forgetless.report.canvas import (
     place_legends,
     title_figure,
 )
-from forgetless.report.comparison_result import ComparisonResult
 from forgetless.report.evaluation import probability, with_interval
 from forgetless.report.search import add_table
-from forgetless.report.search_result import POINTS, epochs_text
-from forgetless.report.words import NAMES, duration
-from forgetless.runs import COMPARE
+from forgetless.report.words import duration, label
+from forgetless.search.result import epochs_text
+from forgetless.strategies import STRATEGIES
 
 BEST, BETTER, WORSE = "*", "✓", "✗"
 _STYLES = {"better": "green", "worse": "red", None: ""}
@@ -123,7 +122,7 @@ def comparison_tables(result: ComparisonResult) -> list[dict[str, Any]]:
 def _table(result: ComparisonResult, title: str, measures: Sequence[Measure]) -> dict[str, Any]:
     columns = [_column(result, measure) for measure in measures]
     rows = [
-        {"rank": rank, "row": str(row), "colour": _colour(result, row), "cells": [cells[row] for _, cells in columns]}
+        {"rank": rank, "row": str(row), "colour": _colour(row), "cells": [cells[row] for _, cells in columns]}
         for rank, row in enumerate(result.ranked, start=1)
     ]
     return {"title": title, "columns": [name for name, _ in columns], "rows": rows}
@@ -159,7 +158,7 @@ def _quality_scale(result: ComparisonResult) -> float:
 
 
 def _in_per_cent(result: ComparisonResult) -> str:
-    return " in %" if _quality_scale(result) == POINTS.scale else ""
+    return " in %" if _quality_scale(result) != 1.0 else ""
 
 
 def _scaled(interval: Mapping[str, Any] | None, scale: float) -> dict[str, Any] | None:
@@ -202,14 +201,17 @@ def comparison_notes(result: ComparisonResult) -> list[str]:
         notes.append("Left out are seeds that gave no number, as where all diverged or a file was damaged:")
         notes += [f"  {text}," for text in lacking[:-1]] + [f"  {lacking[-1]}."]
     if any(result.interval(row, Measure.FOUND_MEAN) for row in result.ranked):
-        best = min(config.top, config.final_samples)  # of fewer samples a search hands over all
+        # Of fewer samples a search hands over all.
+        best = min(config.evaluation.top, config.search.selection.final_samples)
         notes.append(f"Ranked by the mean of the {best} best of each search. {BEST}: best of its column.")
     notes += _legend(result)
-    if config.seeds > 1:
-        notes.append(f"±: half the 95 % interval over {config.seeds} seeds, for one number, not corrected.")
+    if config.search.run.seeds > 1:
+        notes.append(f"±: half the 95 % interval over {config.search.run.seeds} seeds, for one number, not corrected.")
     else:
         notes.append("One seed gives no interval.")
-    begun = [name for name, search in result.searches.items() if name != RANDOM and search.epochs()]
+    begun = [
+        name for name, search in result.searches.items() if STRATEGIES[name].trains_shared_weights and search.epochs()
+    ]
     epochs = {name: epochs_text(result.forgetting_epochs(name)) for name in begun}
     if len(set(epochs.values())) == 1:
         notes.append(f"Forgetting: mean over {epochs[begun[0]]}. Negative is progress.")
@@ -217,9 +219,10 @@ def comparison_notes(result: ComparisonResult) -> list[str]:
         notes.append("Forgetting: mean over")
         notes += [f"  {text} of {name}{'.' if name == begun[-1] else ','}" for name, text in epochs.items()]
         notes.append("Negative is progress.")
-    if config.truth is not None:
+    if config.evaluation.truth is not None:
         notes.append("Regret: to the best of the space. Surpasses: chance that a random one is worse.")
-        differences = dict.fromkeys(task_difference(config.truth, config.search(name)) for name in config.strategy)
+        searches_of = map(config.search_of, config.strategy_names)
+        differences = dict.fromkeys(task_difference(config.evaluation.truth, search) for search in searches_of)
         notes += filter(None, differences)
     else:
         notes.append("Surpasses: chance that an architecture drawn uniformly is worse.")
@@ -234,10 +237,10 @@ def _lacking(result: ComparisonResult) -> list[str]:
     found = []
     for row in result.ranked:
         unfinished = sum(name.startswith(f"{row.strategy}/") for name in result.missing)
-        wanted = result.config.seeds - unfinished
+        wanted = result.config.search.run.seeds - unfinished
         is_judged = any(record["strategy"] == row.strategy for record in result.evaluations)
-        measures = [Measure.FOUND_MEAN] * is_judged + [Measure.FORGETTING] * (row.strategy != RANDOM)
-        measures += [Measure.TAU] * (is_judged and row.strategy != RANDOM and Measure.TAU in result.config.measures)
+        measures = [Measure.FOUND_MEAN] * is_judged + [Measure.FORGETTING] * row.is_search
+        measures += [Measure.TAU] * (is_judged and row.is_search and Measure.TAU in result.config.measures)
         for measure in measures:
             if (number := len(result.values(row, measure))) < wanted:
                 name = "τ" if measure is Measure.TAU else "quality" if measure.is_quality else "forgetting"
@@ -252,13 +255,13 @@ def _legend(result: ComparisonResult) -> list[str]:
     if not pairs:
         return ["Nothing is tested: there is one row, or none to test against."]
     references = list(dict.fromkeys(reference for _, reference in pairs))
-    if config.reference in config.strategy:
+    if config.tests.reference in config.strategy_names:
         against = str(references[0])
     else:
-        of_strategy = [r.protection for r in references if r.strategy != RANDOM]
+        of_strategy = [r.protection for r in references if r.is_search]
         against = f"{of_strategy[0]} of the same strategy" if of_strategy else ""
-        if any(reference.strategy == RANDOM for reference in references):
-            against = f"{against} (which itself: {RANDOM})" if against else RANDOM
+        if drawn := next((str(reference) for reference in references if not reference.is_search), None):
+            against = f"{against} (which itself: {drawn})" if against else drawn
     legend = [
         f"{BETTER} better, {WORSE} worse than {against}",
         "(sign flips over seeds, Holm over each column, 5 %).",
@@ -266,7 +269,8 @@ def _legend(result: ComparisonResult) -> list[str]:
     try:
         config.expect_seeds()
     except InputError:  # they were allowed
-        legend.append(f"With {config.seeds} seed{'s' * (config.seeds > 1)} no difference can be significant.")
+        seeds = config.search.run.seeds
+        legend.append(f"With {seeds} seed{'s' * (seeds > 1)} no difference can be significant.")
     return legend
 
 
@@ -303,11 +307,13 @@ def forgetting_against_quality(result: ComparisonResult) -> Figure:
     for row, (x, y) in points.items():
         if y is None:
             continue
-        shade = _colour(result, row)
+        shade = _colour(row)
         if x is None:
-            if row.strategy == RANDOM:
+            if not row.is_search:
                 ax.axhline(y.mean, color=QUIET, linewidth=1.2, linestyle=(0, (4, 2)), zorder=2, gid=str(row))
-                ax.annotate(RANDOM, (1, y.mean), xycoords=("axes fraction", "data"), ha="right", va="bottom", **FONT)
+                ax.annotate(
+                    row.strategy, (1, y.mean), xycoords=("axes fraction", "data"), ha="right", va="bottom", **FONT
+                )
             continue
         draw_interval(ax, x, y.mean, limits[0], vertical=False, shade=shade)
         draw_interval(ax, y, x.mean, limits[1], vertical=True, shade=shade)
@@ -319,8 +325,8 @@ def forgetting_against_quality(result: ComparisonResult) -> Figure:
     ax.set_ylim(*(reversed(limits[1]) if lower else limits[1]))
     ax.set_xlabel(f"forgetting err₂ − err₁, {unit.name}", fontsize=10, **FONT)
     ax.set_ylabel(f"{_in_short(result)} of what is handed over{_in_per_cent(result)}", fontsize=10, **FONT)
-    shades = {row.protection: _colour(result, row) for row in drawn}
-    colours = [Patch(color=shade, label=NAMES.get(name, name)) for name, shade in shades.items()]
+    shades = {row.protection: _colour(row) for row in drawn}
+    colours = [Patch(color=shade, label=label(name)) for name, shade in shades.items()]
     shapes = [
         Line2D([], [], color=QUIET, marker=_marker(result, row), linestyle="", markersize=7, label=row.strategy)
         for row in {row.strategy: row for row in drawn}.values()
@@ -344,11 +350,11 @@ def _limits(estimates: Sequence[Interval | None]) -> tuple[float, float]:
 
 
 def _marker(result: ComparisonResult, row: Row) -> str:
-    return _MARKERS[result.config.strategy.index(row.strategy) % len(_MARKERS)]
+    return _MARKERS[result.config.strategy_names.index(row.strategy) % len(_MARKERS)]
 
 
-def _colour(result: ComparisonResult, row: Row) -> str:
-    return QUIET if row.strategy == RANDOM else colour(row.protection, result.searches[row.strategy])
+def _colour(row: Row) -> str:
+    return colour(row.protection) if row.is_search else QUIET
 
 
 def _in_short(result: ComparisonResult) -> str:
@@ -401,16 +407,14 @@ def headline_sentences(result: ComparisonResult) -> list[str]:
 
 def _named(row: Row) -> str:
     """A row in a sentence."""
-    return (
-        row.strategy if row.strategy == RANDOM else f"{row.strategy} with {NAMES.get(row.protection, row.protection)}"
-    )
+    return f"{row.strategy} with {label(row.protection)}" if row.is_search else row.strategy
 
 
 def _in_general(result: ComparisonResult, test: Mapping[str, Any]) -> str:
     """What a row was tested against, in the same words for all strategies."""
     reference = Row(*test["reference"])
-    is_own = reference.strategy == test["row"][0] and result.config.reference not in result.config.strategy
-    return f"the same strategy with {NAMES.get(reference.protection)}" if is_own else _named(reference)
+    is_own = reference.strategy == test["row"][0] and result.config.tests.reference not in result.config.strategy_names
+    return f"the same strategy with {label(reference.protection)}" if is_own else _named(reference)
 
 
 def comparison_section(result: ComparisonResult) -> dict[str, Any]:
@@ -423,19 +427,21 @@ def comparison_section(result: ComparisonResult) -> dict[str, Any]:
         Values for compare.html, and for the parts of template.html that every run has.
     """
     config, said = result.config, headline_sentences(result)
-    search = config.search(config.strategy[0])
+    search, schedule, seeds = config.search, config.search.schedule, config.search.run.seeds
     seconds = [value for row in result.ranked for value in result.values(row, Measure.SECONDS).values()]
     done = result.num_units - len(result.missing)
     return {
-        "kind": COMPARE,
         "settings": ", ".join(
             [
-                f"{config.space} cells",
-                config.data,
-                f"strategies {', '.join(config.strategy)}",
-                f"{config.epochs} epochs of {config.models_per_epoch} models × {config.batches_per_model} batches",
-                f"{search.optimizer} at {search.learning_rate:g}",
-                f"{config.seeds} seed{'' if config.seeds == 1 else 's'}",
+                search.space.kind.label,
+                search.data.name,
+                f"strategies {', '.join(config.strategy_names)}",
+                (
+                    f"{schedule.epochs} epochs of {schedule.models_per_epoch} models × {schedule.batches_per_model} "
+                    "batches"
+                ),
+                f"{search.optimizer.name} at {search.optimizer.learning_rate:g}",
+                f"{seeds} seed{'' if seeds == 1 else 's'}",
             ]
         ),
         "headline": said[0],
@@ -447,8 +453,12 @@ def comparison_section(result: ComparisonResult) -> dict[str, Any]:
         "tables": comparison_tables(result),
         "notes": comparison_notes(result),
         "tests": _tests(result),
-        "time": duration(math.fsum(seconds)) if seconds else "",
+        "time": _time(math.fsum(seconds)) if seconds else "",
     }
+
+
+def _time(seconds: float) -> str:
+    return f"The searches took {duration(seconds)} of one process in all, without training anything from scratch."
 
 
 def _tests(result: ComparisonResult) -> list[list[str]]:
@@ -471,7 +481,7 @@ def _figures(result: ComparisonResult) -> list[dict[str, str]]:
     except InputError:  # nothing to draw yet
         return []
     caption = (
-        f"Mean over {result.config.seeds} seeds with the 95 % interval of each. The best place is the upper left: "
-        "little forgetting, good architectures."
+        f"Mean over {result.config.search.run.seeds} seeds with the 95 % interval of each. The best place is the upper "
+        "left: little forgetting, good architectures."
     )
     return [{"source": data_uri(figure), "caption": caption}]

@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from forgetless.report.search import add_table
-from forgetless.report.search_result import decimal
 from forgetless.report.words import duration
+from forgetless.tasks.base import decimal
 
 Entry = Mapping[str, Any]
 

@@ -2,8 +2,8 @@
 
 Every function takes the result and returns a new `matplotlib.figure.Figure`, 9 inches wide; pyplot and the global
 settings are left alone. A protection has the same colour in every picture. Where a protection was run at several α,
-the pictures other than `trade_off` show the one that `chosen_alpha` picks on validation data, and the control arm that
-is matched to it.
+the pictures other than `trade_off` show the one that `chosen_strength` picks on validation data, and the control arm
+that is matched to it.
 """
 
 import math
@@ -21,10 +21,10 @@ from matplotlib.ticker import MaxNLocator
 from forgetless.errors import InputError
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import Interval, mean_interval, reduction
-from forgetless.protection import MATCHED
+from forgetless.options import number
+from forgetless.protection import BASELINE, PROTECTIONS
 from forgetless.report.canvas import (
     BAND,
-    COLOURS,
     FONT,
     INK,
     MARK,
@@ -42,16 +42,17 @@ from forgetless.report.canvas import (
     title_figure,
 )
 from forgetless.report.words import (
-    NAMES,
     Group,
     Panel,
-    chosen_alpha,
+    chosen_strength,
+    control_of,
     groups,
+    is_control,
+    label,
     later_models,
     listed,
     main_protection,
     mean_forgetting,
-    number,
     points,
     share,
     span,
@@ -86,7 +87,7 @@ def accuracy_curves(result: TwoModelResult) -> Figure:
         ax.axhline(float(before), color=INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1.5, gid="before")
         found = groups(result, panel)
         for i, (group, width) in enumerate(zip(found, _widths(found), strict=True)):
-            _curves(ax, group, colour(group.protection, result), width, order=2 + i)
+            _curves(ax, group, colour(group.protection), width, order=2 + i)
         _mark_models(ax, result)
         ax.set_xlim(0, max(run["curve"]["iteration"][-1] for run in here))
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -125,7 +126,7 @@ def forgetting_bars(result: TwoModelResult) -> Figure:
     for ax, panel in zip(axes, shown, strict=True):
         for group in found[panel]:
             y = arms.index((group.protection, group.label))
-            shade, values = colour(group.protection, result), [100 * v for v in group.values("forgetting")]
+            shade, values = colour(group.protection), [100 * v for v in group.values("forgetting")]
             estimate = mean_interval(values)
             ax.barh(y, estimate.mean, 0.62, color=shade, alpha=0.85, zorder=2, gid=group.protection)
             draw_interval(ax, estimate, y, limits, vertical=False)
@@ -159,18 +160,18 @@ def trade_off(result: TwoModelResult, protection: str = "wpl") -> Figure:
     Raises:
         InputError: If there are no runs of that protection.
     """
-    strengths = sorted({run["alpha"] for run in result.runs if run["protection"] == protection} - {None})
+    strengths = sorted({run["strength"] for run in result.runs if run["protection"] == protection} - {None})
     shown = [panel for panel in panels_to_draw(result) if any(_at(result, panel, protection, a) for a in strengths)]
     if not shown:
         raise InputError(f"Expected runs with a strength α under {protection!r}, but got none. Run that protection.")
     figure, axes = grid_of_panels(shown, height=(4.4, 3.4, 2.9), share="y")
-    chosen = chosen_alpha(result, protection)
+    chosen, control = chosen_strength(result, protection), control_of(protection)
     limits = limits_of(
         [
             100 * value
             for panel in shown
             for g in (
-                _at(result, panel, name, a) for name in (protection, "none", "freeze") for a in (*strengths, None)
+                _at(result, panel, name, a) for name in (protection, *_levels(result)) for a in (*strengths, None)
             )
             if g is not None
             for key in ("accuracy_a_after", "accuracy_b")
@@ -179,20 +180,20 @@ def trade_off(result: TwoModelResult, protection: str = "wpl") -> Figure:
         least=None,
     )
     for ax, panel in zip(axes, shown, strict=True):
-        _alpha_axis(ax, strengths)
-        for name in ("none", "freeze"):
+        _strength_axis(ax, strengths)
+        for name in _levels(result):
             if (level := _at(result, panel, name, None)) is not None:
                 for key, dash in (("accuracy_a_after", "-"), ("accuracy_b", "--")):
                     value = 100 * mean_interval(level.values(key)).mean
-                    ax.axhline(value, color=colour(name, result), linewidth=1.3, linestyle=dash, zorder=2, gid=name)
+                    ax.axhline(value, color=colour(name), linewidth=1.3, linestyle=dash, zorder=2, gid=name)
         for key, dash in (("accuracy_a_after", "-"), ("accuracy_b", "--")):
-            _against_alpha(ax, [_at(result, panel, protection, a) for a in strengths], key, dash, limits)
-            if protection == "wpl":
-                _against_alpha(ax, [_at(result, panel, MATCHED, a) for a in strengths], key, dash, None)
+            _against_strength(ax, [_at(result, panel, protection, a) for a in strengths], key, dash, limits)
+            if control is not None:
+                _against_strength(ax, [_at(result, panel, control, a) for a in strengths], key, dash, None)
         if len(strengths) > 1 and chosen is not None:
             ax.axvline(chosen, color=BAND, linewidth=7, zorder=0.5)
         percent_axis(ax, limits)
-    name = NAMES.get(protection, protection)
+    name = label(protection)
     symbol = symbol_of(protection)
     label_outer_axes(axes, f"{strength_axis(protection)} of {name}", "test accuracy at the end, %")
     style: list[Artist] = [
@@ -202,8 +203,9 @@ def trade_off(result: TwoModelResult, protection: str = "wpl") -> Figure:
     if len(strengths) > 1:
         style.append(Line2D([], [], color=BAND, linewidth=7, label=f"{symbol} chosen on validation data"))
     ran = {run["protection"] for run in result.runs}
-    drawn = ["none", *([MATCHED] if protection == "wpl" else []), "freeze", protection]
-    lines = [Patch(color=colour(n, result), label=Group(n, None, []).label) for n in drawn if n in ran]
+    controls = [control] if control is not None else []
+    drawn = [BASELINE, *controls, *(name for name in _levels(result) if name != BASELINE), protection]
+    lines = [Patch(color=colour(n), label=Group(n, None, []).label) for n in drawn if n in ran]
     place_legends(figure, lines, style)
     kept = [
         mean_interval(g.values("accuracy_a_after")).mean for p in shown if (g := _at(result, p, protection, chosen))
@@ -239,7 +241,7 @@ def chain_forgetting(result: TwoModelResult) -> Figure:
     limits, width = limits_of(everything), 0.8 / len(order)
     for ax, panel in zip(axes, shown, strict=True):
         for group in found[panel]:
-            shade = colour(group.protection, result)
+            shade = colour(group.protection)
             for j in range(len(letters)):
                 x = j + (order.index(group.protection) - (len(order) - 1) / 2) * width
                 values = [100 * run["models"][j]["forgetting"] for run in group.runs]
@@ -257,9 +259,9 @@ def chain_forgetting(result: TwoModelResult) -> Figure:
     _legend(figure, result, shown, [])
     main = main_protection(result)
     kept = [_over_seeds(g, mean_forgetting) for p in shown for g in found[p] if g.protection == main]
-    free = [_over_seeds(g, mean_forgetting) for p in shown for g in found[p] if g.protection == "none"]
+    free = [_over_seeds(g, mean_forgetting) for p in shown for g in found[p] if g.protection == BASELINE]
     told = f"The models before the last lose {span(free or kept)} points on average"
-    how = "" if not kept or not main else f", {span(kept)} with {NAMES.get(main, main)}" if free else ""
+    how = "" if not kept or not main else f", {span(kept)} with {label(main)}" if free else ""
     title_figure(figure, told + (" without protection" if free else "") + how)
     return figure
 
@@ -270,7 +272,7 @@ def chain_forgetting(result: TwoModelResult) -> Figure:
 def _legend(figure: Figure, result: TwoModelResult, shown: Sequence[Panel], style: list[Artist]) -> None:
     """Colours of the protections, then what the line styles mean, below the panels."""
     arms = dict.fromkeys((g.protection, g.label) for panel in shown for g in groups(result, panel))
-    place_legends(figure, [Patch(color=colour(name, result), label=label) for name, label in arms], style)
+    place_legends(figure, [Patch(color=colour(name), label=label) for name, label in arms], style)
 
 
 def _widths(found: Sequence[Group]) -> list[float]:
@@ -328,14 +330,24 @@ def _mark_models(ax: Axes, result: TwoModelResult) -> None:
         ax.text((j + 0.5) * each, 0.02, f"{letter} trains", transform=ax.get_xaxis_transform(), **MARK, **FONT)
 
 
-def _at(result: TwoModelResult, panel: Panel, protection: str, alpha: float | None) -> Group | None:
-    runs = [r for r in result.runs if panel.holds(r) and r["protection"] == protection and r["alpha"] == alpha]
-    return Group(protection, alpha, runs) if runs else None
+def _at(result: TwoModelResult, panel: Panel, protection: str, strength: float | None) -> Group | None:
+    runs = [r for r in result.runs if panel.holds(r) and r["protection"] == protection and r["strength"] == strength]
+    return Group(protection, strength, runs) if runs else None
 
 
-def _alpha_axis(ax: Axes, strengths: Sequence[float]) -> None:
-    """A log axis; 0 has a place one decade to the left of the least positive α."""
-    positive = [alpha for alpha in strengths if alpha > 0]
+def _levels(result: TwoModelResult) -> list[str]:
+    """The arms without a strength that ran, controls apart: horizontal lines."""
+    ran = {run["protection"] for run in result.runs}
+    return [
+        name
+        for name in result.config.arms
+        if name in ran and not PROTECTIONS[name].has_strength() and not is_control(name)
+    ]
+
+
+def _strength_axis(ax: Axes, strengths: Sequence[float]) -> None:
+    """A log axis; 0 has a place one decade to the left of the least positive strength."""
+    positive = [strength for strength in strengths if strength > 0]
     if 0 in strengths and positive:
         ax.set_xscale("symlog", linthresh=positive[0], linscale=1.0)
         ax.set_xlim(-0.35 * positive[0], 3 * positive[-1])
@@ -343,19 +355,19 @@ def _alpha_axis(ax: Axes, strengths: Sequence[float]) -> None:
         ax.set_xscale("log")
         ax.set_xlim(positive[0] / 3, 3 * positive[-1])
     every = math.ceil(len(strengths) / 7)
-    ax.set_xticks(strengths[::every], [number(alpha) for alpha in strengths[::every]])
+    ax.set_xticks(strengths[::every], [number(strength) for strength in strengths[::every]])
     ax.set_xticks([], minor=True)
 
 
-def _against_alpha(
+def _against_strength(
     ax: Axes, found: Sequence[Group | None], key: str, dash: str, limits: tuple[float, float] | None
 ) -> None:
-    """One model's accuracy over α; with points and intervals, unless the axis limits are left out."""
+    """One model's accuracy over the strength; with points and intervals, unless the axis limits are left out."""
     present = [group for group in found if group is not None]
     if not present:
         return
-    protection, shade = present[0].protection, COLOURS.get(present[0].protection, QUIET)
-    at = [float(group.alpha or 0) for group in present]
+    protection, shade = present[0].protection, colour(present[0].protection)
+    at = [float(group.strength or 0) for group in present]
     estimates = [mean_interval([100 * value for value in group.values(key)]) for group in present]
     means = [estimate.mean for estimate in estimates]
     style: dict[str, Any] = {"color": shade, "linestyle": dash, "gid": f"{protection} {key}"}
@@ -380,7 +392,7 @@ def _losses(result: TwoModelResult, shown: Sequence[Panel]) -> str:
     found = [group for panel in shown for group in groups(result, panel)]
     parts: list[str] = []
     verb = ""
-    for name in dict.fromkeys(("none", main or found[0].protection)):
+    for name in dict.fromkeys((BASELINE, main or found[0].protection)):
         lost = [mean_interval(group.values("forgetting")).mean for group in found if group.protection == name]
         if lost:
             gained = points(max(lost)).startswith("−")  # what reads as 0.0 is no gain
@@ -388,7 +400,7 @@ def _losses(result: TwoModelResult, shown: Sequence[Panel]) -> str:
             amount = span([-value for value in lost] if gained else lost)
             if amount == "0.0":
                 amount = "none"
-            how = "without protection" if name == "none" else f"with {NAMES.get(name, name)}"
+            how = "without protection" if name == BASELINE else f"with {label(name)}"
             unit = "" if amount == "none" or any("points" in part for part in parts) else "points "
             parts.append(f"{'' if present == verb else present + ' '}{amount} {unit}{how}")
             verb = present
@@ -401,13 +413,13 @@ def _bars_title(result: TwoModelResult, shown: Sequence[Panel]) -> str:
     pairs = []
     for panel in shown:
         found = {g.protection: g for g in groups(result, panel)}
-        if main in found and "none" in found:
-            free, held = ({r["seed"]: r["forgetting"] for r in found[name].runs} for name in ("none", main))
+        if main in found and BASELINE in found:
+            free, held = ({r["seed"]: r["forgetting"] for r in found[name].runs} for name in (BASELINE, main))
             if seeds := sorted(set(free) & set(held)):
                 pairs.append(reduction([held[s] for s in seeds], [free[s] for s in seeds], num_resamples=1))
     if not pairs or main is None:
         return f"While {listed(later_models(result))} trains, A {_losses(result, shown)}"
-    name = NAMES.get(main, main)
+    name = label(main)
     shares = sorted(pair.mean for pair in pairs if pair is not None)
     if not shares:
         return "Without protection A does not forget: there is no forgetting to reduce"

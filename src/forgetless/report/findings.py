@@ -5,19 +5,19 @@ from typing import Any
 
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import mean_interval
-from forgetless.protection import MATCHED
+from forgetless.options import number
+from forgetless.protection import BASELINE
 from forgetless.report.words import (
-    NAMES,
     Panel,
     Run,
-    chosen_alpha,
+    chosen_strength,
+    control_of,
     diverged_arms,
     groups,
     later_models,
     listed,
     main_protection,
     mean_forgetting,
-    number,
     panels,
     points,
     progress,
@@ -26,13 +26,8 @@ from forgetless.report.words import (
     share_number,
     span,
     symbol_of,
+    with_protection,
 )
-
-_IN_SENTENCES: Mapping[str, str] = {
-    "wpl": "the weight plasticity loss",
-    "l2": "the L2 anchor",
-    "freeze": "frozen shared weights",
-}
 
 # Below this many points of accuracy a difference of B is shown as 0.0 and told as nothing.
 _NOTHING = 0.05
@@ -71,15 +66,17 @@ def headline_sentences(result: TwoModelResult) -> list[str]:
     done, wanted = progress(result)
     shown = panels(result)
     finished, diverged = ({run["protection"] for run in runs} for runs in (result.runs, result.diverged))
-    if "none" in diverged - finished:
+    if BASELINE in diverged - finished:
         first, others = "Without protection every run diverged, so there is nothing to compare with.", list[str]()
     else:
         first, *others = _finding(result, shown[0]) if len(shown) == 1 else _over_panels(result, shown)
     main = main_protection(result)
-    strengths = {run["alpha"] for run in result.runs if run["protection"] == main} - {None}
+    strengths = {run["strength"] for run in result.runs if run["protection"] == main} - {None}
     if main is not None and len(strengths) > 1:
-        alpha = number(chosen_alpha(result, main) or 0.0)
-        others.append(f"This is told of {symbol_of(main)} = {alpha}, chosen among {len(strengths)} on validation data.")
+        strength = number(chosen_strength(result, main) or 0.0)
+        others.append(
+            f"This is told of {symbol_of(main)} = {strength}, chosen among {len(strengths)} on validation data."
+        )
     if result.diverged:
         others.append(diverged_arms(result))
     if done < wanted:
@@ -112,19 +109,19 @@ def paired(result: TwoModelResult, panel: Panel) -> tuple[dict[str, Any], dict[s
     """
     found = {group.protection: group.runs for group in groups(result, panel)}
     main = main_protection(result)
-    if main is None or "none" not in found or main not in found:
+    if main is None or BASELINE not in found or main not in found:
         return None
-    seeds = {run["seed"] for run in found["none"]} & {run["seed"] for run in found[main]}
-    free, held = ([run for run in found[name] if run["seed"] in seeds] for name in ("none", main))
+    seeds = {run["seed"] for run in found[BASELINE]} & {run["seed"] for run in found[main]}
+    free, held = ([run for run in found[name] if run["seed"] in seeds] for name in (BASELINE, main))
     return (_summary(result, free, free), _summary(result, held, free)) if seeds else None
 
 
 def _summary(result: TwoModelResult, runs: Sequence[Run], plain: Sequence[Run]) -> dict[str, Any]:
     """The summary of one group of runs against the unprotected runs of the same seeds, with the runs themselves."""
-    key = (runs[0]["protection"], runs[0]["alpha"])
-    both = [*plain, *(run for run in runs if run["protection"] != "none")]
+    key = (runs[0]["protection"], runs[0]["strength"])
+    both = [*plain, *(run for run in runs if run["protection"] != BASELINE)]
     entries = TwoModelResult(result.config, both).summary()
-    return {**next(e for e in entries if (e["protection"], e["alpha"]) == key), "runs": list(runs)}
+    return {**next(e for e in entries if (e["protection"], e["strength"]) == key), "runs": list(runs)}
 
 
 def _finding(result: TwoModelResult, panel: Panel) -> list[str]:
@@ -134,7 +131,7 @@ def _finding(result: TwoModelResult, panel: Panel) -> list[str]:
         return _one_arm(result, panel, later)
     free, held = pair
     sentences = [_compared(free, held, later)]
-    if result.config.models > 2:
+    if result.config.chain.models > 2:
         without, with_ = (points(_mean_over_models(arm["runs"])) for arm in (free, held))
         sentences.append(_averaged(result, without, with_))
     if held["reduction"] is not None:
@@ -145,19 +142,21 @@ def _finding(result: TwoModelResult, panel: Panel) -> list[str]:
 def _one_arm(result: TwoModelResult, panel: Panel, later: str) -> list[str]:
     """What can be said without a comparison, and which arm it takes."""
     found = {group.protection: group for group in groups(result, panel)}
-    name = next((name for name in ("none", main_protection(result)) if name in found), next(iter(found)))
+    name = next((name for name in (BASELINE, main_protection(result)) if name in found), next(iter(found)))
     group = found[name]
     before, after, b = (
         points(mean_interval(group.values(key)).mean) for key in ("accuracy_a_before", "accuracy_a_after", "accuracy_b")
     )
     lost = round(mean_interval(group.values("forgetting")).mean, 9)
-    told = f"Training {later} {_cost(lost)} {_with(name)} ({before} to {after} %), and B reached {b} %."
+    told = f"Training {later} {_cost(lost)} {with_protection(name)} ({before} to {after} %), and B reached {b} %."
     return [told, _missing(name)]
 
 
 def _missing(present: str) -> str:
-    if present == "none":
-        return "How much a protection prevents takes a protected arm of the same seeds: `--protection none wpl`."
+    if present == BASELINE:
+        return (
+            "How much a protection prevents takes a protected arm of the same seeds, such as `--protection none wpl`."
+        )
     return f"How much of it was prevented takes an unprotected arm of the same seeds: `--protection none {present}`."
 
 
@@ -165,7 +164,7 @@ def _compared(free: Mapping[str, Any], held: Mapping[str, Any], later: str) -> s
     # Differences of equal accuracies may leave a rounding error in their mean.
     lost, kept = (round(summary["forgetting"]["mean"], 9) for summary in (free, held))
     prevented = held["reduction"]
-    how, price = _with(held["protection"]), _price(held["cost_b"]["mean"])
+    how, price = with_protection(held["protection"]), _price(held["cost_b"]["mean"])
     start = f"Training {later} {_cost(lost)} without protection"
     if prevented is None:
         before, after, protected = (
@@ -188,12 +187,6 @@ def _compared(free: Mapping[str, Any], held: Mapping[str, Any], later: str) -> s
     if kept < 0:
         return f"{start}; {how} A gained {_amount(-kept)}: {told}"
     return f"{start} and {_amount(kept) if kept else 'nothing'} {how}: {told}"
-
-
-def _with(protection: str) -> str:
-    if protection == "none":
-        return "without protection"
-    return f"with {_IN_SENTENCES.get(protection, NAMES.get(protection, protection))}"
 
 
 def _amount(fraction: float) -> str:
@@ -232,9 +225,10 @@ def _doubts(free: Mapping[str, Any], held: Mapping[str, Any]) -> list[str]:
 
 def _control(result: TwoModelResult, panel: Panel, free: Mapping[str, Any], held: Mapping[str, Any]) -> list[str]:
     """How the protection compares with smaller steps alone, where that arm has the same seeds."""
-    runs = {run["seed"]: run for g in groups(result, panel) if g.protection == MATCHED for run in g.runs}
+    control_arm = control_of(held["protection"])
+    runs = {run["seed"]: run for g in groups(result, panel) if g.protection == control_arm for run in g.runs}
     seeds = [run["seed"] for run in held["runs"]]
-    if held["protection"] != "wpl" or not set(seeds) <= set(runs):
+    if control_arm is None or not set(seeds) <= set(runs):
         return []
     control = _summary(result, [runs[seed] for seed in seeds], free["runs"])["reduction"]
     start = f"The control arm, no protection but smaller steps of the shared weights, prevented {share(control)}"
@@ -248,10 +242,11 @@ def _control(result: TwoModelResult, panel: Panel, free: Mapping[str, Any], held
     more = mean_interval([runs[run["seed"]]["forgetting"] - run["forgetting"] for run in held["runs"]])
     if more.low is None or more.high is None:
         return [f"{start}."]
+    name = with_protection(held["protection"]).removeprefix("with ")
     if more.low > 0:
-        return [f"{start}; the weight plasticity loss keeps {_amount(more.mean)} points more of A."]
+        return [f"{start}; {name} keeps {_amount(more.mean)} points more of A."]
     if more.high < 0:
-        return [f"{start}, and keeps {_amount(-more.mean)} points more of A than the weight plasticity loss."]
+        return [f"{start}, and keeps {_amount(-more.mean)} points more of A than {name}."]
     return [f"{start}; these {len(seeds)} seeds do not tell the two apart."]
 
 
@@ -263,18 +258,19 @@ def _over_panels(result: TwoModelResult, shown: Sequence[Panel]) -> list[str]:
         for panel in shown:
             for group in groups(result, panel):
                 losses.setdefault(group.protection, []).append(mean_interval(group.values("forgetting")).mean)
-        name = next((name for name in ("none", main_protection(result)) if name in losses), next(iter(losses)))
-        cost = f"training {later} cost A {span(losses[name])} points of accuracy {_with(name)}"
+        name = next((name for name in (BASELINE, main_protection(result)) if name in losses), next(iter(losses)))
+        cost = f"training {later} cost A {span(losses[name])} points of accuracy {with_protection(name)}"
         return [f"In {len(losses[name])} settings, {cost}.", _missing(name)]
     free, held = zip(*pairs, strict=True)
     start = (
         f"In {len(pairs)} settings, training {later} cost A {span(s['forgetting']['mean'] for s in free)} points of "
-        f"accuracy without protection and {span(s['forgetting']['mean'] for s in held)} {_with(held[0]['protection'])}"
+        f"accuracy without protection and {span(s['forgetting']['mean'] for s in held)} "
+        f"{with_protection(held[0]['protection'])}"
     )
     sentences = [f"{start}: {_range_of_reductions([summary['reduction'] for summary in held])}."]
     highest = max(summary["cost_b"]["mean"] for summary in held)
     sentences.append(f"B pays {f'at most {points(highest)} points' if 100 * highest >= _NOTHING else 'nothing'}.")
-    if result.config.models > 2:
+    if result.config.chain.models > 2:
         without, with_ = (span(_mean_over_models(s["runs"]) for s in arm) for arm in (free, held))
         sentences.append(_averaged(result, without, with_))
     return sentences

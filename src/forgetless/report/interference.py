@@ -17,9 +17,10 @@ from forgetless.interference import Interference
 from forgetless.report.canvas import FONT, INK, QUIET, grid, label_outer_axes, title_figure
 from forgetless.report.search import add_table
 from forgetless.report.search_findings import arm_label
-from forgetless.report.search_result import SearchResult, Unit
 from forgetless.report.words import points
 from forgetless.runs import INTERFERENCE, RunFolder, read_sealed, write_sealed
+from forgetless.search.result import SearchResult
+from forgetless.tasks import Unit
 
 COLUMNS = ("multi-model part", "largest entry", "pairs that got worse, %")
 """What `interference_cells` holds."""

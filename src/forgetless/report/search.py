@@ -20,20 +20,20 @@ from rich.text import Text
 
 from forgetless.errors import InputError
 from forgetless.forgetting import ROUNDING
+from forgetless.protection import BASELINE
 from forgetless.report.canvas import BAND, FONT, INK, colour, grid, place_legends, title_figure
 from forgetless.report.search_findings import arm_label, curves_title
-from forgetless.report.search_result import (
+from forgetless.report.table import NOTHING_TO_REDUCE
+from forgetless.report.words import duration, points
+from forgetless.search.result import (
     FORGETTING,
     MULTI_MODEL,
     REDUCTIONS,
     REWARD,
     SearchResult,
-    Unit,
-    decimal,
     epochs_text,
 )
-from forgetless.report.table import NOTHING_TO_REDUCE
-from forgetless.report.words import duration, points
+from forgetless.tasks.base import Unit, decimal
 
 _PANELS = (
     *zip(FORGETTING, ("(a) mean over models", "(b) mean of the best 5", "(c) maximum"), strict=True),
@@ -77,14 +77,14 @@ def forgetting_curves(result: SearchResult) -> Figure:
         ]
         if not any(drawn):
             ax.text(0.5, 0.5, "not recorded", transform=ax.transAxes, ha="center", fontsize=10, **FONT)
-        ax.set_xlim(0.5, max(result.config.epochs, 2) + 0.5)
+        ax.set_xlim(0.5, max(result.config.schedule.epochs, 2) + 0.5)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.yaxis.set_major_locator(MaxNLocator(5))
         labels = {REWARD: unit.reward, MULTI_MODEL: unit.name}
         ax.set_ylabel(labels.get(key, f"err₂ − err₁, {unit.name}"), fontsize=9.5, **FONT)
     for ax in axes[-2:]:
         ax.set_xlabel("epoch", fontsize=10, **FONT)
-    shades = [Patch(color=colour(name, result), label=arm_label(result, name)) for name in result.protections]
+    shades = [Patch(color=colour(name), label=arm_label(result, name)) for name in result.protections]
     averages: list[Artist] = [Patch(facecolor=BAND, alpha=0.55, label="averaged in the tables")]
     place_legends(figure, shades, averages)
     title_figure(figure, curves_title(result))
@@ -100,16 +100,16 @@ def _draw(ax: Axes, result: SearchResult, protection: str, key: str, scale: floa
     if not by_epoch:
         return False
     # An epoch in which all models diverged is a gap, one in which nothing was measured is none.
-    every = result.config.interference_every if key == MULTI_MODEL else 1
+    every = result.config.interference.every if key == MULTI_MODEL else 1
     epochs = range(every - 1, max(by_epoch) + 1, every)
     mean, low, high = (
         np.asarray([statistic(by_epoch[e]) if e in by_epoch else math.nan for e in epochs])
         for statistic in (np.mean, min, max)
     )
-    at, shade = np.asarray(epochs) + 1, colour(protection, result)
+    at, shade = np.asarray(epochs) + 1, colour(protection)
     if max(map(len, by_epoch.values())) > 1:
         ax.fill_between(at, low, high, color=shade, alpha=0.13, linewidth=0, zorder=order - 0.5)
-    marker = "o" if result.config.epochs // every <= _MOST_MARKED else ""
+    marker = "o" if result.config.schedule.epochs // every <= _MOST_MARKED else ""
     ax.plot(at, mean, color=shade, linewidth=1.7, zorder=order, gid=protection, marker=marker, markersize=3.5)
     return True
 
@@ -196,10 +196,10 @@ def share_cell(
     """
     prevented = entry[key]
     if prevented is None:
-        free = next((e for e in summary if e["protection"] == "none"), None)
+        free = next((e for e in summary if e["protection"] == BASELINE), None)
         forgets = next(name for name, reduced in REDUCTIONS.items() if reduced == key)
         is_idle = free is not None and free[forgets] is not None and free[forgets]["mean"] <= ROUNDING
-        return NOTHING_TO_REDUCE if is_idle and entry["protection"] != "none" else "–"
+        return NOTHING_TO_REDUCE if is_idle and entry["protection"] != BASELINE else "–"
     decimals = 0 if whole_numbers else 1
     mean = points(prevented["mean"], decimals)
     if prevented["high"] is None:  # one seed: only a lower end can be without bound
@@ -241,11 +241,11 @@ def _notes(result: SearchResult, summary: Sequence[Mapping[str, Any]]) -> list[s
     elif seeds:
         notes.append(f"One seed gives no interval.{sign}")
     if not trains:
-        notes.append(f"Strategy {result.config.strategy}: no shared weights, no rewards, no forgetting.")
+        notes.append(f"Strategy {result.config.strategy_name}: no shared weights, no rewards, no forgetting.")
         return notes
     if any(share_cell(entry, "reduction_mean", summary) == NOTHING_TO_REDUCE for entry in summary):
         notes.append(f"{NOTHING_TO_REDUCE}: without protection the models do not forget on average.")
-    if summary and "none" not in result.config.protection:
+    if summary and BASELINE not in result.config.arms:
         notes.append("No reduction without an unprotected arm: take --controls.")
     if summary:
         notes.append(f"Reward: mean over {epochs_text(result.last_quarter)}. Time: over all seeds.")

@@ -4,15 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from forgetless.forgetting import ROUNDING, Interval
-from forgetless.protection import MATCHED, PROTECTIONS
-from forgetless.report.search_result import FORGETTING, REWARD, SearchResult, decimal
-from forgetless.report.words import NAMES, Group, share, share_interval
-
-_IN_SENTENCES: Mapping[str, str] = {
-    "wpl": "the weight plasticity loss",
-    "l2": "the L2 anchor",
-    "freeze": "frozen shared weights",
-}
+from forgetless.protection import BASELINE
+from forgetless.report.words import (
+    Group,
+    control_of,
+    is_control,
+    label,
+    main_of,
+    share,
+    share_interval,
+    with_protection,
+)
+from forgetless.search.result import FORGETTING, REWARD, SearchResult
+from forgetless.tasks.base import decimal
 
 # The control arm follows the protected arm's mean step; where the two differ by more, that is said.
 _MATCHED_WITHIN = 0.1
@@ -35,14 +39,12 @@ def strength(result: SearchResult, protection: str) -> float | None:
         result: The search.
         protection: The protection.
     """
-    option = None if protection == MATCHED else PROTECTIONS[protection].strength
-    return None if option is None else float(getattr(result.config, option))
+    return result.config.options_of(protection).strength_or_none
 
 
 def main_protection(result: SearchResult) -> str | None:
-    """The protection that sentences are about: wpl, or the first other one with a finished seed; None if none is."""
-    finished = [name for name in result.protections if name not in {"none", MATCHED} and result.seeds(name)]
-    return "wpl" if "wpl" in finished else next(iter(finished), None)
+    """The protection that sentences are about, of those with a finished seed; None if none has one."""
+    return main_of([name for name in result.protections if result.seeds(name)])
 
 
 def search_headline(result: SearchResult) -> str:
@@ -70,9 +72,11 @@ def headline_sentences(result: SearchResult) -> list[str]:
         return [f"No search has all its epochs yet: {some}."]
     if not result.config.trains_shared_weights:
         first = "No search: the architectures are drawn uniformly, and no weights are shared."
-        return [first, *_derived(result, "none", entries)]
+        return [first, *_derived(result, BASELINE, entries)]
     main = main_protection(result)
-    free, held = (result.by_seed(name, FORGETTING[0], result.forgetting_epochs) for name in ("none", main or "none"))
+    free, held = (
+        result.by_seed(name, FORGETTING[0], result.forgetting_epochs) for name in (BASELINE, main or BASELINE)
+    )
     if main is None or not held or set(held) - set(free):
         first, *others = _one_arm(result, entries, main)
     else:
@@ -90,8 +94,8 @@ def curves_title(result: SearchResult) -> str:
         result: Records of at least one epoch.
     """
     entries = {entry["protection"]: entry for entry in result.summary()}
-    arms = ("none", main_protection(result) or MATCHED)
-    named = [name for name in arms if name in entries and entries[name][FORGETTING[0]]]
+    arms = (BASELINE, main_protection(result) or next(filter(is_control, result.protections), BASELINE))
+    named = [name for name in dict.fromkeys(arms) if name in entries and entries[name][FORGETTING[0]]]
     if not named:
         return "Forgetting and reward so far"
     told: list[str] = []
@@ -100,15 +104,9 @@ def curves_title(result: SearchResult) -> str:
         verb = "improve by" if value < 0 else "lose"
         same = told and told[0].split()[0] == verb.split()[0]
         unit = "" if told else f" {result.unit.name}"
-        how = "without protection" if name == "none" else f"with {NAMES.get(name, name)}"
+        how = "without protection" if name == BASELINE else f"with {label(name)}"
         told.append(f"{'' if same else verb + ' '}{result.unit.amount(abs(value))}{unit} {how}")
     return f"By the end of an epoch its models {' and '.join(told)}"
-
-
-def _with(protection: str) -> str:
-    if protection == "none":
-        return "without protection"
-    return f"with {_IN_SENTENCES.get(protection, NAMES.get(protection, protection))}"
 
 
 def _change(result: SearchResult, value: float, *, short: bool = False) -> str:
@@ -121,14 +119,14 @@ def _change(result: SearchResult, value: float, *, short: bool = False) -> str:
 
 def _one_arm(result: SearchResult, entries: Mapping[str, Any], main: str | None) -> list[str]:
     """What can be said without a comparison, and which arm it takes if it was not asked for."""
-    name = main or ("none" if "none" in entries else next(iter(entries)))
-    lost, how = entries[name][FORGETTING[0]], _with(name)
+    name = main or (BASELINE if BASELINE in entries else next(iter(entries)))
+    lost, how = entries[name][FORGETTING[0]], with_protection(name)
     sentences = [f"All models diverged {how}."]
     if lost is not None:
         change = _change(result, lost["mean"])
         sentences = [f"Between their own training and the end of the epoch, models {change} {how} on average."]
-    arms = ("none", "wpl" if name == "none" else name)
-    if not set(arms) <= set(result.config.protection):
+    arms = (BASELINE, "wpl" if name == BASELINE else name)
+    if not set(arms) <= set(result.config.arms):
         both = f"`--protection {' '.join(arms)}`"
         sentences.append(f"What protection changes takes both arms with the same seeds: {both}.")
     return sentences + _derived(result, name, entries)
@@ -136,7 +134,7 @@ def _one_arm(result: SearchResult, entries: Mapping[str, Any], main: str | None)
 
 def _compared(result: SearchResult, entries: Mapping[str, Any], main: str) -> list[str]:
     lost, kept = _paired(result, main, FORGETTING[0], result.forgetting_epochs)
-    prevented, how = entries[main]["reduction_mean"], _with(main)
+    prevented, how = entries[main]["reduction_mean"], with_protection(main)
     start = f"By the end of the epoch models {_change(result, lost)} on average without protection"
     second = _change(result, kept, short=True)
     if prevented is None:
@@ -155,7 +153,7 @@ def _compared(result: SearchResult, entries: Mapping[str, Any], main: str) -> li
     sentences = [told]
     if several and (prevented["low"] is None or prevented["low"] <= 0):
         sentences.append("The interval includes 0: these seeds do not show that the protection helps.")
-    low = entries["none"][FORGETTING[0]]["low"]
+    low = entries[BASELINE][FORGETTING[0]]["low"]
     if low is not None and low <= 0:
         sentences.append("Without protection the seeds do not show forgetting beyond their noise.")
     return [*sentences, *_control(result, main), *_rest(result, entries, main)]
@@ -163,7 +161,7 @@ def _compared(result: SearchResult, entries: Mapping[str, Any], main: str) -> li
 
 def _paired(result: SearchResult, main: str, key: str, epochs: range) -> list[float]:
     """Means of a quantity without protection and with it, over the seeds that both have; empty if there is none."""
-    arms = [result.by_seed(name, key, epochs) for name in ("none", main)]
+    arms = [result.by_seed(name, key, epochs) for name in (BASELINE, main)]
     seeds = sorted(set.intersection(*map(set, arms)))
     return [sum(arm[seed] for seed in seeds) / len(seeds) for arm in arms] if seeds else []
 
@@ -179,10 +177,10 @@ def _rest(result: SearchResult, entries: Mapping[str, Any], main: str) -> list[s
             f"The five best models of an epoch: {best[0]} without, {best[1]} with; the one that loses most: "
             f"{worst[0]} and {worst[1]}."
         )
-    more = result.difference(main, "none", REWARD, result.last_quarter)
+    more = result.difference(main, BASELINE, REWARD, result.last_quarter)
     if more is not None:
         free, held = _paired(result, main, REWARD, result.last_quarter)
-        sentences.append(_reward(held, free, more, _with(main)))
+        sentences.append(_reward(held, free, more, with_protection(main)))
     return sentences + _derived(result, main, entries)
 
 
@@ -197,12 +195,15 @@ def _reward(held: float, free: float, more: Interval, how: str) -> str:
 
 def _control(result: SearchResult, main: str) -> list[str]:
     """How the protection compares with smaller steps alone."""
-    apart = result.difference(MATCHED, main, FORGETTING[0], result.forgetting_epochs)
-    if main != "wpl" or apart is None:
+    control_arm = control_of(main)
+    if control_arm is None:
         return []
-    alone = result.by_seed(MATCHED, FORGETTING[0], result.forgetting_epochs)
+    apart = result.difference(control_arm, main, FORGETTING[0], result.forgetting_epochs)
+    if apart is None:
+        return []
+    alone = result.by_seed(control_arm, FORGETTING[0], result.forgetting_epochs)
     start = f"The control arm, no protection but smaller steps, {_arm_change(result, sum(alone.values()) / len(alone))}"
-    found, wanted = (result.by_seed(name, "mean_step", result.forgetting_epochs) for name in (MATCHED, main))
+    found, wanted = (result.by_seed(name, "mean_step", result.forgetting_epochs) for name in (control_arm, main))
     ratios = [found[seed] / wanted[seed] for seed in sorted(set(found) & set(wanted)) if wanted[seed]]
     if apart_in := [ratio for ratio in ratios if abs(ratio - 1) > _MATCHED_WITHIN]:
         ends = dict.fromkeys(decimal(100 * ratio, 0) for ratio in (min(apart_in), max(apart_in)))
@@ -210,11 +211,12 @@ def _control(result: SearchResult, main: str) -> list[str]:
         start += f" ({some}with steps of {' to '.join(ends)} % the protected arm's size)"
     if apart.low is None or apart.high is None:
         return [f"{start}."]
+    how = with_protection(main)
     if apart.low > 0:
-        return [f"{start}: {result.unit.amount(apart.mean)} more than with the weight plasticity loss."]
+        return [f"{start}: {result.unit.amount(apart.mean)} more than {how}."]
     if apart.high < 0:
-        return [f"{start}: {result.unit.amount(-apart.mean)} less than with the weight plasticity loss."]
-    return [f"{start}; the seeds do not tell it from the weight plasticity loss."]
+        return [f"{start}: {result.unit.amount(-apart.mean)} less than {how}."]
+    return [f"{start}; the seeds do not tell it from {how.removeprefix('with ')}."]
 
 
 def _arm_change(result: SearchResult, value: float) -> str:
@@ -230,8 +232,8 @@ def _derived(result: SearchResult, name: str, entries: Mapping[str, Any]) -> lis
     unit = result.unit
     measure = f"{unit.name} on test text" if unit.scale == 1 else "% test error"
     start = (
-        f"Trained from scratch, the architecture derived {_with(name)} reaches {unit.text(found['mean'])} {measure}, a "
-        f"random one {unit.text(random['mean'])}"
+        f"Trained from scratch, the architecture derived {with_protection(name)} reaches {unit.text(found['mean'])} "
+        f"{measure}, a random one {unit.text(random['mean'])}"
     )
     if gain["low"] is None:
         return [f"{start}, in one seed."]
@@ -244,7 +246,7 @@ def _derived(result: SearchResult, name: str, entries: Mapping[str, Any]) -> lis
 
 def _cautions(result: SearchResult, entries: Mapping[str, Any]) -> list[str]:
     cautions = []
-    if result.config.single:
+    if result.config.schedule.single:
         cautions.append("One architecture only was trained, so nothing here is one model overwriting another.")
     if lost := sum(entry["num_diverged"] for entry in entries.values()):
         cautions.append(f"{lost} trained models diverged and are left out of the averages.")

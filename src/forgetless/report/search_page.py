@@ -4,24 +4,24 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from forgetless.protection import MATCHED
+from forgetless.options import number
+from forgetless.protection import BASELINE
 from forgetless.report.canvas import colour, data_uri
 from forgetless.report.cells import cell_drawing
 from forgetless.report.interference import COLUMNS, Arm, interference_cells, interference_map, interference_notes
 from forgetless.report.search import forgetting_curves, plus_minus, share_cell
 from forgetless.report.search_findings import headline_sentences, main_protection, strength
-from forgetless.report.search_result import (
+from forgetless.report.words import duration, is_control, label, strength_heading
+from forgetless.search import make_space
+from forgetless.search.result import (
     FORGETTING,
     MULTI_MODEL,
     REDUCTIONS,
     REWARD,
     SearchResult,
-    decimal,
     epochs_text,
 )
-from forgetless.report.words import NAMES, duration, number, strength_heading
-from forgetless.runs import SEARCH
-from forgetless.search import make_space
+from forgetless.tasks.base import decimal
 
 _EPOCH_COLUMNS = {
     **dict(zip(FORGETTING, ("mean", "best 5", "maximum"), strict=True)),
@@ -50,7 +50,6 @@ def search_section(result: SearchResult, interference: Sequence[Arm] = ()) -> di
     said = headline_sentences(result)
     done, wanted = result.progress
     return {
-        "kind": SEARCH,
         "settings": _settings(result),
         "headline": said[0],
         "details": " ".join(said[1:]),
@@ -63,7 +62,7 @@ def search_section(result: SearchResult, interference: Sequence[Arm] = ()) -> di
         "derived": _derived_rows(result),
         "epoch_columns": list(_epoch_columns(result).values()),
         "epochs": _epoch_rows(result),
-        **_time(result),
+        "time": _time(result),
     }
 
 
@@ -79,11 +78,11 @@ def search_comparison(result: SearchResult) -> list[str]:
     summary = result.summary()
     entries = {entry["protection"]: entry for entry in summary}
     main = main_protection(result)
-    free, held = entries.get("none", {}), entries.get(main or "", {})
+    free, held = entries.get(BASELINE, {}), entries.get(main or "", {})
     config, unit = result.config, result.unit
     return [
-        f"{config.space}, {config.strategy}, {config.data}, {unit.name}",
-        "–" if main is None else NAMES.get(main, main),
+        f"{config.space_name}, {config.strategy_name}, {config.data.name}, {unit.name}",
+        "–" if main is None else label(main),
         *(plus_minus(entry.get(FORGETTING[0]), unit) for entry in (free, held)),
         share_cell(held, "reduction_mean", summary) if held else "–",
         *(plus_minus(entry.get("reward")) for entry in (free, held)),
@@ -92,20 +91,19 @@ def search_comparison(result: SearchResult) -> list[str]:
 
 def _settings(result: SearchResult) -> str:
     config = result.config
-    sizes = {"recurrent": "{nodes} nodes of {units} units", "cell": "{nodes} blocks of {units} channels"}
-    rates = [r["learning_rate"] for r in result.epochs() if r["protection"] != MATCHED]
+    rates = [r["learning_rate"] for r in result.epochs() if not is_control(r["protection"])]
     rate = f" at {number(rates[0])}" if rates else ""
-    size = sizes.get(config.space, "{units} channels").format(nodes=config.nodes, units=config.units)
-    epochs = f"{config.epochs} epochs of {config.models_per_epoch} models × {config.batches_per_model} batches"
+    schedule = config.schedule
+    epochs = f"{schedule.epochs} epochs of {schedule.models_per_epoch} models × {schedule.batches_per_model} batches"
     return ", ".join(
         [
-            f"{config.space} cells",
-            config.data,
-            f"strategy {config.strategy}",
-            size,
-            config.optimizer + rate,
+            config.space.kind.label,
+            config.data.name,
+            f"strategy {config.strategy_name}",
+            config.space.kind(config.space).size,
+            config.optimizer.name + rate,
             *([epochs] if config.trains_shared_weights else []),
-            f"{config.seeds} seed{'' if config.seeds == 1 else 's'}",
+            f"{config.run.seeds} seed{'' if config.run.seeds == 1 else 's'}",
         ]
     )
 
@@ -146,14 +144,14 @@ def _forgetting(result: SearchResult) -> dict[str, Any]:
         "title": "Forgetting",
         "note": f"In {unit.name}, mean over {epochs_text(result.forgetting_epochs)}.{interval}",
         "columns": [heading, *_measured(result).values(), "diverged"],
-        "rows": _rows(result, [entry["protection"] for entry in summary], cells),
+        "rows": _rows([entry["protection"] for entry in summary], cells),
     }
 
 
 def _reductions(result: SearchResult) -> list[dict[str, Any]]:
     """The table of what was prevented; none without an unprotected arm to compare with."""
     summary = result.summary()
-    held = [entry for entry in summary if entry["protection"] != "none"]
+    held = [entry for entry in summary if entry["protection"] != BASELINE]
     if not held or len(held) == len(summary):
         return []
     ends = ", with its 95 % interval" * (max(entry["num_seeds"] for entry in held) > 1)
@@ -163,7 +161,7 @@ def _reductions(result: SearchResult) -> list[dict[str, Any]]:
             "title": "How much of it was prevented",
             "note": f"Reduction against no protection in the same seeds and epochs, in per cent{ends}.",
             "columns": list(_measured(result).values()),
-            "rows": _rows(result, [entry["protection"] for entry in held], cells),
+            "rows": _rows([entry["protection"] for entry in held], cells),
         }
     ]
 
@@ -190,7 +188,7 @@ def _outcome(result: SearchResult) -> dict[str, Any]:
         "note": f"{rewards * result.config.trains_shared_weights}"
         f"Derived and random: test {unit.error} {_percent(result)}after training from scratch.",
         "columns": ["reward", "derived", "random", "better by", "time, all seeds"],
-        "rows": _rows(result, [entry["protection"] for entry in summary], cells),
+        "rows": _rows([entry["protection"] for entry in summary], cells),
     }
 
 
@@ -213,21 +211,21 @@ def _interference_table(result: SearchResult, arms: Sequence[Arm]) -> list[dict[
             "title": "Who overwrites whom",
             "note": f"In {result.unit.name}. {' '.join(interference_notes(arms))}",
             "columns": list(COLUMNS),
-            "rows": [_row(result, arm["protection"], interference_cells(result.unit, arm)) for arm in arms],
+            "rows": [_row(arm["protection"], interference_cells(result.unit, arm)) for arm in arms],
         }
     ]
 
 
 def _percent(result: SearchResult) -> str:
-    return "in nats per token " if result.unit.scale == 1 else "in per cent "
+    return f"in {result.unit.name} " if result.unit.scale == 1 else "in per cent "
 
 
-def _rows(result: SearchResult, names: list[str], cells: list[list[str]]) -> list[dict[str, Any]]:
-    return [_row(result, name, each) for name, each in zip(names, cells, strict=True)]
+def _rows(names: list[str], cells: list[list[str]]) -> list[dict[str, Any]]:
+    return [_row(name, each) for name, each in zip(names, cells, strict=True)]
 
 
-def _row(result: SearchResult, protection: str, cells: list[str]) -> dict[str, Any]:
-    return {"name": NAMES.get(protection, protection), "colour": colour(protection, result), "cells": cells}
+def _row(protection: str, cells: list[str]) -> dict[str, Any]:
+    return {"name": label(protection), "colour": colour(protection), "cells": cells}
 
 
 def _cells(result: SearchResult) -> list[dict[str, str]]:
@@ -238,7 +236,7 @@ def _cells(result: SearchResult) -> list[dict[str, str]]:
         if not found:
             continue
         best = min(found, key=lambda record: float(record["derived_validation_error"]))
-        name = NAMES.get(protection, protection)
+        name = label(protection)
         drawn.append(
             {
                 "source": data_uri(cell_drawing(space.parse(best["architecture"]))),
@@ -249,11 +247,7 @@ def _cells(result: SearchResult) -> list[dict[str, str]]:
 
 
 def _cells_note(result: SearchResult) -> str:
-    how = {
-        "recurrent": "x is the word, h the state before, h' the new state, the mean of what no node reads.",
-        "cell": "0 and 1 are the outputs of the two cells before; a block adds its two operations.",
-        "nas201": "0 is the cell’s input, 3 its output; a node adds what comes in, and an edge of none is not drawn.",
-    }[result.config.space]
+    how = result.config.space.kind.reading
     return f"Of several seeds, the one with the lowest validation error after training from scratch. {how}"
 
 
@@ -264,7 +258,7 @@ def _derived_rows(result: SearchResult) -> list[dict[str, Any]]:
         for record in sorted(result.derived(protection), key=lambda record: int(record["seed"])):
             reward = "–" if record["reward"] is None else decimal(record["reward"], 3)
             cells = [str(record["seed"]), reward, *(_number(result, key, record[key]) for key in keys)]
-            rows.append({**_row(result, protection, cells), "architecture": record["architecture"]})
+            rows.append({**_row(protection, cells), "architecture": record["architecture"]})
     return rows
 
 
@@ -283,7 +277,7 @@ def _epoch_rows(result: SearchResult) -> list[dict[str, Any]]:
             for key in _epoch_columns(result):
                 values = [record[key] for record in records if record.get(key) is not None]
                 cells.append(_number(result, key, statistics.fmean(values) if values else None))
-            rows.append(_row(result, protection, cells))
+            rows.append(_row(protection, cells))
     return rows
 
 
@@ -297,14 +291,13 @@ def _number(result: SearchResult, key: str, value: float | None) -> str:
     return decimal(value, 3)
 
 
-def _time(result: SearchResult) -> dict[str, str]:
+def _time(result: SearchResult) -> str:
     """Wall clock over all records, and by phase, the longest first."""
     phases: dict[str, float] = {}
     for record in (*result.epochs(), *result.derived()):
         for phase, seconds in record["seconds"].items():
             phases[phase] = phases.get(phase, 0.0) + seconds
-    longest = sorted(phases.items(), key=lambda item: -item[1])
-    return {
-        "time": duration(sum(phases.values())) if phases else "",
-        "phases": ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in longest),
-    }
+    if not phases:
+        return ""
+    longest = ", ".join(f"{name} {duration(s)}" for name, s in sorted(phases.items(), key=lambda item: -item[1]))
+    return f"Searching and training the derived architectures took {duration(sum(phases.values()))}: {longest}."

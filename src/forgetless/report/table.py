@@ -10,11 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from forgetless.experiments.two_model import TwoModelResult
+from forgetless.options import number
+from forgetless.protection import BASELINE
 from forgetless.report.words import (
     Panel,
-    chosen_alpha,
+    chosen_strength,
     diverged_arms,
-    number,
+    is_control,
     panel_name,
     panels,
     points,
@@ -28,8 +30,6 @@ NOTHING_TO_REDUCE = "none to reduce"
 _COLUMNS = ("protection", "", "A before", "A after", "forgetting", "reduction", "B", "B's cost")
 _REDUCTION = _COLUMNS.index("reduction")
 _WIDTH = 80
-# Of their strengths the chosen one is in bold.
-_WITH_CHOICE = ("wpl", "wpl-tolerance")
 
 
 def summary_table(result: TwoModelResult) -> Table:
@@ -72,21 +72,21 @@ def summary_table(result: TwoModelResult) -> Table:
 def _rows(result: TwoModelResult, panel: Panel, summary: list[dict[str, Any]]) -> list[tuple[tuple[str, ...], bool]]:
     """The cells of a panel's table, line by line, and whether the line is in bold."""
     here = [entry for entry in summary if panel.holds(entry)]
-    unprotected = any(entry["protection"] == "none" for entry in here)
+    unprotected = any(entry["protection"] == BASELINE for entry in here)
     counts = Counter(entry["protection"] for entry in here)
-    chosen = {name: chosen_alpha(result, name) for name in _WITH_CHOICE if counts[name] > 1}
+    chosen = {name: chosen_strength(result, name) for name in counts if counts[name] > 1}
     rows = []
-    for entry in sorted(here, key=lambda entry: result.config.protection.index(entry["protection"])):
-        alpha = entry["alpha"]
+    for entry in sorted(here, key=lambda entry: result.config.arms.index(entry["protection"])):
+        strength = entry["strength"]
         cells = (
             str(entry["protection"]),
-            "" if alpha is None else number(alpha),
+            "" if strength is None else number(strength),
             *(_plus_minus(entry[key]) for key in ("accuracy_a_before", "accuracy_a_after", "forgetting")),
             reduction_text(entry, unprotected=unprotected),
             _plus_minus(entry["accuracy_b"]),
             _plus_minus(entry["cost_b"]),
         )
-        rows.append((cells, alpha is not None and alpha == chosen.get(entry["protection"])))
+        rows.append((cells, strength is not None and strength == chosen.get(entry["protection"])))
     return rows
 
 
@@ -103,7 +103,7 @@ def reduction_text(entry: Mapping[str, Any], *, unprotected: bool) -> str:
     """
     prevented = entry["reduction"]
     if prevented is None:
-        is_compared = entry["protection"] != "none" and entry["cost_b"] is not None
+        is_compared = entry["protection"] != BASELINE and entry["cost_b"] is not None
         return NOTHING_TO_REDUCE if unprotected and is_compared else "–"
     mean = points(prevented["mean"], 1 if abs(prevented["mean"]) < 0.9995 else 0)
     if entry["num_seeds"] < 2:
@@ -138,11 +138,11 @@ def _notes(result: TwoModelResult, summary: list[dict[str, Any]]) -> Text:
         notes.append("In % and points of test accuracy; one seed gives no interval.")
     if any(entry["reduction"] is None and entry["cost_b"] is not None for entry in summary):
         notes.append(f"{NOTHING_TO_REDUCE}: the unprotected A lost nothing, no forgetting to reduce.")
-    if summary and "none" not in result.config.protection:
+    if summary and BASELINE not in result.config.arms:
         notes.append("No reduction without an unprotected arm: add none to --protection.")
     notes += [
         f"Bold: the {symbol_of(name)} with the best mean validation accuracy of A and B."
-        for name in _WITH_CHOICE
-        if len({e["alpha"] for e in summary if e["protection"] == name}) > 1
+        for name in dict.fromkeys(entry["protection"] for entry in summary)
+        if not is_control(name) and len({e["strength"] for e in summary if e["protection"] == name}) > 1
     ]
     return Text("\n".join(notes), style="dim")

@@ -1,35 +1,50 @@
 """The names, formats and choices that figures, page and terminal share."""
 
 import dataclasses
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
-from forgetless.comparison import ComparisonConfig
-from forgetless.experiments.two_model import Arm, TwoModelConfig, TwoModelResult, arms
-from forgetless.protection import MATCHED, PROTECTIONS, WPL
-from forgetless.runs import COMPARE, SEARCH, TWO_MODEL
-from forgetless.search import SearchConfig
+from forgetless.experiments.two_model import Arm, TwoModelResult, arms
+from forgetless.options import number
+from forgetless.protection import BASELINE, PROTECTIONS, Protection
 
 Run = dict[str, Any]
 
-NAMES: Mapping[str, str] = {
-    "none": "no protection",
-    MATCHED: "lower learning rate",
-    "freeze": "freeze",
-    "l2": "L2 anchor",
-    "wpl": "weight plasticity",
-    "wpl-tolerance": "limited weight plasticity",
-    "coupling": "coupled curvature",
-    "ewc": "elastic weights (EWC)",
-    "mas": "memory aware (MAS)",
-    "si": "path integral (SI)",
-    "nsas": "archive (NSAS)",
-    "ogl": "orthogonal gradients",
-}
-"""Protection → label in figures and tables; another protection goes by its own name."""
+
+def label(protection: str) -> str:
+    """What figures and tables call a protection; one that is not there any more goes by its name."""
+    kind = PROTECTIONS.get(protection)
+    return protection if kind is None else kind.label
+
+
+def with_protection(protection: str) -> str:
+    """How sentences say that something is under a protection: `with the L2 anchor`, `without protection`."""
+    if protection == BASELINE:
+        return "without protection"
+    kind = PROTECTIONS.get(protection)
+    return f"with {(kind.in_sentence or kind.label) if kind else protection}"
+
+
+def is_control(protection: str) -> bool:
+    """Whether an arm is a control: matched to another, without protection."""
+    kind = PROTECTIONS.get(protection)
+    return kind is not None and kind.matches is not None
+
+
+def control_of(protection: str) -> str | None:
+    """The control arm that is matched to a protection; None if there is none."""
+    return next((kind.name for kind in PROTECTIONS.values() if kind.matches == protection), None)
+
+
+def main_of(present: Sequence[str]) -> str | None:
+    """The protection that sentences are about: one that has a control arm, or else the first; None without any.
+
+    Args:
+        present: Those with results, in the order of the configuration.
+    """
+    held = [name for name in present if name != BASELINE and not is_control(name)]
+    return next((name for name in held if control_of(name)), next(iter(held), None))
 
 
 @dataclass(frozen=True)
@@ -49,37 +64,40 @@ class Group:
     """The runs of one protection at one strength in one panel, one per seed."""
 
     protection: str
-    alpha: float | None
+    strength: float | None
     runs: list[Run]
 
     @property
     def label(self) -> str:
         """Name and strength, such as `weight plasticity, α = 1e5`; for the control arm, that it is one."""
-        name = NAMES.get(self.protection, self.protection)
-        if self.protection == MATCHED:
+        name = label(self.protection)
+        if is_control(self.protection):
             return f"{name} (control)"
-        if self.alpha is None:
-            return name
-        symbol = symbol_of(self.protection)
         # The strength stays in one piece where a line is broken.
-        if symbol == "directions":
-            return f"{name}, {number(self.alpha)}\N{NO-BREAK SPACE}directions"
-        return f"{name}, {symbol}\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{number(self.alpha)}"
+        return name if self.strength is None else f"{name}, {_kind(self.protection).told(number(self.strength))}"
 
     def values(self, key: str) -> list[float]:
         """One quantity, one value per seed."""
         return [float(run[key]) for run in self.runs]
 
 
+def _kind(protection: str) -> type[Protection]:
+    """The class of a protection, of a control arm that of what it is matched to."""
+    kind = PROTECTIONS[protection]
+    return PROTECTIONS[kind.matches] if kind.matches is not None else kind
+
+
 def symbol_of(protection: str) -> str:
     """What a protection's strength is called: α, tolerance, directions."""
-    return PROTECTIONS[protection].symbol if protection in PROTECTIONS else WPL.symbol
+    return _kind(protection).symbol
 
 
 def strength_axis(protection: str) -> str:
     """What an axis of its strengths is of, such as `strength α`."""
-    symbol = symbol_of(protection)
-    return {"α": "strength α", "tolerance": "tolerance (nats)"}.get(symbol, symbol)
+    kind = _kind(protection)
+    if kind.symbol == Protection.symbol:
+        return f"strength {kind.symbol}"
+    return f"{kind.symbol} ({kind.unit})" if kind.unit else kind.symbol
 
 
 def strength_heading(protections: Iterable[str]) -> str:
@@ -92,14 +110,14 @@ def strength_heading(protections: Iterable[str]) -> str:
     ('α', 'strength')
     """
     kinds = [PROTECTIONS[name] for name in protections if name in PROTECTIONS]
-    symbols = {kind.symbol for kind in kinds if kind.strength is not None}
-    return "strength" if len(symbols) > 1 else next(iter(symbols), WPL.symbol)
+    symbols = {kind.symbol for kind in kinds if kind.has_strength()}
+    return "strength" if len(symbols) > 1 else next(iter(symbols), Protection.symbol)
 
 
 def panels(result: TwoModelResult) -> list[Panel]:
     """The panels that have runs, in the order of the configuration."""
     config = result.config
-    every = [Panel(shared, convergence) for shared in config.shared for convergence in config.convergence]
+    every = [Panel(shared, convergence) for shared in config.chain.shared for convergence in config.chain.convergence]
     return [panel for panel in every if any(panel.holds(run) for run in result.runs)]
 
 
@@ -128,13 +146,13 @@ def panel_name(panel: Panel, among: Sequence[Panel]) -> str:
     return shared if varies_shared else trained
 
 
-def chosen_alpha(result: TwoModelResult, protection: str) -> float | None:
+def chosen_strength(result: TwoModelResult, protection: str) -> float | None:
     """The strength to show where several were run, chosen on validation data only.
 
-    It is the α, or the tolerance, under which A and B together end with the highest mean validation accuracy, over the
-    seeds and panels that every α has; the lowest such α. One α is chosen for all panels. With validation forgetting f
-    and B's validation accuracy b, it minimises mean(f − b): A's accuracy before is the same for every α. The control
-    arm is matched to `wpl` and goes with its α.
+    It is the strength under which A and B together end with the highest mean validation accuracy, over the seeds and
+    panels that every strength has; the lowest such one. One is chosen for all panels. With validation forgetting f and
+    B's validation accuracy b, it minimises mean(f − b): A's accuracy before is the same for every strength. A control
+    arm goes with the strength of what it is matched to.
 
     Args:
         result: The runs.
@@ -143,40 +161,40 @@ def chosen_alpha(result: TwoModelResult, protection: str) -> float | None:
     Returns:
         The strength; None if the protection has none, or no run.
     """
-    if protection == MATCHED:
-        return chosen_alpha(result, "wpl")
+    matched = PROTECTIONS[protection].matches if protection in PROTECTIONS else None
+    if matched is not None:
+        return chosen_strength(result, matched)
     scores: dict[float, dict[tuple[Any, ...], float]] = {}
     for run in result.runs:
-        if run["protection"] == protection and run["alpha"] is not None:
+        if run["protection"] == protection and run["strength"] is not None:
             where = (run["seed"], run["shared"], run["convergence"])
-            scores.setdefault(run["alpha"], {})[where] = run["validation_forgetting"] - run["validation_b"]
+            scores.setdefault(run["strength"], {})[where] = run["validation_forgetting"] - run["validation_b"]
     common = set.intersection(*(set(found) for found in scores.values())) if scores else set()
     if not common:
         return min(scores, default=None)
     # Summed in a fixed order, so that equal scores are equal.
-    return min(sorted(scores), key=lambda alpha: sum(scores[alpha][where] for where in sorted(common)))
+    return min(sorted(scores), key=lambda strength: sum(scores[strength][where] for where in sorted(common)))
 
 
 def groups(result: TwoModelResult, panel: Panel) -> list[Group]:
-    """What is shown in a panel: each protection once, at its chosen α, in the order of the configuration."""
+    """What is shown in a panel: each protection once, at its chosen strength, in the order of the configuration."""
     found = []
-    for protection in result.config.protection:
-        alpha = chosen_alpha(result, protection)
+    for protection in result.config.arms:
+        strength = chosen_strength(result, protection)
         runs = [
             run
             for run in result.runs
-            if panel.holds(run) and run["protection"] == protection and run["alpha"] in {None, alpha}
+            if panel.holds(run) and run["protection"] == protection and run["strength"] in {None, strength}
         ]
         if runs:
-            found.append(Group(protection, alpha, runs))
+            found.append(Group(protection, strength, runs))
     return found
 
 
 def main_protection(result: TwoModelResult) -> str | None:
-    """The protection that sentences are about: wpl, or else the first other one with runs; None if there is none."""
-    present = {run["protection"] for run in result.runs} - {"none", MATCHED}
-    order = ("wpl", *result.config.protection)
-    return next((protection for protection in order if protection in present), None)
+    """The protection that sentences are about; None if there is none."""
+    present = {run["protection"] for run in result.runs}
+    return main_of([name for name in result.config.arms if name in present])
 
 
 def mean_forgetting(run: Mapping[str, Any]) -> float:
@@ -188,7 +206,7 @@ def mean_forgetting(run: Mapping[str, Any]) -> float:
 def progress(result: TwoModelResult) -> tuple[int, int]:
     """How many runs are finished, and how many the configuration asks for."""
     wanted = arms(result.config)
-    keys = ("seed", "shared", "convergence", "protection", "alpha")
+    keys = ("seed", "shared", "convergence", "protection", "strength")
     made = {tuple(run[name] for name in keys) for run in [*result.runs, *result.diverged]}
     return sum(dataclasses.astuple(arm) in made for arm in wanted), len(wanted)
 
@@ -197,7 +215,7 @@ def diverged_arms(result: TwoModelResult) -> str:
     """Which arms diverged, in one sentence; empty if none did."""
     if not result.diverged:
         return ""
-    keys = ("seed", "shared", "convergence", "protection", "alpha")
+    keys = ("seed", "shared", "convergence", "protection", "strength")
     several = len(panels(TwoModelResult(result.config, result.diverged))) > 1
     seeds: dict[str, list[str]] = {}
     for run in result.diverged:
@@ -209,27 +227,6 @@ def diverged_arms(result: TwoModelResult) -> str:
 
 
 # Formats
-
-
-def number(value: float) -> str:
-    """The shortest exact way to write a number, such as 1e5, 3e-5, 0.43 and 100.
-
-    Args:
-        value: A finite number.
-
-    Returns:
-        Digits that read back as the same number.
-
-    >>> number(100000.0), number(0.005), number(2.5e-7), number(3)
-    ('1e5', '0.005', '2.5e-7', '3')
-    """
-    exact = Decimal(repr(float(value))).normalize()
-    plain = f"{exact:f}"
-    sign, digits, _ = exact.as_tuple()
-    rest = "".join(map(str, digits[1:]))
-    scientific = f"{'-' if sign else ''}{digits[0]}{'.' if rest else ''}{rest}e{exact.adjusted()}"
-    ordinary = value == 0 or 1e-3 <= abs(value) < 1e3
-    return plain if ordinary or len(plain) <= len(scientific) else scientific
 
 
 def points(fraction: float, decimals: int = 1) -> str:
@@ -307,35 +304,3 @@ def duration(seconds: float) -> str:
 def later_models(result: TwoModelResult) -> list[str]:
     """The letters of the models trained after A."""
     return [model["model"] for model in result.runs[0]["models"][1:]]
-
-
-def command_line(config: TwoModelConfig | SearchConfig | ComparisonConfig, **changes: object) -> str:
-    """The command that makes the same runs: only what differs from the defaults.
-
-    Args:
-        config: The configuration.
-        **changes: Options with another value than the configuration's.
-
-    Returns:
-        One line for a POSIX shell.
-
-    >>> command_line(TwoModelConfig(data="mnist", convergence=(1.0, 0.43)))
-    'forgetless two-model --data mnist --convergence 1 0.43'
-    >>> command_line(SearchConfig(data="ptb", single=True, learning_rate=20.0))
-    'forgetless search --data ptb --single --learning-rate 20'
-    """
-    is_comparison, is_search = isinstance(config, ComparisonConfig), isinstance(config, SearchConfig)
-    words = ["forgetless", COMPARE if is_comparison else SEARCH if is_search else TWO_MODEL]
-    defaults = config.defaults if isinstance(config, SearchConfig) else dataclasses.asdict(TwoModelConfig())
-    for field in dataclasses.fields(config):
-        value = changes.get(field.name, getattr(config, field.name))
-        if value == defaults[field.name]:
-            continue
-        # A switch is off by default and takes no value.
-        several = value if isinstance(value, tuple) else () if isinstance(value, bool) else (value,)
-        words += ["--" + field.name.replace("_", "-"), *(_word(item) for item in several)]
-    return shlex.join(words)
-
-
-def _word(value: object) -> str:
-    return number(value) if isinstance(value, float) else str(value)

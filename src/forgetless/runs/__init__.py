@@ -2,7 +2,7 @@
 
 from forgetless.runs.environment import environment
 from forgetless.runs.files import read_sealed, write_atomically, write_sealed
-from forgetless.runs.folder import RunFolder, differing_options, writing_to
+from forgetless.runs.folder import RunFolder, writing_to
 from forgetless.runs.names import (
     CHECKPOINT,
     CHECKPOINT_BEFORE,
@@ -34,7 +34,6 @@ __all__ = [
     "TENSORBOARD",
     "TWO_MODEL",
     "RunFolder",
-    "differing_options",
     "environment",
     "read_sealed",
     "write_atomically",

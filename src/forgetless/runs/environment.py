@@ -8,8 +8,6 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 DECIDING = ("torch", "processor", "instruction_set", "blas", "onednn", "variables", "device")
 """What decides the last bits of a result, and with them, after some hundred steps, all of it."""
 
@@ -33,6 +31,8 @@ def environment(device: str = "cpu") -> dict[str, str | int | None]:
         Versions, git revision of the source (None outside a checkout), processor, the instruction set and the libraries
         that PyTorch computes with there, the environment variables that choose among these, and the device.
     """
+    import torch
+
     packages = ("forgetless", "torch", "numpy", "scipy", "scikit-learn")
     is_cuda = device.startswith("cuda") and torch.cuda.is_available()
     accelerator = torch.cuda.get_device_name(device) if is_cuda else None
@@ -71,6 +71,8 @@ def differing(recorded: Mapping[str, object], present: Mapping[str, object]) -> 
 
 def _built_with(pattern: str) -> str | None:
     """What PyTorch's own description says of a library."""
+    import torch
+
     found = re.search(pattern, torch.__config__.show())
     return None if found is None else next(filter(None, found.groups()), None)
 

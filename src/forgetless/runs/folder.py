@@ -23,12 +23,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from forgetless.configuration import differing_options
 from forgetless.errors import InputError
 from forgetless.runs.environment import differing, environment
 from forgetless.runs.files import leftovers, read_sealed, write_atomically, write_sealed
 from forgetless.runs.lock import LOCK, OWNER, FolderLock
 from forgetless.runs.names import (
-    CHANGEABLE,
     CHECKPOINT,
     CHECKPOINT_BEFORE,
     CONFIG,
@@ -178,7 +178,7 @@ class RunFolder:
             warnings.simplefilter("ignore")
             state = self.load_checkpoint() or {}
         stored = state.get("config", {})
-        told = differing_options(self.header.options, {k: v for k, v in stored.items() if k in self.header.options})
+        told = differing_options(self.header.options, stored) if stored else ""
         raise InputError(
             f"Expected the options that the run was made with in {self.path / CONFIG}, but got {told or 'others'}. Put "
             "the old values back, or start another run."
@@ -317,8 +317,7 @@ class RunFolder:
         state = load_state(path, "leaving it out")
         if state is None:
             return None
-        options = self.header.options
-        told = differing_options(options, {n: value for n, value in state["config"].items() if n in options})
+        told = differing_options(self.header.options, state["config"])
         if told or state["arm"] != {"seed": seed, "protection": protection}:
             warnings.warn(f"{path} is the state of another search; leaving it out.", stacklevel=2)
             return None
@@ -346,27 +345,6 @@ def writing_to(path: Path) -> Iterator[None]:
         raise InputError(
             f"Expected to be able to write in {path}, but got: {reason}. What was stored before is as it was."
         ) from error
-
-
-def differing_options(present: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
-    """The options in which two configurations differ, but for those that decide no number.
-
-    Args:
-        present: One of them.
-        stored: The other; only its options are looked at.
-
-    Returns:
-        Such as `units 3 (there 2)`; empty where there is no difference.
-
-    >>> differing_options({"units": 3, "alpha": (1.0,)}, {"units": 2, "alpha": [1.0]})
-    'units 3 (there 2)'
-    """
-    different = [n for n in stored if n not in CHANGEABLE and _words(present.get(n)) != _words(stored[n])]
-    return ", ".join(f"{name} {_words(present.get(name))} (there {_words(stored[name])})" for name in different)
-
-
-def _words(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def _expect_path(path: Path) -> None:

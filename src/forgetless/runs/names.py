@@ -11,6 +11,7 @@ from typing import Any
 
 import tomli_w
 
+from forgetless.configuration import RESOURCES
 from forgetless.errors import InputError, expect_one_of
 from forgetless.runs.files import DIGEST_LENGTH, read_content
 
@@ -34,9 +35,6 @@ EXPERIMENT, VERSION, DIGEST = "experiment", "version", "digest"
 RESUMED = "resumed_with"
 """In environment.json: what was different when the run was gone on in, and after how many records."""
 
-CHANGEABLE = frozenset({"data_dir", "trainings", "workers", "cluster", "checkpoint_every"})
-"""Options that say where and how, and decide no number: a run goes on with others than it began with."""
-
 
 @dataclass(frozen=True)
 class Header:
@@ -45,7 +43,7 @@ class Header:
     Attributes:
         experiment: Of what it is a run.
         version: Of the forgetless that wrote it.
-        digest: Of its options, but for the changeable ones; its records follow it.
+        digest: Of its options, but for its resources; its records follow it.
         options: All options, as TOML has them.
         is_edited: Whether the options are others than those that the digest was made of.
     """
@@ -66,8 +64,7 @@ def config_text(config: Mapping[str, Any]) -> str:
     options = {name: value for name, value in config.items() if value is not None and name != EXPERIMENT}
     read = tomllib.loads(tomli_w.dumps(options))  # as the digest will be checked
     head = {EXPERIMENT: config.get(EXPERIMENT), VERSION: version("forgetless"), DIGEST: _digest(read)}
-    free = ", ".join(sorted(CHANGEABLE))
-    comment = f"# Written by forgetless. To change an option, start another run; free to change are\n# {free}.\n"
+    comment = f"# Written by forgetless. To change an option, start another run; [{RESOURCES}] is free to change.\n"
     return comment + tomli_w.dumps({name: value for name, value in head.items() if value is not None} | options)
 
 
@@ -102,6 +99,6 @@ def _found(value: object) -> str:
 
 
 def _digest(options: Mapping[str, Any]) -> str:
-    deciding = {name: value for name, value in options.items() if name not in CHANGEABLE}
+    deciding = {name: value for name, value in options.items() if name != RESOURCES}
     text = json.dumps(deciding, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:DIGEST_LENGTH]

@@ -68,14 +68,20 @@ def own_files(path: Path) -> list[Path]:
         path: A run folder.
     """
     found = dict.fromkeys(file for pattern in _FILES for file in sorted(path.glob(pattern)) if _is_own(path, file))
-    if (path / CONFIG).is_file() and read_header(path).experiment == COMPARE:
-        for config in sorted(path.glob(f"*/seed-*/{CONFIG}")):
-            if _is_own(path, config) and read_header(config.parent).experiment == SEARCH:
-                found |= dict.fromkeys(own_files(config.parent))
-                found |= dict.fromkeys(
-                    config.parent / name for name in (LOCK, OWNER) if (config.parent / name).exists()
-                )
+    for config in _runs_below(path):
+        found |= dict.fromkeys(own_files(config.parent))
+        found |= dict.fromkeys(config.parent / name for name in (LOCK, OWNER) if (config.parent / name).exists())
     return list(found)
+
+
+def _runs_below(path: Path) -> list[Path]:
+    """The configurations of the runs that a run is made of: a comparison's searches, or the pieces of another's."""
+    if not (path / CONFIG).is_file():
+        return []
+    experiment = read_header(path).experiment
+    pattern, kind = ("*/seed-*", SEARCH) if experiment == COMPARE else ("pieces/*", experiment)
+    found = [config for config in sorted(path.glob(f"{pattern}/{CONFIG}")) if _is_own(path, config)]
+    return [config for config in found if read_header(config.parent).experiment == kind]
 
 
 def _is_own(path: Path, file: Path) -> bool:
@@ -154,7 +160,7 @@ def has_progress(path: Path) -> bool:
     Args:
         path: A run folder.
     """
-    places = [path, *(config.parent for config in path.glob(f"*/seed-*/{CONFIG}"))]
+    places = [path, *(config.parent for config in _runs_below(path))]
     return any(
         (place / CHECKPOINT).exists() or ((place / METRICS).exists() and (place / METRICS).stat().st_size > 0)
         for place in places

@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from forgetless.runs.files import replacing
 
 _COMMENT_LENGTH = hashlib.sha256().digest_size * 2  # hexadecimal digits
@@ -31,6 +29,8 @@ def save_state(path: Path, state: Mapping[str, Any], *, before: Callable[[], obj
     Raises:
         OSError: If it cannot be written; the old file is then as it was.
     """
+    import torch
+
     try:
         with replacing(path, before=before) as stream:
             torch.save(dict(state), stream)
@@ -64,6 +64,8 @@ def load_state(path: Path, otherwise: str) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
+    import torch
+
     try:
         if (reason := _damage(path)) is None:
             state = torch.load(path, weights_only=True)

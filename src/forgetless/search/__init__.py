@@ -11,13 +11,17 @@ for rewards, its second half for err₁ and err₂, `test` for the derived archi
 Sources: Pham et al. 2018 (ENAS, arXiv:1802.03268); Benyahia et al. 2019 (arXiv:1902.08232), section 4.2.
 """
 
-from forgetless.search.arms import SearchProgress, measure_arms, reconcile, run, shared_weight_rewards
+from typing import TYPE_CHECKING
+
+from forgetless.lazy import lazily
 from forgetless.search.config import SearchArm, SearchConfig, search_arms
-from forgetless.search.epoch import Search
-from forgetless.search.folder import run_in_folder
-from forgetless.search.gradients import Gradients
-from forgetless.search.records import check_records, read_records
-from forgetless.search.setup import check_memory, fixed_sample, load_task, make_space, make_supernet, memory_bytes
+
+if TYPE_CHECKING:
+    from forgetless.search.arms import measure_arms, reconcile, run, run_search, shared_weight_rewards
+    from forgetless.search.epoch import Search
+    from forgetless.search.folder import run_in_folder
+    from forgetless.search.records import check_records, read_records
+    from forgetless.search.setup import check_memory, fixed_sample, load_task, make_space, make_supernet, memory_bytes
 
 __all__ = [
     # what to do
@@ -26,17 +30,16 @@ __all__ = [
     "search_arms",
     # doing it
     "Search",
-    "SearchProgress",
     "measure_arms",
     "reconcile",
     "run",
     "run_in_folder",
+    "run_search",
     "shared_weight_rewards",
     # what it leaves
     "check_records",
     "read_records",
     # what it begins with
-    "Gradients",
     "check_memory",
     "fixed_sample",
     "load_task",
@@ -44,3 +47,24 @@ __all__ = [
     "make_supernet",
     "memory_bytes",
 ]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "Search": "epoch",
+        "measure_arms": "arms",
+        "reconcile": "arms",
+        "run": "arms",
+        "run_in_folder": "folder",
+        "run_search": "arms",
+        "shared_weight_rewards": "arms",
+        "check_records": "records",
+        "read_records": "records",
+        "check_memory": "setup",
+        "fixed_sample": "setup",
+        "load_task": "setup",
+        "make_space": "setup",
+        "make_supernet": "setup",
+        "memory_bytes": "setup",
+    },
+)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,31 +9,18 @@ import torch
 
 from forgetless.checkpoints import Checkpoints, no_checkpoints
 from forgetless.errors import InputError
+from forgetless.progress import OnProgress, Progress
+from forgetless.protection import ProtectionOptions
 from forgetless.search.config import SearchArm, SearchConfig, search_arms
 from forgetless.search.epoch import Search
-from forgetless.search.setup import check_memory, fixed_sample, load_task
+from forgetless.search.result import SearchResult
+from forgetless.search.setup import check_memory, fixed_sample, load_task, make_search_space
+from forgetless.spaces import SearchSpace
 from forgetless.tasks import Task
 from forgetless.training import cpu_arithmetic
 
-FORMAT = 2
+FORMAT = 3
 """Of states; one of another format is refused."""
-
-
-@dataclass(frozen=True)
-class SearchProgress:
-    """Where a search stands, for a display.
-
-    Attributes:
-        done: Finished epochs, over all arms; without epochs finished arms.
-        total: All of them.
-        label: Arm, epoch and phase.
-        values: What is known so far, by name.
-    """
-
-    done: int
-    total: int
-    label: str
-    values: Mapping[str, float]
 
 
 def run(
@@ -43,8 +29,10 @@ def run(
     records: Sequence[dict[str, Any]] = (),
     checkpoint: Mapping[str, Any] | None = None,
     on_epoch: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
-    on_progress: Callable[[SearchProgress], None] | None = None,
+    on_progress: OnProgress | None = None,
     checkpoints: Checkpoints | None = None,
+    space: SearchSpace | None = None,
+    task: Task[Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Make every search that the configuration asks for, going on where an earlier call was interrupted.
 
@@ -55,6 +43,8 @@ def run(
         on_epoch: Called after each record with the record and the state to go on from; store the state first.
         on_progress: Called within epochs.
         checkpoints: Stores states within epochs and within the derivation.
+        space: The space with its supernet; the configuration's if None.
+        task: The data; the configuration's if None.
 
     Returns:
         All records, one per epoch (none if no shared weights are trained) and one (`event` = `derived`) per arm;
@@ -66,13 +56,53 @@ def run(
     """
     if checkpoint is not None:
         config.expect_own_state(checkpoint, FORMAT)
-    with cpu_arithmetic(config.threads, flush_denormals=True), torch.random.fork_rng(devices=[]):
-        task = load_task(config)
-        check_memory(config, task)
+    with cpu_arithmetic(config.run.threads, flush_denormals=True), torch.random.fork_rng(devices=[]):
+        task = task or load_task(config)
+        space = space or make_search_space(config)
+        check_memory(config, task, space)
         made = list(records)
         for arm in search_arms(config):
-            _run_arm(config, task, arm, made, checkpoint, on_epoch, on_progress, checkpoints or no_checkpoints())
+            _run_arm(config, task, space, arm, made, checkpoint, on_epoch, on_progress, checkpoints or no_checkpoints())
     return made
+
+
+def run_search(
+    config: SearchConfig,
+    *,
+    space: SearchSpace | None = None,
+    task: Task[Any] | None = None,
+    protections: Sequence[ProtectionOptions] | None = None,
+    on_progress: OnProgress | None = None,
+) -> SearchResult:
+    """Make searches in memory, on one's own supernet and data if they are given.
+
+    Args:
+        config: What to do.
+        space: A space with its supernet, registered or not; the configuration's if None.
+        task: The data; that of the configuration if None.
+        protections: Options of the arms to compare, of classes that are registered or not; the configuration's if
+            None.
+        on_progress: Called within epochs.
+
+    Returns:
+        The records of all arms, and what they say: `summary()`, `by_seed(…)`, `difference(…)`.
+
+    Raises:
+        InputError: As `run`; or if an option does not fit.
+
+    >>> from forgetless.search.config import Schedule, SelectionConfig
+    >>> from forgetless.spaces.nas201 import Nas201SearchSpace
+    >>> short = Schedule(epochs=1, models_per_epoch=2, batches_per_model=2, strategy_steps=1, samples_per_step=2)
+    >>> config = SearchConfig(schedule=short, selection=SelectionConfig(final_samples=0))
+    >>> result = run_search(config, space=Nas201SearchSpace())
+    >>> [record["num_models"] for record in result.records]
+    [2]
+    """
+    changes: dict[str, Any] = {} if space is None else {"space": space.options}
+    if protections is not None:
+        changes["protections"] = tuple(protections)
+    config = config.fitted_to(**changes)
+    return SearchResult(config, run(config, space=space, task=task, on_progress=on_progress))
 
 
 def reconcile(
@@ -115,14 +145,14 @@ def _is_of(checkpoint: Mapping[str, Any], arm: SearchArm) -> bool:
 
 def _num_records(config: SearchConfig) -> int:
     """Records of a finished arm: its epochs, and the derivation if there is one."""
-    return config.num_epochs + (config.final_samples > 0)
+    return config.num_epochs + (config.selection.final_samples > 0)
 
 
 def _expect_shared_weights(config: SearchConfig) -> None:
     if not config.trains_shared_weights:
         raise InputError(
-            f"Expected a search that trains shared weights, but got one with the strategy {config.strategy}, which "
-            "trains none. Name another."
+            f"Expected a search that trains shared weights, but got one with the strategy {config.strategy_name}, "
+            "which trains none. Name another."
         )
 
 
@@ -130,14 +160,29 @@ def _arm_of(record: Mapping[str, Any]) -> SearchArm:
     return SearchArm(record["seed"], record["protection"])
 
 
+def _wanted_steps(config: SearchConfig, arm: SearchArm, made: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Epoch → mean step under the protection that a control arm is matched to."""
+    matched = config.options_of(arm.protection).kind.matches
+    if matched is None:
+        return {}
+    measure = "mean_net_step" if config.options_of(matched).moves_weights else "mean_step"
+    followed = SearchArm(arm.seed, matched)
+    return {
+        record["epoch"]: record[measure]
+        for record in made
+        if record["event"] == "epoch" and record["is_protected"] and _arm_of(record) == followed
+    }
+
+
 def _run_arm(
     config: SearchConfig,
     task: Task[Any],
+    space: SearchSpace,
     arm: SearchArm,
     made: list[dict[str, Any]],
     checkpoint: Mapping[str, Any] | None,
     on_epoch: Callable[[dict[str, Any], dict[str, Any]], None] | None,
-    on_progress: Callable[[SearchProgress], None] | None,
+    on_progress: OnProgress | None,
     checkpoints: Checkpoints,
 ) -> None:
     """Append to `made` the records of one arm that are missing there."""
@@ -146,15 +191,10 @@ def _run_arm(
     if len(mine) == expected:
         return
     torch.manual_seed(arm.seed)  # what is drawn in training, such as dropout
-    search = Search(config, task, arm)
+    search = Search(config, task, arm, space)
     if checkpoint is not None and _is_of(checkpoint, arm) and len(mine) == checkpoint["num_records"]:
         search.load_state_dict(checkpoint)
-    measure = "mean_net_step" if config.rule == "merge" else "mean_step"
-    wanted = {
-        record["epoch"]: record[measure]
-        for record in made
-        if record["event"] == "epoch" and record["is_protected"] and _arm_of(record) == SearchArm(arm.seed, "wpl")
-    }
+    wanted = _wanted_steps(config, arm, made)
     counted, per_arm = ("epoch", config.num_epochs) if config.num_epochs else ("derived", 1)
     total = len(search_arms(config)) * per_arm
 
@@ -169,11 +209,12 @@ def _run_arm(
             done = sum(record["event"] == counted for record in made)
             epoch = f"epoch {min(search.epoch + 1, config.num_epochs)}, " if config.num_epochs else ""
             label = f"seed {arm.seed} {arm.protection}: {epoch}{phase}"
-            on_progress(SearchProgress(done, total, label, dict(known)))
+            told = (task.in_words(v) if n == task.error_name else f"{n} {v:.3f}" for n, v in known.items())
+            on_progress(Progress(done, total, label, "  ".join(told)))
 
     def state() -> dict[str, Any]:
         last = mine[-1] if mine else None
-        known = {"format": FORMAT, "config": dataclasses.asdict(config), "num_records": len(mine), "record": last}
+        known = {"format": FORMAT, "config": config.to_dict(), "num_records": len(mine), "record": last}
         return {**search.state_dict(), **known}
 
     def point() -> None:
@@ -195,7 +236,7 @@ def measure_arms(
     *,
     num_models: int = 8,
     num_batches: int | None = None,
-    on_progress: Callable[[SearchProgress], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[dict[str, Any]]:
     """Who overwrites whom, on stored states of a search: the same sample and batches for all states of a seed.
 
@@ -218,10 +259,10 @@ def measure_arms(
     def show(arm: SearchArm, before: int, trained: int) -> None:
         if on_progress is not None:
             label = f"seed {arm.seed} {arm.protection}: {trained}/{num_models} models trained"
-            on_progress(SearchProgress(before + trained, len(states) * num_models, label, {}))
+            on_progress(Progress(before + trained, len(states) * num_models, label))
 
     measured = []
-    with cpu_arithmetic(config.threads, flush_denormals=True), torch.random.fork_rng(devices=[]):
+    with cpu_arithmetic(config.run.threads, flush_denormals=True), torch.random.fork_rng(devices=[]):
         task = load_task(config)
         for done, state in enumerate(states):
             config.expect_own_state(state, FORMAT)
@@ -233,7 +274,7 @@ def measure_arms(
             on_trained(0)
             sample = fixed_sample(search.strategy.space, num_models, arm.seed)
             found = search.interference(sample, search.epoch, num_batches, on_trained)
-            epochs = {"epochs": search.epoch, "num_batches": num_batches or config.batches_per_model}
+            epochs = {"epochs": search.epoch, "num_batches": num_batches or config.schedule.batches_per_model}
             measured.append({**dataclasses.asdict(arm), **epochs, **found.as_dict()})
     return measured
 
@@ -243,7 +284,7 @@ def shared_weight_rewards(
     states: Sequence[Mapping[str, Any]],
     architectures: Sequence[Any],
     *,
-    on_progress: Callable[[SearchProgress], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[list[float]]:
     """What the shared weights of stored states say of architectures: the rewards that a strategy would be told.
 
@@ -262,7 +303,7 @@ def shared_weight_rewards(
     """
     _expect_shared_weights(config)
     found = []
-    with cpu_arithmetic(config.threads, flush_denormals=True), torch.random.fork_rng(devices=[]):
+    with cpu_arithmetic(config.run.threads, flush_denormals=True), torch.random.fork_rng(devices=[]):
         task = load_task(config)
         for done, state in enumerate(states):
             config.expect_own_state(state, FORMAT)
@@ -275,6 +316,6 @@ def shared_weight_rewards(
                 if on_progress is not None:
                     label = f"seed {arm.seed} {arm.protection}: rewards on the shared weights"
                     total = len(states) * len(architectures)
-                    on_progress(SearchProgress(done * len(architectures) + number + 1, total, label, {}))
+                    on_progress(Progress(done * len(architectures) + number + 1, total, label))
             found.append(rewards)
     return found

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,36 +9,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forgetless.architecture import Architecture
 from forgetless.forgetting import ForgettingSummary
-from forgetless.importance import diagonal_fisher
 from forgetless.interference import Interference, measure_interference
-from forgetless.protection import MATCHED, PROTECTIONS, Evidence, NoProtection, Protection, make_protection
+from forgetless.matching import RunningMatch
+from forgetless.protection import Protection, make_protection
+from forgetless.protection.none import NoProtection
 from forgetless.search.config import SearchArm, SearchConfig
+from forgetless.search.evidence import EvidenceOf
 from forgetless.search.gradients import Gradients
 from forgetless.search.scratch import train_from_scratch
-from forgetless.search.setup import (
-    fixed_sample,
-    generator_for,
-    make_optimizer,
-    make_space,
-    make_supernet,
-)
+from forgetless.search.setup import fixed_sample, generator_for, make_optimizer, make_search_space, make_supernet
 from forgetless.search.state import DerivationState, EpochState, Moved
-from forgetless.strategies import GdasOptions, Strategy, make_strategy
-from forgetless.supernets.nas201 import ImageSupernet
-from forgetless.tasks import Batch, ImageClassification, LanguageModelling, SplitName, Task
+from forgetless.spaces import Architecture, SearchSpace
+from forgetless.strategies import Strategy, make_strategy
+from forgetless.tasks import Task
+from forgetless.tasks.base import SplitName
 from forgetless.training import MeanStep, consolidate, train
-
-REWARD_SCALE = 80.0
-"""c of the reward c / perplexity for text (Pham et al. 2018, section 2.2)."""
-
-_NEWEST = 0.3  # share of the newest model in the running mean that the control arm follows
-_DIVERGED_NATS = 5.0  # above the uniform prediction, log of the vocabulary
-
 
 Show = Callable[[str, Mapping[str, float]], None]
 
@@ -51,6 +38,7 @@ class Search:
         config: What to do.
         task: The data.
         arm: Seed and protection.
+        space: The space with its supernet; the configuration's if None.
 
     Attributes:
         epoch: Finished epochs.
@@ -58,50 +46,41 @@ class Search:
         strategy: What proposes architectures.
     """
 
-    def __init__(self, config: SearchConfig, task: Task[Any], arm: SearchArm) -> None:
+    def __init__(self, config: SearchConfig, task: Task[Any], arm: SearchArm, space: SearchSpace | None = None) -> None:
         self.config, self.task, self.arm = config, task, arm
         self.epoch = 0
-        space = make_space(config)
-        self.supernet = make_supernet(config, task, space, arm.seed)
-        annealed = GdasOptions(num_steps=max(1, config.epochs * config.strategy_steps))
-        self.strategy: Strategy[Any] = make_strategy(config.strategy, space, seed=arm.seed, gdas=annealed)
+        self.space = space or make_search_space(config)
+        self.supernet = make_supernet(config.run.device, task, self.space, arm.seed)
+        steps = config.schedule.epochs * config.schedule.strategy_steps
+        self.strategy: Strategy[Any] = make_strategy(config.strategy, self.space.space, seed=arm.seed, num_steps=steps)
         if self.strategy.uses_gradients:
             self.strategy.loss = self._reward_loss
         self._num_losses = 0  # of the epoch
         self._now: EpochState | None = None  # within an epoch
         self._end: DerivationState | None = None  # within the derivation
-        self.scale = 1.0  # of the shared weights' learning rate, in the control arm
-        self._step_at_rate_1 = 0.0  # what a scale of 1 gives: a running mean over models
-        self._protects = config.protect_from == 0
+        self.matched = RunningMatch()
+        self._protects = config.protect.start == 0
         self._protected_epochs = 0  # finished ones
         self._shared = self._protected(dict(self.supernet.named_parameters()))
-        self.protection = self._protection("none" if arm.protection == MATCHED else arm.protection)
-        self._alpha = self.protection.alpha  # in the first epoch with protection
-        self.optimizer = make_optimizer(config, self.supernet, self._shared)
+        self._evidence = EvidenceOf(config.importance, task, self.supernet, self.space.space)
+        self.protection = self._protection()
+        self._strength = self.protection.strength  # in the first epoch with protection
+        self.optimizer = make_optimizer(config.optimizer, self.supernet, self._shared)
         self._only: Architecture | None = None
 
-    def _protection(self, name: str) -> Protection:
-        config, space = self.config, self.strategy.space
-        strength = PROTECTIONS[name].strength
-        return make_protection(
-            name,
-            # Elastic weight consolidation holds all weights of the earlier models.
-            list(self.supernet.parameters()) if name == "ewc" else self._shared,
-            0.0 if strength is None else float(getattr(config, strength)),
-            damping=config.damping,
-            rule=config.rule,
-            decay=config.decay,
-            archive_size=config.nsas_models,
-            prior=config.coupling_prior,
-            num_examples=config.coupling_examples,
-            num_rows=config.coupling_rows,
-            restore=lambda decisions: self.task.loss_of(self.supernet, space.decode(decisions)),
-            recall=lambda decisions: self._recalled(space.decode(decisions)),
-        )
+    def _protection(self) -> Protection:
+        options = self.config.options_of(self.arm.protection)
+        held = list(self.supernet.parameters()) if options.kind.holds_all else self._shared
+        return make_protection(options, held, recall=self._evidence.recalled)
 
     def _protected(self, named: Mapping[str, nn.Parameter]) -> list[nn.Parameter]:
-        outside = ("embedding", "decoder_bias", "stem", "classifier", "head_norm")
-        return [p for name, p in named.items() if self.config.protect == "all" or not name.startswith(outside)]
+        outside = self.supernet.outside_cell
+        return [p for name, p in named.items() if self.config.protect.scope == "all" or not name.startswith(outside)]
+
+    @property
+    def is_matched(self) -> bool:
+        """Whether this is a control arm, whose steps are those of another."""
+        return self.protection.matches is not None
 
     # ---- one epoch -------------------------------------------------------------------------------------------
 
@@ -122,17 +101,17 @@ class Search:
         """
         config, now = self.config, self._begin_epoch()
         clock = _Clock(now.seconds)
-        for j in range(len(now.architectures), config.models_per_epoch):
+        for j in range(len(now.architectures), config.schedule.models_per_epoch):
             self._train_next(now, j, wanted_steps.get(self.epoch), clock)
-            show(f"model {j + 1}/{config.models_per_epoch}", {self.task.error_name: now.first[-1]})
+            show(f"model {j + 1}/{config.schedule.models_per_epoch}", {self.task.error_name: now.first[-1]})
             point()
         now.penalty = self.protection.penalty() if now.penalty is None else now.penalty
         for architecture in now.architectures[len(now.second) :]:
             with clock("evaluate"):
                 now.second.append(self._error(architecture, "forgetting"))
-            show(f"error {len(now.second)}/{config.models_per_epoch}", {})
+            show(f"error {len(now.second)}/{config.schedule.models_per_epoch}", {})
             point()
-        forgetting = now.forgetting(self._diverged_above())
+        forgetting = now.forgetting(self.task.diverged_above)
         if now.part is None:
             now.part = self._measured_part(forgetting, show, clock)
             point()
@@ -141,7 +120,7 @@ class Search:
         record = self._epoch_record(now, forgetting, learned)
         self.epoch += 1
         self._protected_epochs += self._protects
-        if config.protect_from == "forgetting" and forgetting.mean > 0:
+        if config.protect.start == "forgetting" and forgetting.mean > 0:
             self._protects = True
         self._now = None
         return record
@@ -150,44 +129,45 @@ class Search:
         """The state of this epoch; where it is new, what happens at an epoch's beginning has happened."""
         config = self.config
         if self._now is None:
-            if config.reset_every and self.epoch % config.reset_every == 0:
+            if config.protect.reset_every and self.epoch % config.protect.reset_every == 0:
                 self.protection.reset()
-            self._protects |= self.epoch == config.protect_from
+            self._protects |= self.epoch == config.protect.start
             self._num_losses = 0
             self._now = EpochState()
-        if self.protection.strength is not None and self.protection.decays:
-            self.protection.alpha = self._alpha * config.alpha_decay**self._protected_epochs
+        if self.protection.has_strength() and self.protection.decays:
+            self.protection.strength = self._strength * config.protect.strength_decay**self._protected_epochs
         return self._now
 
     def _train_next(self, now: EpochState, j: int, wanted: float | None, clock: "_Clock") -> None:
         """Propose, train, measure and consolidate the epoch's model number j."""
         config = self.config
         architecture = self._next_architecture()
-        self._follow(wanted)
+        self.matched.follow(wanted if self.is_matched else None)
+        self._set_rates()
         before = [weight.detach().clone() for weight in self._shared]
         with clock("train"):
-            gradients, step, skipped = self._train(architecture, self.epoch * config.models_per_epoch + j)
+            gradients, step, skipped = self._train(architecture, self.epoch * config.schedule.models_per_epoch + j)
         now.num_passed_over += skipped
         with clock("evaluate"):
             error = self._error(architecture, "forgetting")
         with clock("consolidate"):
-            if error <= self._diverged_above() and self._protects:
+            if error <= self.task.diverged_above and self._protects:
                 self._consolidate(architecture, gradients)
         with clock("evaluate"):
             moves = self._protects and self.protection.moves_weights
             now.consolidated.append(self._error(architecture, "forgetting") if moves else error)
-        now.moved.append(Moved(step, _distance(before, self._shared) / config.batches_per_model))
-        self._learn_step(now.moved[-1])
+        now.moved.append(Moved(step, _distance(before, self._shared) / config.schedule.batches_per_model))
+        self.matched.learn(self._measured_step(now.moved[-1]))
         now.architectures.append(architecture)
         now.first.append(error)
 
     def _measured_part(self, forgetting: ForgettingSummary, show: Show, clock: "_Clock") -> float:
         """The multi-model part of the epoch's forgetting; NaN where it is not this epoch's turn."""
         config = self.config
-        if not config.interference_every or (self.epoch + 1) % config.interference_every:
+        if not config.interference.every or (self.epoch + 1) % config.interference.every:
             return math.nan
         show("interference", {"forgetting": forgetting.mean})
-        sample = fixed_sample(self.strategy.space, config.interference_models, self.arm.seed)
+        sample = fixed_sample(self.strategy.space, config.interference.models, self.arm.seed)
         with clock("interference"):
             return self.interference(sample, self.epoch + 1).multi_model_part.mean
 
@@ -207,7 +187,7 @@ class Search:
             "error_first": _or_none(_finite_mean(now.first)),
             "error_consolidated": _or_none(_finite_mean(now.consolidated)),
             "error_second": _or_none(_finite_mean(now.second)),
-            "is_protected": self._protects and self.arm.protection not in {"none", MATCHED},
+            "is_protected": self._protects and self.protection.protects,
             "penalty": None if now.penalty is None else _or_none(now.penalty),
             "mean_step": _or_none(_finite_mean([each.step for each in now.moved])),
             "mean_net_step": _or_none(_finite_mean([each.net for each in now.moved])),
@@ -217,40 +197,36 @@ class Search:
             "seconds": now.seconds,
         }
 
-    def _follow(self, wanted: float | None) -> None:
-        """Set the shared weights' learning rate; in the control arm such that they move as far as is wanted."""
-        if self.arm.protection == MATCHED and wanted is not None and self._step_at_rate_1 > 0:
-            self.scale = wanted / self._step_at_rate_1
+    def _set_rates(self) -> None:
+        """Learning rates; in the control arm that of the shared weights is scaled."""
         for i, group in enumerate(self.optimizer.param_groups):
-            group["lr"] = self.config.learning_rate * (self.scale if i == 0 else 1.0)
+            group["lr"] = self.config.optimizer.learning_rate * (self.matched.scale if i == 0 else 1.0)
 
-    def _learn_step(self, moved: Moved) -> None:
-        """Take one model's step into what is known of steps at a scale of 1."""
-        found = moved.net if self.config.rule == "merge" else moved.step
-        if not math.isfinite(found) or self.scale <= 0:
-            return
-        share = 1.0 if self._step_at_rate_1 == 0 else _NEWEST
-        self._step_at_rate_1 += share * (found / self.scale - self._step_at_rate_1)
+    def _measured_step(self, moved: Moved) -> float:
+        """How far a model moved, as it counts for the control arm."""
+        matched = self.protection.matches
+        options = self.protection.options if matched is None else self.config.options_of(matched)
+        return moved.net if options.moves_weights else moved.step
 
     def _next_architecture(self) -> Any:
-        if not self.config.single:
+        if not self.config.schedule.single:
             return self.strategy.propose(1)[0]
         if self._only is None:
             self._only = self.strategy.propose(1)[0]
         return self._only
 
-    def _train(self, architecture: Any, number: int) -> tuple["Gradients", float, int]:
+    def _train(self, architecture: Any, number: int) -> tuple[Gradients, float, int]:
         """Train one architecture for its batches; what is to be known of their gradients, mean step, passed over."""
         config = self.config
         steps = MeanStep(self._shared)
-        gradients = Gradients(dict(_Bound(self.supernet, architecture).named_parameters()))
-        is_wanted = config.importance == "training" and self.protection.uses_fisher and self._protects
-        start = number * config.batches_per_model
+        gradients = Gradients(dict(self._evidence.bound(architecture).named_parameters()))
+        is_wanted = config.importance.source == "training" and self.protection.uses_fisher and self._protects
+        start = number * config.schedule.batches_per_model
         steps.start()
         skipped = self._train_on(
             architecture,
             start,
-            config.batches_per_model,
+            config.schedule.batches_per_model,
             gradients.add if is_wanted else None,
             lambda _: steps.update(),
         )
@@ -271,44 +247,17 @@ class Search:
             self.task.loss_of(self.supernet, architecture),
             self.optimizer,
             self.protection if self._protects else NoProtection([]),
-            max_gradient_norm=self.config.max_gradient_norm,
+            max_gradient_norm=self.config.optimizer.max_gradient_norm,
             on_gradients=on_gradients,
             after_step=after_step,
         )
 
-    def _consolidate(self, architecture: Any, gradients: "Gradients") -> None:
-        is_from_training = self.config.importance == "training" and self.protection.uses_fisher
+    def _consolidate(self, architecture: Any, gradients: Gradients) -> None:
+        is_from_training = self.config.importance.source == "training" and self.protection.uses_fisher
         if is_from_training and not gradients.suffice:
             return  # nearly all batches were skipped: it was not trained, and left no weight elsewhere
-        evidence = self._evidence(architecture, lambda: self._fisher(architecture, gradients))
-        consolidate(self.protection, _Bound(self.supernet, architecture), evidence)
-
-    def _recalled(self, architecture: Any) -> tuple[nn.Module, Evidence]:
-        """An architecture trained earlier, and what may still be asked about it: not its Fisher information."""
-        return _Bound(self.supernet, architecture), self._evidence(architecture, dict)
-
-    def _evidence(self, architecture: Any, fisher: Callable[[], Mapping[str, Tensor]]) -> Evidence:
-        return Evidence(
-            fisher=fisher,
-            batches=lambda: self._importance_batches(architecture),
-            loss=_cross_entropy,
-            loss_of=lambda: self.task.loss_of(self.supernet, architecture),
-            decisions=tuple(self.strategy.space.encode(architecture)),
-        )
-
-    def _fisher(self, architecture: Any, gradients: "Gradients") -> Mapping[str, Tensor]:
-        config = self.config
-        if config.importance == "training":
-            return gradients.fisher(self.task.batch_size)
-        bound, batches = _Bound(self.supernet, architecture), self._importance_batches(architecture)
-        return diagonal_fisher(bound, batches, _cross_entropy, config.fisher, parameters=bound.parameters())
-
-    def _importance_batches(self, architecture: Any) -> list[Batch]:
-        """Held-out batches; a supernet with batch normalisation is recalibrated on them, for eval mode."""
-        batches = list(itertools.islice(self.task.batches("importance"), self.config.importance_batches))
-        if isinstance(self.supernet, ImageSupernet):
-            self.supernet.recalibrate(architecture, [images for images, _ in batches])
-        return batches
+        evidence = self._evidence.of(architecture, gradients)
+        consolidate(self.protection, self._evidence.bound(architecture), evidence)
 
     # ---- who overwrites whom ---------------------------------------------------------------------------------
 
@@ -330,14 +279,14 @@ class Search:
             num_batches: How many batches each is trained for; `batches_per_model` if None.
             on_trained: Called with the number of architectures trained so far.
         """
-        config = self.config
-        start = finished_epochs * config.models_per_epoch * config.batches_per_model
+        schedule = self.config.schedule
+        start = finished_epochs * schedule.models_per_epoch * schedule.batches_per_model
         return measure_interference(
             architectures,
-            lambda architecture: self._train_on(architecture, start, num_batches or config.batches_per_model),
+            lambda architecture: self._train_on(architecture, start, num_batches or schedule.batches_per_model),
             lambda architecture: self._error(architecture, "forgetting"),
             self._undone,
-            diverged_above=self._diverged_above(),
+            diverged_above=self.task.diverged_above,
             on_trained=on_trained,
         )
 
@@ -362,20 +311,15 @@ class Search:
     # ---- errors, rewards, the strategy -----------------------------------------------------------------------
 
     def _error(self, architecture: Any, split: SplitName) -> float:
-        return self.task.error(self.supernet, split, architecture, self.config.evaluation_batches or None)
+        return self.task.error(self.supernet, split, architecture, self.config.schedule.evaluation_batches or None)
 
     def reward(self, architecture: Any) -> float:
-        """What the strategy is told: 80 / perplexity for text, accuracy for images, on the reward split.
+        """What the strategy is told of an architecture, measured on the reward split.
 
         Args:
             architecture: A member of the space.
         """
-        return self._reward_of(self._error(architecture, "reward"))
-
-    def _reward_of(self, error: float) -> float:
-        if isinstance(self.task, LanguageModelling):
-            return REWARD_SCALE / math.exp(min(error, 700.0)) if math.isfinite(error) else math.nan
-        return 1 - error
+        return self.task.reward(self._error(architecture, "reward"))
 
     def _rewards(self, architectures: Sequence[Any]) -> list[float]:
         """Rewards in order; an architecture that occurs twice is evaluated once."""
@@ -383,27 +327,17 @@ class Search:
         return [known[architecture] for architecture in architectures]
 
     def _reward_loss(self, architecture: Any, edge_weights: Tensor) -> Tensor:
-        """What a strategy that uses gradients differentiates: the mean loss on one batch of the reward split.
-
-        Batch after batch of the split, over and over, each as large as a training batch: what is left over at the
-        split's end is not taken. In training mode, as when the shared weights train: a supernet with batch
-        normalisation takes the batch's own statistics, and of a few images these are noise.
-        """
-        assert isinstance(self.task, ImageClassification)
-        size = self.config.batch_size
-        batches = list(self.task.batches("reward", size))
-        batches = [batch for batch in batches if len(batch[1]) == size] or batches  # the split may be smaller
-        per_epoch = self.config.strategy_steps * self.config.samples_per_step
-        images, labels = batches[(self.epoch * per_epoch + self._num_losses) % len(batches)]
+        """What a strategy that uses gradients differentiates: batch after batch of the reward split."""
+        schedule = self.config.schedule
+        number = self.epoch * schedule.strategy_steps * schedule.samples_per_step + self._num_losses
         self._num_losses += 1
-        self.supernet.train()
-        return self.task.loss(self.supernet(images, architecture, edge_weights.to(images.device)), labels)
+        return self.task.weighted_loss(self.supernet, architecture, edge_weights, number)
 
     def _learn(self, now: EpochState, clock: "_Clock", point: Callable[[], object]) -> dict[str, float]:
         """The epoch's steps of the strategy; their metrics, averaged."""
-        while len(now.learned) < self.config.strategy_steps:
+        while len(now.learned) < self.config.schedule.strategy_steps:
             with clock("learn"):
-                architectures = self.strategy.propose(self.config.samples_per_step)
+                architectures = self.strategy.propose(self.config.schedule.samples_per_step)
                 now.learned.append(self.strategy.learn(architectures, self._rewards(architectures)))
             point()
         names = dict.fromkeys(name for metrics in now.learned for name in metrics)
@@ -428,7 +362,7 @@ class Search:
             The record: the architecture, its reward on the shared weights if there are any, and both trainings' errors.
         """
         if self._end is None:
-            self._end = DerivationState(self.strategy.propose_final(self.config.final_samples))
+            self._end = DerivationState(self.strategy.propose_final(self.config.selection.final_samples))
         end, clock = self._end, _Clock(self._end.seconds)
         measured = self.strategy.trains_shared_weights
         for architecture in dict.fromkeys(end.proposed):
@@ -464,8 +398,6 @@ class Search:
         self, architecture: Any, end: DerivationState, point: Callable[[], object]
     ) -> dict[str, float | None]:
         """Validation and test error of an architecture trained alone."""
-        config = self.config
-        num_batches = config.final_batches or config.epochs * config.models_per_epoch * config.batches_per_model
         begun = end.training
         end.random_state = torch.get_rng_state()  # the training draws from its own
 
@@ -474,22 +406,18 @@ class Search:
             point()
 
         found = train_from_scratch(
-            config,
             self.task,
+            self.space,
             architecture,
+            self.config.optimizer,
+            device=self.config.run.device,
             seed=self.arm.seed,
-            num_batches=num_batches,
+            num_batches=self.config.final_batches,
             state=begun() if begun is not None else None,
             on_step=on_step,
         )
         end.random_state = None
         return {name: found[name] for name in ("validation_error", "test_error")}
-
-    def _diverged_above(self) -> float:
-        """Errors that count as diverged: 5 nats above the uniform prediction, for text; none for images."""
-        if isinstance(self.task, LanguageModelling):
-            return math.log(self.task.data.num_words) + _DIVERGED_NATS
-        return math.inf
 
     # ---- going on after an interruption ----------------------------------------------------------------------
 
@@ -503,8 +431,8 @@ class Search:
             "optimizer": self.optimizer.state_dict(),
             "strategy": self.strategy.state_dict(),
             "protection": self.protection.state_dict(),
-            "scale": self.scale,
-            "step_at_rate_1": self._step_at_rate_1,
+            "scale": self.matched.scale,
+            "step_at_rate_1": self.matched.step_at_1,
             "protects": self._protects,
             "protected_epochs": self._protected_epochs,
             "num_losses": self._num_losses,
@@ -521,9 +449,9 @@ class Search:
             state: From `state_dict`.
         """
         parse = self.strategy.space.parse
-        self.epoch, self.scale = state["epoch"], state["scale"]
+        self.epoch, self.matched.scale = state["epoch"], state["scale"]
         self._protected_epochs = state["protected_epochs"]
-        self._step_at_rate_1, self._protects = state["step_at_rate_1"], state["protects"]
+        self.matched.step_at_1, self._protects = state["step_at_rate_1"], state["protects"]
         self._num_losses = state["num_losses"]
         self.supernet.load_state_dict(state["supernet"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -533,31 +461,6 @@ class Search:
         self._now = None if state["now"] is None else EpochState.from_dict(state["now"], parse)
         self._end = None if state["end"] is None else DerivationState.from_dict(state["end"], parse)
         torch.set_rng_state(state["random_state"])
-
-
-class _Bound(nn.Module):
-    """One architecture of a supernet as a module of its own, which has only the weights that it uses."""
-
-    def __init__(self, supernet: nn.Module, architecture: Any) -> None:
-        super().__init__()
-        self.supernet = supernet
-        self.architecture = architecture
-
-    def named_parameters(
-        self,
-        prefix: str = "",
-        recurse: bool = True,
-        remove_duplicate: bool = True,  # noqa: ARG002
-    ) -> Iterator[tuple[str, nn.Parameter]]:
-        if not recurse:  # it has none of its own
-            return
-        used = self.supernet.used_parameters(self.architecture)  # type: ignore[operator]
-        yield from ((f"{prefix}supernet.{name}", parameter) for name, parameter in used.items())
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        outputs = self.supernet(inputs, self.architecture)
-        logits: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
-        return logits
 
 
 class _Clock:
@@ -571,10 +474,6 @@ class _Clock:
         started = time.perf_counter()
         yield
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
 
 
 def _distance(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from forgetless.checkpoints import Checkpoints, seconds_of
+from forgetless.progress import OnProgress
 from forgetless.runs import RunFolder
-from forgetless.search.arms import SearchProgress, reconcile, run
+from forgetless.search.arms import reconcile, run
 from forgetless.search.config import SearchConfig
 from forgetless.search.records import read_records
 
@@ -15,7 +16,7 @@ def run_in_folder(
     folder: RunFolder,
     *,
     on_record: Callable[[dict[str, Any]], None] | None = None,
-    on_progress: Callable[[SearchProgress], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[dict[str, Any]]:
     """Make what a run folder lacks of its searches.
 
@@ -48,7 +49,7 @@ def run_in_folder(
     if on_record is not None:
         for record in kept:
             on_record(record)
-    checkpoints = Checkpoints(folder.save_checkpoint, seconds_of(config.checkpoint_every))
+    checkpoints = Checkpoints(folder.save_checkpoint, seconds_of(config.resources.checkpoint_every))
     return run(
         config,
         records=kept,

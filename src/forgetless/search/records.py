@@ -88,7 +88,7 @@ def check_records(config: SearchConfig, records: Sequence[Record], path: str) ->
     """
     arms = search_arms(config)
     allowed: dict[Any, int] = {(arm, "epoch"): config.num_epochs for arm in arms}
-    allowed |= {(arm, "derived"): int(config.final_samples > 0) for arm in arms}
+    allowed |= {(arm, "derived"): int(config.selection.final_samples > 0) for arm in arms}
     seen: dict[Any, int] = {}
     for line, record in enumerate(records, start=1):
         where = f"line {line} of {path}"

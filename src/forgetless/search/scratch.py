@@ -7,34 +7,39 @@ from typing import Any
 
 import torch
 
-from forgetless.protection import NoProtection
-from forgetless.search.config import SearchConfig
-from forgetless.search.setup import make_optimizer, make_space, make_supernet
-from forgetless.tasks import LanguageModelling, Task
+from forgetless.parts import OptimizerConfig
+from forgetless.protection.none import NoProtection
+from forgetless.search.setup import make_optimizer, make_supernet
+from forgetless.spaces import SearchSpace
+from forgetless.tasks import Task
 from forgetless.training import train
 
 
 def train_from_scratch(
-    config: SearchConfig,
     task: Task[Any],
+    space: SearchSpace,
     architecture: Any,
+    optimizer_config: OptimizerConfig,
     *,
+    device: str,
     seed: int,
     num_batches: int,
-    whole_text: bool = True,
+    as_published: bool = True,
     state: Mapping[str, Any] | None = None,
     on_step: Callable[[Callable[[], dict[str, Any]]], None] | None = None,
 ) -> dict[str, Any]:
     """Train an architecture alone, as the search trains its models, and measure it.
 
     Args:
-        config: Space, sizes, optimizer and clipping.
         task: The data.
+        space: With its supernet.
         architecture: A member of the space.
+        optimizer_config: Optimizer and clipping.
+        device: Where to train.
         seed: Of the initial weights and of the batches.
         num_batches: How many.
-        whole_text: Take the test error of text over the whole file as one stream, which is what is published and
-            slow; else in parallel streams, as the validation error. No difference for images.
+        as_published: Measure the test error as it is published, which for text is slow: over the whole file as one
+            stream; else as the validation error.
         state: To go on from: of an earlier call's `on_step`, with the same other arguments. The result is the same,
             bit for bit on the CPU.
         on_step: Called after each step with a function that makes the state; `torch.load` reads it with
@@ -47,9 +52,9 @@ def train_from_scratch(
     before, started = 0.0 if state is None else state["seconds"], time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # what is drawn in training, such as dropout
-        model: Any = make_supernet(config, task, make_space(config), seed)
+        model: Any = make_supernet(device, task, space, seed)
         model.train()
-        optimizer, loss = make_optimizer(config, model), task.loss_of(model, architecture)
+        optimizer, loss = make_optimizer(optimizer_config, model), task.loss_of(model, architecture)
         done = 0
         if state is not None:
             done = state["step"]
@@ -77,14 +82,11 @@ def train_from_scratch(
             loss,
             optimizer,
             NoProtection([]),
-            max_gradient_norm=config.max_gradient_norm,
+            max_gradient_norm=optimizer_config.max_gradient_norm,
             after_step=after_step,
         )
     validation = task.error(model, "validation", architecture)
-    if whole_text and isinstance(task, LanguageModelling):
-        test = task.cross_entropy_of_text(model, "test", architecture)
-    else:
-        test = task.error(model, "test", architecture)
+    test = (task.published_error if as_published else task.error)(model, "test", architecture)
     used = model.used_parameters(architecture).values()
     return {
         "validation_error": validation if math.isfinite(validation) else None,

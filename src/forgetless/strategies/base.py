@@ -1,18 +1,34 @@
 """What every search strategy offers: proposals, and learning from how good they were."""
 
+from __future__ import annotations
+
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Generic
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
-import torch
-from torch import Tensor
-
-from forgetless.architecture import A, Space
+from forgetless.configuration import Options
 from forgetless.errors import InputError
+from forgetless.registry import Kind, Registry
+from forgetless.spaces.base import A, Space
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STRATEGIES: Registry[type[Strategy[Any]]] = Registry("strategy", "forgetless.strategies")
+"""Every search strategy, by name."""
 
 
-class Strategy(ABC, Generic[A]):
+@dataclass(frozen=True, kw_only=True)
+class StrategyOptions(Options):
+    """Options of a search strategy; those of one without any."""
+
+    registry: ClassVar[Registry[Any]] = STRATEGIES
+
+
+class Strategy(Kind, ABC, Generic[A]):
     """Chooses which architectures of a space to try next.
 
     A search calls `propose` for architectures, measures how good they are, and hands the rewards to `learn`; at its
@@ -20,7 +36,7 @@ class Strategy(ABC, Generic[A]):
     that neither the device nor the global random state changes what it proposes. Continued from a `state_dict`, it
     proposes and learns what it would have without the interruption, bit for bit.
 
-    What it asks of the search is in two class attributes. One that `uses_gradients` finds in `loss`, whenever it
+    What it asks of the search is in class attributes. One that `uses_gradients` finds in `loss`, whenever it
     learns, a function of an architecture and of a weight for each of its edges; the search sets it. One that does not
     train shared weights is asked for `propose_final` alone, and there are no rewards.
 
@@ -29,22 +45,48 @@ class Strategy(ABC, Generic[A]):
 
     Args:
         space: What to choose from.
-        seed: Of the strategy's generator.
+        seed: Of the strategy's generator, and so of its initial weights.
+        options: Of this strategy; its defaults if None.
+        num_steps: How many calls of `learn` there will be, for strategies that anneal.
 
     Attributes:
+        name: What commands and files call it.
+        Options: The class of its options.
+        uses_gradients: See above.
+        trains_shared_weights: See above.
         space: What is chosen from.
         generator: The strategy's own source of randomness, on the CPU.
         loss: (architecture, weights of its edges) → mean loss on held-out data that rewards come from, differentiable
             in the weights; None unless the strategy uses gradients.
     """
 
+    name: ClassVar[str]
+    Options: ClassVar[type[StrategyOptions]]
     uses_gradients: ClassVar[bool] = False
     trains_shared_weights: ClassVar[bool] = True
 
-    def __init__(self, space: Space[A], seed: int = 0) -> None:
+    def __init__(
+        self, space: Space[A], seed: int = 0, options: StrategyOptions | None = None, *, num_steps: int = 50
+    ) -> None:
+        import torch
+
+        self.expect_space(space)
         self.space = space
+        self.options = (self.Options() if options is None else options).fitted()
+        self.num_learning_steps = num_steps
         self.generator = torch.Generator().manual_seed(seed)
         self.loss: Callable[[A, Tensor], Tensor] | None = None
+
+    @classmethod
+    def expect_space(cls, space: Space[Any]) -> None:
+        """Refuse a space that the strategy cannot search; most can search any.
+
+        Args:
+            space: What to choose from.
+
+        Raises:
+            InputError: If it cannot.
+        """
 
     def propose(self, n: int) -> list[A]:
         """Draw the next architectures to try.
@@ -120,9 +162,10 @@ class Strategy(ABC, Generic[A]):
         """A copy of everything needed to go on later; `torch.load` reads it with `weights_only=True`.
 
         Returns:
-            The space in words, the generator's state, and what the strategy has learnt.
+            The space in words, the options, the generator's state, and what the strategy has learnt.
         """
-        return {"space": str(self.space), "generator": self.generator.get_state()}
+        options = dataclasses.asdict(self.options)
+        return {"space": str(self.space), "generator": self.generator.get_state(), "options": options}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned, for the same space and options. `state` stays as it is.
@@ -131,8 +174,9 @@ class Strategy(ABC, Generic[A]):
             state: From `state_dict`.
 
         Raises:
-            InputError: If it was saved for another space.
+            InputError: If it was saved for another space or with other options; the message says which.
         """
+        _expect_same_options(dataclasses.asdict(self.options), state["options"])
         if state["space"] != str(self.space):
             raise InputError(
                 f"Expected the state of a strategy for {self.space}, but got one for {state['space']}. Load it into "
@@ -141,7 +185,7 @@ class Strategy(ABC, Generic[A]):
         self.generator.set_state(state["generator"].cpu())
 
 
-def expect_same_options(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+def _expect_same_options(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     """Refuse a state that was saved with other options, and say which.
 
     Args:

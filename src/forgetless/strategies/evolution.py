@@ -1,20 +1,20 @@
 """Regularised evolution: a queue of architectures, of which the oldest dies however good it is."""
 
+from __future__ import annotations
+
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import torch
-
-from forgetless.architecture import A, Space
 from forgetless.errors import InputError
-from forgetless.strategies.base import Strategy, expect_same_options
+from forgetless.spaces.base import A
+from forgetless.strategies.base import STRATEGIES, Strategy, StrategyOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvolutionOptions:
+class EvolutionOptions(StrategyOptions):
     """Sizes of regularised evolution.
 
     Attributes:
@@ -34,6 +34,7 @@ class EvolutionOptions:
     tournament_size: int = 12
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, hint in (
             ("population_size", "The paper uses 100."),
             ("tournament_size", "1 does not select at all."),
@@ -42,6 +43,7 @@ class EvolutionOptions:
                 raise InputError(f"Expected {name} to be at least 1, but got {getattr(self, name)}. {hint}")
 
 
+@STRATEGIES.register
 class EvolutionStrategy(Strategy[A]):
     """Mutates the best of a few members of a population whose members all die of old age.
 
@@ -70,7 +72,7 @@ class EvolutionStrategy(Strategy[A]):
     Attributes:
         population: (architecture, reward) from the oldest to the youngest; −∞ where it diverged.
 
-    >>> from forgetless.architecture import RecurrentSpace
+    >>> from forgetless.spaces.recurrent import RecurrentSpace
     >>> options = EvolutionOptions(population_size=10, tournament_size=4)
     >>> strategy = EvolutionStrategy(RecurrentSpace(4), options=options)
     >>> for _ in range(20):  # the more ReLUs, the better
@@ -80,9 +82,12 @@ class EvolutionStrategy(Strategy[A]):
     True
     """
 
-    def __init__(self, space: Space[A], seed: int = 0, options: EvolutionOptions | None = None) -> None:
-        super().__init__(space, seed)
-        self.options = options or EvolutionOptions()
+    name: ClassVar[str] = "evolution"
+    Options: ClassVar[type[StrategyOptions]] = EvolutionOptions
+    options: EvolutionOptions
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
         self.population: deque[tuple[A, float]] = deque(maxlen=self.options.population_size)
 
     def _propose(self, n: int) -> list[A]:
@@ -91,6 +96,8 @@ class EvolutionStrategy(Strategy[A]):
     def _child(self) -> A:
         if len(self.population) < self.options.population_size or self.space.size == 1:
             return self.space.sample(self.generator)
+        import torch
+
         drawn = torch.randint(len(self.population), (self.options.tournament_size,), generator=self.generator)
         parent, _ = max((self.population[i] for i in drawn.tolist()), key=lambda member: member[1])
         return self.space.mutate(parent, self.generator)
@@ -112,7 +119,7 @@ class EvolutionStrategy(Strategy[A]):
     def state_dict(self) -> dict[str, Any]:
         """Space, generator, options and population, copied."""
         members = [[list(self.space.encode(architecture)), reward] for architecture, reward in self.population]
-        return super().state_dict() | {"options": asdict(self.options), "population": members}
+        return super().state_dict() | {"population": members}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned.
@@ -120,7 +127,6 @@ class EvolutionStrategy(Strategy[A]):
         Args:
             state: From `state_dict`.
         """
-        expect_same_options(asdict(self.options), state["options"])
         super().load_state_dict(state)
         self.population.clear()
         self.population.extend((self.space.decode(decisions), reward) for decisions, reward in state["population"])

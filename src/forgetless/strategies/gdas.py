@@ -9,23 +9,28 @@ the cell computes the operation of h_e alone, and multiplies its output by h_e �
 a factor of exactly 1 that hands the gradient of the loss on to the logits.
 """
 
+from __future__ import annotations
+
 import copy
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
-from torch.optim import Adam
-
-from forgetless.architecture import A, Nas201Space, Space
+from forgetless.configuration import fitting
 from forgetless.errors import InputError
-from forgetless.strategies.base import Strategy, expect_same_options
+from forgetless.spaces.base import A, Space
+from forgetless.strategies.base import STRATEGIES, Strategy, StrategyOptions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.optim import Adam
 
 
 @dataclass(frozen=True, kw_only=True)
-class GdasOptions:
+class GdasOptions(StrategyOptions):
     """Hyper-parameters of GDAS.
 
     Attributes:
@@ -35,7 +40,7 @@ class GdasOptions:
         initial_temperature: τ of the first call of `learn`. Paper: 10.
         final_temperature: τ of the call number `num_steps`, and of all later ones. Paper: 0.1; below about 1, of a
             small number of architectures most have a gradient near 0.
-        num_steps: Calls over which τ falls, linearly; a search sets its own number of them.
+        num_steps: Calls of `learn` over which τ falls, linearly; by default as many as there are.
 
     Raises:
         InputError: If a value is outside of its range.
@@ -49,15 +54,16 @@ class GdasOptions:
     weight_decay: float = 0.001
     initial_temperature: float = 10.0
     final_temperature: float = 0.1
-    num_steps: int = 50
+    num_steps: int = fitting()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, paper in (("learning_rate", 0.0003), ("initial_temperature", 10), ("final_temperature", 0.1)):
             if not 0 < getattr(self, name) < math.inf:
                 self._refuse(name, "finite and above 0", f"The paper uses {paper}.")
         if not 0 <= self.weight_decay < math.inf:
             self._refuse("weight_decay", "finite and at least 0", "The paper uses 0.001.")
-        if self.num_steps < 1:
+        if self.num_steps is not None and self.num_steps < 1:
             self._refuse("num_steps", "at least 1", "Give the number of calls of `learn`.")
 
     def _refuse(self, name: str, condition: str, hint: str) -> None:
@@ -76,6 +82,7 @@ class GdasOptions:
         return (1 - share) * self.initial_temperature + share * self.final_temperature
 
 
+@STRATEGIES.register
 class GdasStrategy(Strategy[A]):
     """Draws each edge's operation from a softmax, which follows the gradient of the loss on held-out data.
 
@@ -105,7 +112,8 @@ class GdasStrategy(Strategy[A]):
     Raises:
         InputError: If the space is another one.
 
-    >>> from forgetless.architecture import Nas201Space
+    >>> from forgetless.spaces.nas201 import Nas201Space
+    >>> import torch
     >>> strategy = GdasStrategy(Nas201Space(("skip_connect", "nor_conv_3x3")), options=GdasOptions(num_steps=20))
     >>> def loss(cell, weights):
     ...     return (weights * torch.tensor([operation == "skip_connect" for operation in cell.operations])).sum()
@@ -119,25 +127,47 @@ class GdasStrategy(Strategy[A]):
 
     uses_gradients: ClassVar[bool] = True
 
-    def __init__(self, space: Space[A], seed: int = 0, options: GdasOptions | None = None) -> None:
-        super().__init__(space, seed)
-        if not isinstance(space, Nas201Space):
-            raise InputError(f"Expected the space nas201 for the strategy gdas, but got {space}. Choose another one.")
-        self.options = options = options or GdasOptions()
-        shape = (len(space.num_choices), space.num_choices[0])
+    name: ClassVar[str] = "gdas"
+    Options: ClassVar[type[StrategyOptions]] = GdasOptions
+    options: GdasOptions
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        import torch
+
+        if self.options.num_steps is None:
+            self.options = dataclasses.replace(self.options, num_steps=max(1, self.num_learning_steps))
+        shape = (len(self.space.num_choices), self.space.num_choices[0])
         self.logits = (0.001 * torch.randn(shape, generator=self.generator)).requires_grad_()
         self.num_steps = 0
         self._optimizer = self._make_optimizer()
 
+    @classmethod
+    def expect_space(cls, space: Space[Any]) -> None:
+        """Refuse a space whose decisions are not one operation for each edge.
+
+        Args:
+            space: What to choose from.
+
+        Raises:
+            InputError: If it is another one.
+        """
+        if not space.decides_edges:
+            raise InputError(
+                f"Expected a space of operations on edges for the strategy gdas, such as nas201, but got {space}. "
+                "Choose another one."
+            )
+
     def _make_optimizer(self) -> Adam:
+        from torch.optim import Adam
+
         # β as in the released code: gradients of single architectures are noisy.
         rate, decay = self.options.learning_rate, self.options.weight_decay
         return Adam([self.logits], lr=rate, betas=(0.5, 0.999), weight_decay=decay)
 
-    @torch.no_grad()
     def _propose(self, n: int) -> list[A]:
         noise = _gumbel((n, *self.logits.shape), self.generator)
-        return [self.space.decode(decisions) for decisions in (self.logits + noise).argmax(-1).tolist()]
+        return [self.space.decode(decisions) for decisions in (self.logits.detach() + noise).argmax(-1).tolist()]
 
     def _propose_final(self, n: int) -> list[A]:
         return [self.space.decode(self.logits.argmax(-1).tolist()), *self._propose(n)][:n]
@@ -148,6 +178,8 @@ class GdasStrategy(Strategy[A]):
         `temperature` is τ, `entropy` (nats per architecture) that of the softmax before the step, and `loss` and
         `gradient_norm` are those of the mean over architectures.
         """
+        import torch
+
         if self.loss is None:
             raise InputError("Expected a loss to differentiate for the strategy gdas, but got none. Set `loss` first.")
         temperature = self.options.temperature(self.num_steps)
@@ -177,6 +209,8 @@ class GdasStrategy(Strategy[A]):
         Returns:
             The loss, and (edges, operations).
         """
+        import torch
+
         assert self.loss is not None
         decisions = torch.tensor(self.space.encode(architecture)).unsqueeze(1)  # (E, 1)
         noise = winning_noise(self.logits.detach(), decisions, self.generator)
@@ -190,7 +224,6 @@ class GdasStrategy(Strategy[A]):
     def state_dict(self) -> dict[str, Any]:
         """Space, generator, options, logits, optimizer and number of steps, copied."""
         return super().state_dict() | {
-            "options": asdict(self.options),
             "logits": self.logits.detach().clone(),
             "optimizer": copy.deepcopy(self._optimizer.state_dict()),
             "num_steps": self.num_steps,
@@ -202,7 +235,8 @@ class GdasStrategy(Strategy[A]):
         Args:
             state: From `state_dict`.
         """
-        expect_same_options(asdict(self.options), state["options"])
+        import torch
+
         super().load_state_dict(state)
         with torch.no_grad():
             self.logits.copy_(state["logits"])
@@ -227,16 +261,21 @@ def winning_noise(logits: Tensor, winners: Tensor, generator: torch.Generator) -
     Returns:
         (E, K).
 
+    >>> import torch
     >>> noise = winning_noise(torch.tensor([[5.0, 0.0]]), torch.tensor([[1]]), torch.Generator())
     >>> (torch.tensor([[5.0, 0.0]]) + noise).argmax().item()
     1
     """
+    import torch
+
     greatest = logits.logsumexp(-1, keepdim=True) + _gumbel((len(logits), 1), generator, logits.dtype)
     others = logits + _gumbel(tuple(logits.shape), generator, logits.dtype)
     perturbed = -torch.logaddexp(-greatest, -others)
     return perturbed.scatter(-1, winners, greatest) - logits
 
 
-def _gumbel(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+def _gumbel(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
     """Standard Gumbel numbers, −log E with E exponential."""
+    import torch
+
     return -torch.empty(shape, dtype=dtype).exponential_(generator=generator).log()

@@ -1,11 +1,21 @@
 """No search: architectures drawn uniformly, untouched by any shared weights. What every search must beat."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from typing import ClassVar
 
-from forgetless.architecture import A
+from forgetless.spaces.base import A
+from forgetless.strategies.base import STRATEGIES, StrategyOptions
 from forgetless.strategies.uniform import UniformStrategy
 
 
+@dataclass(frozen=True, kw_only=True)
+class RandomOptions(StrategyOptions):
+    """Drawing at random has no options."""
+
+
+@STRATEGIES.register
 class RandomStrategy(UniformStrategy[A]):
     """Hands over architectures in the order in which they were drawn.
 
@@ -13,9 +23,11 @@ class RandomStrategy(UniformStrategy[A]):
     weights are trained and no rewards are measured: a search of it makes no epoch and takes no time. `uniform` draws
     in the same way, but ranks what it has drawn by shared weights.
 
-    >>> from forgetless.architecture import RecurrentSpace
+    >>> from forgetless.spaces.recurrent import RecurrentSpace
     >>> [str(architecture) for architecture in RandomStrategy(RecurrentSpace(2), seed=3).propose_final(2)]
     ['tanh(0) sigmoid(1)', 'tanh(0) relu(0)']
     """
 
+    name: ClassVar[str] = "random"
+    Options: ClassVar[type[StrategyOptions]] = RandomOptions
     trains_shared_weights: ClassVar[bool] = False

@@ -6,18 +6,22 @@ is followed. Every protection sees the same initial weights and the same batches
 the protection alone.
 """
 
-from forgetless.experiments.two_model.config import LEARNING_RATES, Arm, OptimizerName, TwoModelConfig, arms
-from forgetless.experiments.two_model.records import read_records
-from forgetless.experiments.two_model.result import TwoModelResult
-from forgetless.experiments.two_model.run import Progress, check_memory, load_task, run, run_in_folder
+from typing import TYPE_CHECKING
+
+from forgetless.experiments.two_model.config import Arm, TwoModelConfig, arms
+from forgetless.experiments.two_model.kind import TwoModelRun
+from forgetless.lazy import lazily
+
+if TYPE_CHECKING:
+    from forgetless.experiments.two_model.records import read_records
+    from forgetless.experiments.two_model.result import TwoModelResult
+    from forgetless.experiments.two_model.running import check_memory, load_task, run, run_in_folder
 
 __all__ = [
-    "LEARNING_RATES",
     "Arm",
-    "OptimizerName",
-    "Progress",
     "TwoModelConfig",
     "TwoModelResult",
+    "TwoModelRun",
     "arms",
     "check_memory",
     "load_task",
@@ -25,3 +29,15 @@ __all__ = [
     "run",
     "run_in_folder",
 ]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "TwoModelResult": "result",
+        "check_memory": "running",
+        "load_task": "running",
+        "read_records": "records",
+        "run": "running",
+        "run_in_folder": "running",
+    },
+)

@@ -32,7 +32,7 @@ class RunRecord(TypedDict):
     shared: int
     convergence: float
     protection: str
-    alpha: Number
+    strength: Number
     wiring: str
     accuracy_a_before: Number
     accuracy_a_after: Number

@@ -78,7 +78,7 @@ def _origin(run: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _key(run: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(run[name] for name in ("shared", "convergence", "protection", "alpha"))
+    return tuple(run[name] for name in ("shared", "convergence", "protection", "strength"))
 
 
 def _summarise(
@@ -96,7 +96,7 @@ def _summarise(
         prevented = reduction([run["forgetting"] for run, _ in pairs], [plain["forgetting"] for _, plain in pairs])
         cost = mean_interval([plain["accuracy_b"] - run["accuracy_b"] for run, plain in pairs])
     return {
-        **{name: first[name] for name in ("protection", "wiring", "shared", "convergence", "alpha")},
+        **{name: first[name] for name in ("protection", "wiring", "shared", "convergence", "strength")},
         "num_seeds": len(runs),
         "num_diverged": num_diverged,
         **{

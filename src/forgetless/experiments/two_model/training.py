@@ -13,16 +13,22 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from forgetless.errors import InputError
-from forgetless.experiments.two_model.config import LEARNING_RATES, Arm, TwoModelConfig
+from forgetless.experiments.two_model.config import Arm, TwoModelConfig
+from forgetless.experiments.two_model.mlp import MLP, chain_of_models, shared_parameters
 from forgetless.importance import diagonal_fisher
-from forgetless.protection import MATCHED, PROTECTIONS, Evidence, NoProtection, Protection, make_protection
-from forgetless.supernets.mlp import MLP, chain_of_models, shared_parameters
-from forgetless.tasks import ImageClassification, SplitName
+from forgetless.matching import closest, next_rate
+from forgetless.protection import (
+    PROTECTIONS,
+    Decisions,
+    Evidence,
+    Protection,
+    ProtectionOptions,
+    make_protection,
+)
+from forgetless.protection.none import NoProtection
+from forgetless.tasks.base import SplitName
+from forgetless.tasks.images import ImageClassification
 from forgetless.training import MeanStep, consolidate, train
-
-# The control arm's mean step may differ by this much from the protected arm's.
-_STEP_TOLERANCE = 0.05
-_MOST_TRIES = 8
 
 # A stopped early is looked at after every step on this many validation images, because an accuracy of 38 % is passed
 # within a few steps.
@@ -67,23 +73,23 @@ class Trainer:
         self.config, self.task, self.report, self._point = config, task, report, point
         self.origin = origin(arm)
         self.models = chain_of_models(
-            config.wiring,
+            config.chain.wiring,
             arm.shared,
-            num_models=config.models,
+            num_models=config.chain.models,
             num_inputs=math.prod(task.data.image_shape),
             num_classes=task.data.num_classes,
-            width=config.width,
-            activation=config.activation,
+            width=config.chain.width,
+            activation=config.chain.activation,
             seed=arm.seed,
         )
         for model in self.models:
-            model.to(config.device)
+            model.to(config.run.device)
         self.shared = shared_parameters(self.models)
         # A is trained before the arms part: a protection that has to see it trained watches already then.
         self.watchers = {
-            name: self._protection(name, 0.0)
-            for name in config.protection
-            if name in PROTECTIONS and PROTECTIONS[name].watches
+            each.kind.name: self._protection(each.changed({"strength": 0.0}))
+            for each in config.protections
+            if each.kind.watches
         }
         self.steps_of_a: int | None = None
         self.start: list[dict[str, Any]] | None = None  # states of all models when A is trained
@@ -149,15 +155,16 @@ class Trainer:
             if arm.convergence < 1:
                 with torch.no_grad():
                     passed.append(float((model(images).argmax(-1) == labels).float().mean()))
-            self._show(label, step, config.iterations_a, {"A": model})
+            self._show(label, step, config.schedule.iterations_a, {"A": model})
 
-        self._train(model, config.iterations_a, arm.seed, NoProtection(self.shared), after_step=watch, is_watched=True)
+        plain, steps = NoProtection(self.shared), config.schedule.iterations_a
+        self._train(model, steps, arm.seed, plain, after_step=watch, is_watched=True)
         if arm.convergence == 1:
-            return config.iterations_a
+            return steps
         # What A would reach is known only now: it will start again and stop there.
         reached = 1 - self.task.error(model, "validation")
         steps = next(i for i, accuracy in enumerate([*passed, 1.0], 1) if accuracy >= arm.convergence * reached)
-        return min(steps, config.iterations_a)
+        return min(steps, config.schedule.iterations_a)
 
     # ---- B and later models --------------------------------------------------------------------------------------
 
@@ -166,7 +173,7 @@ class Trainer:
 
         Args:
             arm: Which; its A is this trainer's.
-            protected: The run under `wpl` that the control arm is matched to.
+            protected: The run that a control arm is matched to.
 
         Returns:
             The record.
@@ -177,9 +184,10 @@ class Trainer:
         started = time.perf_counter()
         if self._arm != arm:
             self._arm, self._tries, self._rest = arm, [], None
-        if arm.protection == MATCHED:
+        matched = PROTECTIONS[arm.protection].matches
+        if matched is not None:
             if protected is None:
-                raise InputError(f"Expected the wpl run that {MATCHED} is matched to among the finished runs.")
+                raise InputError(f"Expected the {matched} run that {arm.protection} is matched to among the finished.")
             record = self._matched(arm, protected["mean_step"])
         else:
             record = self._train_rest(arm, self.config_rate)
@@ -189,8 +197,7 @@ class Trainer:
     @property
     def config_rate(self) -> float:
         """The learning rate that the configuration asks for."""
-        rate = self.config.learning_rate
-        return LEARNING_RATES[self.config.optimizer] if rate is None else rate
+        return self.config.optimizer.learning_rate
 
     def _matched(self, arm: Arm, wanted: float | None) -> dict[str, Any]:
         """Unprotected, with the shared weights' learning rate such that their mean step is the wanted one.
@@ -200,39 +207,22 @@ class Trainer:
         """
         if wanted is None:
             return self._train_rest(arm, self.config_rate)
-        while (rate := self._next_rate(wanted)) is not None:
+        while (rate := next_rate(self.config_rate, wanted, self._steps_found)) is not None:
             record, self._rest = self._train_rest(arm, rate), None
             self._tries.append(record)
             self._point(self._state)
-        # A diverged try has a step that is not a number, to which everything compares false.
-        return min(self._tries, key=lambda tried: (math.isnan(tried["mean_step"]), abs(tried["mean_step"] - wanted)))
+        return self._tries[closest(wanted, self._steps_found)]
 
-    def _next_rate(self, wanted: float) -> float | None:
-        """The learning rate to try next; None where the tries so far suffice.
-
-        The step grows with the rate, nearly in proportion: the rate is multiplied by wanted/found, within the bracket
-        that the tries so far leave.
-        """
-        low, high = 0.0, math.inf
-        rate = self.config_rate if wanted > 0 else 0.0
-        for tried in self._tries:
-            found = tried["mean_step"]
-            if abs(found - wanted) <= _STEP_TOLERANCE * wanted or found == 0:
-                return None
-            low, high = (rate, high) if found < wanted else (low, rate)  # a diverged try was at too high a rate
-            proposed = rate * wanted / found
-            if not low < proposed < high:
-                proposed = math.sqrt(low * high) if low > 0 else high / 4
-            rate = proposed
-        return rate if len(self._tries) < _MOST_TRIES else None
+    @property
+    def _steps_found(self) -> list[float]:
+        return [tried["mean_step"] for tried in self._tries]
 
     def _train_rest(self, arm: Arm, shared_rate: float) -> dict[str, Any]:
         """Train B and the later models under an arm's protection, following A."""
         config, models = self.config, self.models
-        name = "none" if arm.protection == MATCHED else arm.protection
-        protection, steps = self._protection(name, arm.alpha or 0.0), MeanStep(self.shared)
+        protection, steps = self._protection(config.options_of(arm.protection, arm.strength)), MeanStep(self.shared)
         if self._rest is None:
-            self._begin_rest(name, protection, arm)
+            self._begin_rest(protection, arm)
         else:
             self._set_models(self._rest["models"])
             protection.load_state_dict(self._rest["protection"])
@@ -240,22 +230,22 @@ class Trainer:
             self._rest = copy.deepcopy(self._rest)  # what goes on is not what was stored
         assert self._rest is not None
         first, curve = self._rest["first"], self._rest["curve"]
-        points = {config.evaluate_every // part for part in (8, 4, 2)}
+        points = {config.schedule.evaluate_every // part for part in (8, 4, 2)}
         for j in range(len(first), len(models)):
-            model, letter, offset = models[j], _letter(j), (j - 1) * config.iterations
+            model, letter, offset = models[j], _letter(j), (j - 1) * config.schedule.iterations
 
             def follow(step: int, model: MLP = model, offset: int = offset, letter: str = letter) -> None:
                 steps.update()
-                if step in points or step % config.evaluate_every == 0 or step == config.iterations:
+                if step in points or step % config.schedule.evaluate_every == 0 or step == config.schedule.iterations:
                     curve["iteration"].append(offset + step)
                     curve["accuracy_a"].append(1 - self.task.error(models[0], "test"))
                     curve["accuracy_b"].append(1 - self.task.error(model, "test"))
                     present = {"A": curve["accuracy_a"][-1], letter: curve["accuracy_b"][-1]}
-                    total = (len(models) - 1) * config.iterations
+                    total = (len(models) - 1) * config.schedule.iterations
                     self.report(f"seed {arm.seed}: {arm.label}", offset + step, total, present)
 
             steps.start()
-            self._train(model, config.iterations, arm.seed + 1000 * j, protection, shared_rate, follow)
+            self._train(model, config.schedule.iterations, arm.seed + 1000 * j, protection, shared_rate, follow)
             first.append(self._accuracies(model))
             if j + 1 < len(models):
                 consolidate(protection, model, self._evidence(j))
@@ -266,7 +256,7 @@ class Trainer:
         losses = self._losses(models[0])
         return {
             **dataclasses.asdict(arm),
-            "wiring": str(config.wiring),
+            "wiring": str(config.chain.wiring),
             "accuracy_a_before": self.before["test"],
             "accuracy_a_after": last[0]["test"],
             "accuracy_a_min": min(curve["accuracy_a"]),
@@ -293,13 +283,13 @@ class Trainer:
             "curve": curve,
         }
 
-    def _begin_rest(self, name: str, protection: Protection, arm: Arm) -> None:
+    def _begin_rest(self, protection: Protection, arm: Arm) -> None:
         """A is as it was trained, and under the protection."""
         assert self.start is not None
         self._set_models(self.start)
-        if name in self.watchers:
-            protection.load_state_dict(self.watchers[name].state_dict())
-            protection.alpha = arm.alpha or 0.0
+        if arm.protection in self.watchers:
+            protection.load_state_dict(self.watchers[arm.protection].state_dict())
+            protection.strength = arm.strength or 0.0
         consolidate(protection, self.models[0], self._evidence(0))
         error_b = self.task.error(self.models[1], "test")
         curve = {"iteration": [0], "accuracy_a": [self.before["test"]], "accuracy_b": [1 - error_b]}
@@ -322,36 +312,37 @@ class Trainer:
         with contextlib.ExitStack() as watching:
             for watcher in self.watchers.values() if is_watched else ():
                 watching.enter_context(watcher.during(optimizer))
-            train(batches, self.task.loss_of(model), optimizer, protection, after_step=after_step)
+            train(
+                batches,
+                self.task.loss_of(model),
+                optimizer,
+                protection,
+                max_gradient_norm=self.config.optimizer.max_gradient_norm,
+                after_step=after_step,
+            )
 
-    def _protection(self, name: str, strength: float) -> Protection:
-        config = self.config
-        return make_protection(
-            name,
-            self.shared,
-            strength,
-            damping=config.damping,
-            archive_size=config.nsas_models,
-            prior=config.coupling_prior,
-            num_examples=config.coupling_examples,
-            num_rows=config.coupling_rows,
-            num_measured=config.models - 1,
-            restore=lambda decisions: self.task.loss_of(self.models[decisions[0]]),
-            recall=lambda decisions: (self.models[decisions[0]], self._evidence(decisions[0])),
-        )
+    def _protection(self, options: ProtectionOptions) -> Protection:
+        return make_protection(options, self.shared, recall=self._recalled)
+
+    def _recalled(self, decisions: Decisions) -> tuple[nn.Module, Evidence]:
+        return self.models[decisions[0]], self._evidence(decisions[0])
 
     def _optimizer(self, model: MLP, shared_rate: float) -> Optimizer:
         shared_ids = {id(parameter) for parameter in self.shared}
         shared = [p for p in model.parameters() if id(p) in shared_ids]
         private = [p for p in model.parameters() if id(p) not in shared_ids]
         groups: list[dict[str, Any]] = [{"params": shared, "lr": shared_rate}, {"params": private}]
-        if self.config.optimizer == "sgd":
-            return SGD(groups, lr=self.config_rate, momentum=self.config.momentum)
-        return (Adam if self.config.optimizer == "adam" else AdamW)(groups, lr=self.config_rate)
+        if self.config.optimizer.name == "sgd":
+            return SGD(groups, lr=self.config_rate, momentum=self.config.optimizer.momentum)
+        return (Adam if self.config.optimizer.name == "adam" else AdamW)(groups, lr=self.config_rate)
 
     def _fisher(self, model: nn.Module) -> dict[str, torch.Tensor]:
         return diagonal_fisher(
-            model, self.task.batches("importance"), self.task.loss, self.config.fisher, parameters=self.shared
+            model,
+            self.task.batches("importance"),
+            self.task.loss,
+            self.config.importance.fisher,
+            parameters=self.shared,
         )
 
     def _evidence(self, j: int) -> Evidence:
@@ -379,7 +370,7 @@ class Trainer:
         return found
 
     def _show(self, label: str, step: int, num_steps: int, models: Mapping[str, nn.Module]) -> None:
-        if step % (10 * self.config.evaluate_every) == 0 or step == num_steps:
+        if step % (10 * self.config.schedule.evaluate_every) == 0 or step == num_steps:
             accuracies = {name: 1 - self.task.error(model, "validation") for name, model in models.items()}
             self.report(label, step, num_steps, accuracies)
 

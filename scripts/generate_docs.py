@@ -1,0 +1,111 @@
+"""Write what documentation pages say of the code from the code itself, between marks such as `<!-- made: plugins -->`.
+
+$ python scripts/generate_docs.py          # writes
+$ python scripts/generate_docs.py --check  # exit code 1 and the names of the pages that are not up to date
+"""
+
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from forgetless.comparison import ComparisonConfig
+from forgetless.evaluation.config import EvaluateConfig
+from forgetless.experiments.two_model import TwoModelConfig
+from forgetless.options import CommandOption, command_options
+from forgetless.protection import PROTECTIONS
+from forgetless.search import SearchConfig
+from forgetless.spaces import SPACES
+from forgetless.strategies import STRATEGIES
+from forgetless.tasks import TASKS
+
+ROOT = Path(__file__).parents[1]
+_REGION = re.compile(r"(<!-- made: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+COMMANDS = {
+    "two-model": TwoModelConfig,
+    "search": SearchConfig,
+    "compare": ComparisonConfig,
+    "evaluate": EvaluateConfig,
+}
+
+
+def plugins() -> str:
+    """The files of examples/plugins, whole."""
+    parts = []
+    for path in sorted((ROOT / "examples" / "plugins").glob("*.py")):
+        code = path.read_text(encoding="utf-8")
+        parts.append(f"### `{path.name}`\n\n```python\n{code.rstrip()}\n```\n")
+    return "\n".join(parts)
+
+
+def options(command: str) -> str:
+    """Tables of the options of a command, by part; of a comparison those that a search has not."""
+    known = {option.flag for option in command_options(SearchConfig)} if command == "compare" else set()
+    groups: dict[str, list[CommandOption]] = {}
+    for option in command_options(COMMANDS[command]):
+        if option.flag in known:
+            continue
+        groups.setdefault(option.group, []).append(option)
+    parts = []
+    for group, found in groups.items():
+        rows = [f"| `{option.flag}` | {_cell(option.help)} | {_cell(option.default)} |" for option in found]
+        parts.append("\n".join([f"**{group}**", "", "| option | what it is | default |", "|---|---|---|", *rows, ""]))
+    return "\n".join(parts)
+
+
+def kinds() -> str:
+    """What registers itself: a table of each registry."""
+    parts = []
+    for registry in (PROTECTIONS, STRATEGIES, SPACES, TASKS):
+        rows = [f"| `{name}` | {_cell(_first(registry[name]))} |" for name in registry]
+        plural = f"{registry.what[:-1]}ies" if registry.what.endswith("y") else f"{registry.what}s"
+        parts.append("\n".join([f"**{plural.capitalize()}**", "", "| name | what it does |", "|---|---|", *rows, ""]))
+    return "\n".join(parts)
+
+
+def _first(kind: type) -> str:
+    """The first sentence of a docstring."""
+    text = " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split())
+    return text if text.endswith(".") else f"{text}."
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+MAKERS: dict[str, Callable[[], str]] = {
+    "plugins": plugins,
+    "kinds": kinds,
+    **{f"options-{command}": lambda command=command: options(command) for command in COMMANDS},
+}
+
+
+def made(text: str) -> str:
+    """A page with all of its regions made anew."""
+    return _REGION.sub(lambda found: f"{found[1]}\n{MAKERS[found[2]]()}\n{found[3]}", text)
+
+
+def pages() -> list[Path]:
+    """The pages that have regions."""
+    candidates = [ROOT / "CONTRIBUTING.md", ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [page for page in candidates if page.is_file() and _REGION.search(page.read_text(encoding="utf-8"))]
+
+
+def main() -> int:
+    """Write or check all pages."""
+    stale = []
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        if (new := made(text)) != text:
+            stale.append(page)
+            if "--check" not in sys.argv:
+                page.write_text(new, encoding="utf-8")
+    for page in stale:
+        print(f"{page.relative_to(ROOT)} {'is stale' if '--check' in sys.argv else 'written'}")
+    return int(bool(stale) and "--check" in sys.argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""The result of a comparison: one row per strategy and protection, ranked, and the tests between rows."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from forgetless.comparison.config import ComparisonConfig, Measure, Row
+from forgetless.comparison.run import is_finished, read_evaluation, read_failures, read_unit, units
+from forgetless.evaluation.searches import value_of_tau
+from forgetless.evaluation.significance import compare_pairs
+from forgetless.forgetting import mean_interval
+from forgetless.runs import CONFIG, EVALUATION, RunFolder, read_sealed
+from forgetless.search.result import SearchResult
+from forgetless.strategies import STRATEGIES
+from forgetless.tasks import Unit
+
+Record = dict[str, Any]
+
+_FORGETTING = (Measure.FORGETTING, Measure.FORGETTING_BEST, Measure.FORGETTING_MAX, Measure.MULTI_MODEL)
+_LARGER_IS_BETTER = (Measure.SURPASSES, Measure.TAU, Measure.TAU_TOP)
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """A comparison: what was asked, and its records as far as it got.
+
+    Args:
+        config: What was asked.
+        searches: Strategy → the records of its searches, over seeds and protections.
+        evaluations: Of `evaluate`, one per search that was judged.
+        about: What they were judged by; empty if none was.
+        missing: Name of each strategy and seed that is not finished → why, or nothing.
+    """
+
+    config: ComparisonConfig
+    searches: Mapping[str, SearchResult]
+    evaluations: Sequence[Mapping[str, Any]]
+    about: Mapping[str, Any]
+    missing: Mapping[str, str]
+
+    @property
+    def unit(self) -> Unit:
+        """Of errors, and so of forgetting."""
+        return self.searches[self.config.strategy_names[0]].unit
+
+    @property
+    def num_units(self) -> int:
+        """How many strategies times seeds were asked for."""
+        return len(self.config.strategies) * self.config.search.run.seeds
+
+    def lower_is_better(self, measure: Measure) -> bool:
+        """Whether smaller values of a measure are better.
+
+        Args:
+            measure: Which.
+        """
+        if measure in {Measure.FOUND_MEAN, Measure.FOUND_BEST}:
+            return bool(self.about.get("lower_is_better", True))
+        return measure not in _LARGER_IS_BETTER
+
+    def forgetting_epochs(self, strategy: str) -> range:
+        """The epochs over which the forgetting of a strategy's rows is averaged, from 0.
+
+        Those in which its unprotected searches forget, the same for all of its protections; where one strategy is the
+        reference of all rows, those in which its searches do, lest different epochs be compared. See
+        `SearchResult.forgetting_epochs`.
+
+        Args:
+            strategy: Which.
+        """
+        reference = self.config.tests.reference
+        if reference is None or reference not in self.config.strategy_names:
+            return self.searches[strategy].forgetting_epochs
+        is_shared = all(STRATEGIES[name].trains_shared_weights for name in (reference, strategy))
+        return self.searches[reference if is_shared else strategy].forgetting_epochs
+
+    def values(self, row: Row, measure: Measure) -> dict[int, float]:
+        """Seed → what was measured of a row; of forgetting the mean over `forgetting_epochs`.
+
+        Args:
+            row: Of which.
+            measure: What.
+        """
+        if measure in _FORGETTING:
+            return self.searches[row.strategy].by_seed(row.protection, measure, self.forgetting_epochs(row.strategy))
+        found = {}
+        for record in self.evaluations:
+            if (record["strategy"], record["protection"]) == row:
+                value = value_of_tau(record[measure]) if measure in {Measure.TAU, Measure.TAU_TOP} else record[measure]
+                if value is not None:
+                    found[int(record["seed"])] = float(value)
+        return dict(sorted(found.items()))
+
+    def interval(self, row: Row, measure: Measure) -> Record | None:
+        """The mean over seeds, with its 95 % interval; None where there is no value.
+
+        Args:
+            row: Of which.
+            measure: What.
+        """
+        values = self.values(row, measure)
+        return dataclasses.asdict(mean_interval(list(values.values()))) if values else None
+
+    @cached_property
+    def ranked(self) -> list[Row]:
+        """The rows by the mean quality of what they hand over, the best first; those without one come last."""
+
+        def quality(row: Row) -> float:
+            interval = self.interval(row, Measure.FOUND_MEAN)
+            if interval is None:
+                return -math.inf
+            return float(-interval["mean"] if self.lower_is_better(Measure.FOUND_MEAN) else interval["mean"])
+
+        return sorted(self.config.rows, key=quality, reverse=True)
+
+    def best(self, measure: Measure) -> set[Row]:
+        """The row with the best mean, or several that share it; none where fewer than two have one, or none is tested.
+
+        Args:
+            measure: By which.
+        """
+        sign = -1.0 if self.lower_is_better(measure) else 1.0
+        means = {row: interval["mean"] for row in self.ranked if (interval := self.interval(row, measure)) is not None}
+        best = max((sign * mean for mean in means.values()), default=0.0)
+        is_told = len(means) > 1 and measure.is_tested
+        return {row for row, mean in means.items() if sign * mean == best} if is_told else set()
+
+    @cached_property
+    def tests(self) -> list[Record]:
+        """Every difference that is tested; docs/metrics.md explains the keys.
+
+        Each measure is corrected by itself, over all of its comparisons that share a seed.
+        """
+        found = []
+        for measure in self.config.measures:
+            pairs = {}
+            for row, reference in self.config.pairs(measure):
+                mine, others = self.values(row, measure), self.values(reference, measure)
+                if differences := [mine[seed] - others[seed] for seed in mine if seed in others]:
+                    pairs[f"{row}", f"{reference}"] = (row, reference, differences)
+            tested = compare_pairs({names: differences for names, (_, _, differences) in pairs.items()})
+            for test, (row, reference, differences) in zip(tested, pairs.values(), strict=True):
+                is_better = (test.difference.mean < 0) == self.lower_is_better(measure)
+                found.append(
+                    {
+                        "measure": str(measure),
+                        "row": list(row),
+                        "reference": list(reference),
+                        "num_seeds": len(differences),
+                        "difference": dataclasses.asdict(test.difference),
+                        "p": test.p,
+                        "adjusted_p": test.adjusted_p,
+                        "mark": ("better" if is_better else "worse") if test.significant else None,
+                    }
+                )
+        return found
+
+    def test(self, row: Row, measure: Measure) -> Record | None:
+        """What a row was tested against in a measure, and how it came out; None where it was not.
+
+        Args:
+            row: Which.
+            measure: Of which.
+        """
+        return next((t for t in self.tests if t["measure"] == measure and tuple(t["row"]) == row), None)
+
+    def summary(self) -> dict[str, Any]:
+        """Everything that the tables show; docs/metrics.md explains the keys.
+
+        Returns:
+            JSON-serialisable: `about`, `rows` ranked, `tests`, `missing`.
+        """
+        rows = []
+        for rank, row in enumerate(self.ranked, start=1):
+            epochs = self.forgetting_epochs(row.strategy)
+            entry: Record = {"rank": rank, **row._asdict(), "forgetting_epochs": [epochs.start, epochs.stop]}
+            values = {measure: self.values(row, measure) for measure in self.config.measures}
+            entry |= {str(measure): self.interval(row, measure) for measure in self.config.measures}
+            rows.append(
+                {**entry, "seeds": {str(m): {str(s): v for s, v in each.items()} for m, each in values.items()}}
+            )
+        return {"about": dict(self.about), "rows": rows, "tests": self.tests, "missing": dict(self.missing)}
+
+
+def load_comparison(folder: RunFolder, config: ComparisonConfig) -> ComparisonResult:
+    """What a comparison's folder holds, as far as it got.
+
+    Args:
+        folder: The folder.
+        config: Of the folder.
+
+    Returns:
+        The result.
+
+    Raises:
+        InputError: If a record lacks what every record has.
+    """
+    records: dict[str, list[Record]] = {strategy: [] for strategy in config.strategy_names}
+    evaluations: list[Record] = []
+    about: Mapping[str, Any] = {}
+    reasons = read_failures(folder, config)
+    missing: dict[str, str] = {}
+    for unit in units(folder, config):
+        if not (unit.path / CONFIG).is_file():  # not begun, or killed in the first moment
+            missing[unit.key] = reasons.get(unit.key, "")
+            continue
+        records[unit.config.strategy_name] += read_unit(unit)
+        if not is_finished(unit):
+            missing[unit.key] = reasons.get(unit.key, "")
+        elif unit.evaluation is not None and (judged := read_evaluation(unit)):
+            evaluations += judged["searches"]
+            about = judged["about"]
+    path = folder.path / EVALUATION
+    if config.evaluation.truth is None and path.is_file():
+        judged = read_sealed(path, folder.header.digest)
+        evaluations, about = judged["searches"], judged["about"]
+    searches = {strategy: SearchResult(config.search_of(strategy), found) for strategy, found in records.items()}
+    return ComparisonResult(config, searches, evaluations, about, missing)

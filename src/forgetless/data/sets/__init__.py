@@ -1,0 +1,1 @@
+"""Data sets by name, one in each file; importing them loads nothing."""

@@ -1,0 +1,26 @@
+"""The 1,797 handwritten digits, 8 × 8, that come with scikit-learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forgetless.data.named import IMAGE_DATA
+
+if TYPE_CHECKING:
+    from forgetless.data.splits import ImageData
+
+
+@IMAGE_DATA.named("digits")
+def load(data_dir: str | Path | None) -> ImageData:  # noqa: ARG001
+    """Cut 1,037 for training, 200 for the Fisher, 200 for validation and 360 for the test."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    from forgetless.data.splits import Labelled, assemble
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = pixels.astype(np.uint8).reshape(-1, 1, 8, 8)  # whole numbers 0..16
+    train = Labelled(images, labels.astype(np.int64))
+    classes = [str(digit) for digit in range(10)]
+    return assemble("digits", classes, {"train": train}, num_test=360, num_importance=200, num_validation=200)

@@ -1,0 +1,160 @@
+"""A search as a kind of run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from forgetless.configuration import Configuration
+from forgetless.experiments.base import RUN_KINDS, RunKind
+from forgetless.experiments.pieces import run_in_pieces, wants_pieces
+from forgetless.search.config import SearchConfig, search_arms
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from forgetless.progress import OnProgress
+    from forgetless.protection import ProtectionOptions
+    from forgetless.runs import RunFolder
+    from forgetless.search.result import SearchResult
+
+
+@RUN_KINDS.register
+class SearchRun(RunKind[SearchConfig, "SearchResult"]):
+    """An architecture search on shared weights."""
+
+    name: ClassVar[str] = "search"
+    Config: ClassVar[type[Configuration]] = SearchConfig
+    has_scalars: ClassVar[bool] = True
+    template: ClassVar[str] = "search.html"
+    title: ClassVar[str] = "Searches"
+    comparison_columns: ClassVar[tuple[str, ...]] = (
+        *("search", "protection", "forgetting without", "forgetting with", "reduction, %"),
+        *("reward without", "reward with"),
+    )
+    comparison_note: ClassVar[str] = (
+        "Forgetting is the mean over the epochs in which unprotected models forget, the reward that over the last "
+        "quarter; ± half the width of the 95 % interval over seeds."
+    )
+
+    @staticmethod
+    def device(config: SearchConfig) -> str:
+        """Of its supernet."""
+        return config.run.device
+
+    @staticmethod
+    def data(config: SearchConfig) -> str:
+        """Of its task."""
+        return config.data.name
+
+    @staticmethod
+    def check(config: SearchConfig) -> None:
+        """Refuse missing data and sizes that do not fit the memory."""
+        from forgetless.search.setup import check_memory, load_task
+
+        check_memory(config, load_task(config))
+
+    @staticmethod
+    def run(
+        config: SearchConfig,
+        folder: RunFolder,
+        *,
+        on_progress: OnProgress | None = None,
+        on_record: Callable[[dict[str, Any]], None] | None = None,
+    ) -> Mapping[str, str]:
+        """Make what the folder lacks of its searches."""
+        from forgetless.search.folder import run_in_folder
+
+        workers = config.resources.workers
+        if wants_pieces(workers, folder):
+            return run_in_pieces(
+                SearchRun, config, folder, workers=workers, on_progress=on_progress, on_record=on_record
+            )
+        run_in_folder(config, folder, on_record=on_record, on_progress=on_progress)
+        return {}
+
+    @staticmethod
+    def read(config: SearchConfig, folder: RunFolder) -> list[dict[str, Any]]:
+        """Epochs and derivations."""
+        from forgetless.search.records import read_records
+
+        return read_records(config, folder)
+
+    @staticmethod
+    def pieces(config: SearchConfig) -> dict[str, SearchConfig]:
+        """One for each seed and protection; a control arm goes with what it is matched to."""
+        groups: dict[str, list[ProtectionOptions]] = {}
+        for each in config.protections:
+            groups.setdefault(each.kind.matches or each.kind.name, []).append(each)
+        return {
+            f"seed-{seed}-{name}": config.changed(
+                {
+                    "protections": tuple(group),
+                    "run.seeds": 1,
+                    "run.first_seed": seed,
+                    "resources.workers": None,
+                }
+            )
+            for seed in config.run.all_seeds
+            for name, group in groups.items()
+        }
+
+    @staticmethod
+    def num_records(config: SearchConfig) -> int:
+        """Epochs of all arms, and their derivations."""
+        return len(search_arms(config)) * (config.num_epochs + (config.selection.final_samples > 0))
+
+    @staticmethod
+    def belongs(config: SearchConfig, record: Mapping[str, Any]) -> bool:
+        """By seed and protection."""
+        return record["seed"] in config.run.all_seeds and record["protection"] in config.arms
+
+    @staticmethod
+    def ordered(config: SearchConfig, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Arm by arm."""
+        place = {(arm.seed, arm.protection): i for i, arm in enumerate(search_arms(config))}
+        return sorted(records, key=lambda record: place[record["seed"], record["protection"]])
+
+    @staticmethod
+    def is_state_of(config: SearchConfig, state: Mapping[str, Any]) -> bool:
+        """By its arm."""
+        return SearchRun.belongs(config, state["arm"])
+
+    @staticmethod
+    def final_states(config: SearchConfig) -> list[tuple[int, str]]:
+        """Of every arm that has epochs."""
+        return [(arm.seed, arm.protection) for arm in search_arms(config)] if config.num_epochs else []
+
+    @staticmethod
+    def load(config: SearchConfig, folder: RunFolder) -> SearchResult:
+        """The records so far."""
+        from forgetless.search.result import SearchResult
+
+        return SearchResult(config, SearchRun.read(config, folder))
+
+    @staticmethod
+    def records(result: SearchResult) -> dict[str, Any]:
+        """All records."""
+        return {"records": result.records}
+
+    @staticmethod
+    def table(result: SearchResult) -> Table:
+        """Forgetting, and what came of the search."""
+        from forgetless.report.search import search_table
+
+        return search_table(result)
+
+    @staticmethod
+    def section(result: SearchResult, folder: RunFolder) -> dict[str, Any]:
+        """Curves, tables, cells; and who overwrites whom, where it was measured."""
+        from forgetless.report.interference import load_interference
+        from forgetless.report.search_page import search_section
+
+        return search_section(result, load_interference(folder))
+
+    @staticmethod
+    def comparison_rows(result: SearchResult) -> list[list[str]]:
+        """One line."""
+        from forgetless.report.search_page import search_comparison
+
+        return [search_comparison(result)]

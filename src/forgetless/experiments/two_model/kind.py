@@ -1,0 +1,151 @@
+"""The two-model experiment as a kind of run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from forgetless.configuration import Configuration
+from forgetless.experiments.base import RUN_KINDS, RunKind
+from forgetless.experiments.pieces import run_in_pieces, wants_pieces
+from forgetless.experiments.two_model.config import Arm, TwoModelConfig, arms
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from forgetless.experiments.two_model.result import TwoModelResult
+    from forgetless.progress import OnProgress
+    from forgetless.runs import RunFolder
+
+
+@RUN_KINDS.register
+class TwoModelRun(RunKind[TwoModelConfig, "TwoModelResult"]):
+    """B, and later models, on layers of A."""
+
+    name: ClassVar[str] = "two-model"
+    Config: ClassVar[type[Configuration]] = TwoModelConfig
+    template: ClassVar[str] = "two_model.html"
+    title: ClassVar[str] = "Two models"
+    comparison_columns: ClassVar[tuple[str, ...]] = (
+        *("setting", "protection", "forgetting without", "forgetting with", "reduction, %", "B’s cost"),
+    )
+    comparison_note: ClassVar[str] = (
+        "Forgetting of A and B’s cost in points of test accuracy, ± half the width of the 95 % interval over seeds."
+    )
+
+    @staticmethod
+    def device(config: TwoModelConfig) -> str:
+        """Of all models."""
+        return config.run.device
+
+    @staticmethod
+    def data(config: TwoModelConfig) -> str:
+        """Of all models."""
+        return config.data.name
+
+    @staticmethod
+    def check(config: TwoModelConfig) -> None:
+        """Refuse missing data and sizes that do not fit the memory."""
+        from forgetless.experiments.two_model.running import check_memory, load_task
+
+        check_memory(config, load_task(config))
+
+    @staticmethod
+    def run(
+        config: TwoModelConfig,
+        folder: RunFolder,
+        *,
+        on_progress: OnProgress | None = None,
+        on_record: Callable[[dict[str, Any]], None] | None = None,  # noqa: ARG004
+    ) -> Mapping[str, str]:
+        """Make what the folder lacks of its arms."""
+        from forgetless.experiments.two_model.running import run_in_folder
+
+        workers = config.resources.workers
+        if wants_pieces(workers, folder):
+            return run_in_pieces(TwoModelRun, config, folder, workers=workers, on_progress=on_progress)
+        run_in_folder(config, folder, on_progress=on_progress)
+        return {}
+
+    @staticmethod
+    def read(config: TwoModelConfig, folder: RunFolder) -> list[dict[str, Any]]:
+        """Arms."""
+        from forgetless.experiments.two_model.records import read_records
+
+        return read_records(config, folder)
+
+    @staticmethod
+    def pieces(config: TwoModelConfig) -> dict[str, TwoModelConfig]:
+        """One for each A: seed, shared layers and convergence."""
+        return {
+            f"seed-{seed}-shared-{shared}-convergence-{convergence:g}": config.changed(
+                {
+                    "run.seeds": 1,
+                    "run.first_seed": seed,
+                    "resources.workers": None,
+                    "chain.shared": (shared,),
+                    "chain.convergence": (convergence,),
+                }
+            )
+            for seed in config.run.all_seeds
+            for shared in config.chain.shared
+            for convergence in config.chain.convergence
+        }
+
+    @staticmethod
+    def num_records(config: TwoModelConfig) -> int:
+        """One for each arm."""
+        return len(arms(config))
+
+    @staticmethod
+    def belongs(config: TwoModelConfig, record: Mapping[str, Any]) -> bool:
+        """By its A."""
+        chain = config.chain
+        is_ours = record["shared"] in chain.shared and record["convergence"] in chain.convergence
+        return is_ours and record["seed"] in config.run.all_seeds
+
+    @staticmethod
+    def ordered(config: TwoModelConfig, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """In the order of the arms."""
+        place = {dataclasses.astuple(arm): i for i, arm in enumerate(arms(config))}
+        keys = [field.name for field in dataclasses.fields(Arm)]
+        return sorted(records, key=lambda record: place[tuple(record[key] for key in keys)])
+
+    @staticmethod
+    def is_state_of(config: TwoModelConfig, state: Mapping[str, Any]) -> bool:
+        """By its A."""
+        return TwoModelRun.belongs(config, dict(zip(("seed", "shared", "convergence"), state["origin"], strict=True)))
+
+    @staticmethod
+    def load(config: TwoModelConfig, folder: RunFolder) -> TwoModelResult:
+        """The records so far, those that diverged apart."""
+        from forgetless.experiments.two_model.result import TwoModelResult
+
+        return TwoModelResult.of(config, TwoModelRun.read(config, folder))
+
+    @staticmethod
+    def records(result: TwoModelResult) -> dict[str, Any]:
+        """All arms."""
+        return {"runs": [*result.runs, *result.diverged]}
+
+    @staticmethod
+    def table(result: TwoModelResult) -> Table:
+        """What each protection did to A and to B."""
+        from forgetless.report.table import summary_table
+
+        return summary_table(result)
+
+    @staticmethod
+    def section(result: TwoModelResult, folder: RunFolder) -> dict[str, Any]:  # noqa: ARG004
+        """Curves, bars, trade-off, tables."""
+        from forgetless.report.two_model_page import two_model_section
+
+        return two_model_section(result)
+
+    @staticmethod
+    def comparison_rows(result: TwoModelResult) -> list[list[str]]:
+        """A line for each panel."""
+        from forgetless.report.two_model_page import two_model_comparison
+
+        return two_model_comparison(result)

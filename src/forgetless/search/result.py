@@ -1,0 +1,249 @@
+"""The result of a search: its records by epoch, and a summary per protection over seeds."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from forgetless.forgetting import Interval, mean_interval, reduction
+from forgetless.search.config import SearchArm, SearchConfig, search_arms
+from forgetless.tasks import TASKS, Unit
+
+Record = dict[str, Any]
+
+FORGETTING = ("forgetting_mean", "forgetting_best", "forgetting_max")
+REWARD = "strategy_mean_reward"
+MULTI_MODEL = "multi_model_part"
+REDUCTIONS = {
+    **{key: key.replace("forgetting", "reduction") for key in FORGETTING},
+    MULTI_MODEL: "reduction_multi_model",
+}
+"""What a protection may reduce → the key of its reduction in a summary."""
+
+
+def epochs_text(epochs: range) -> str:
+    """Epochs that are counted from 0, as people count them.
+
+    >>> epochs_text(range(5, 10)), epochs_text(range(1))
+    ('epochs 6 to 10', 'epoch 1')
+    """
+    return f"epochs {epochs.start + 1} to {epochs.stop}" if len(epochs) > 1 else f"epoch {epochs.stop}"
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A search: what was asked, and its records as far as it got.
+
+    Args:
+        config: What was asked.
+        records: As `forgetless.search.run` returns them, or a run folder holds them.
+    """
+
+    config: SearchConfig
+    records: list[Record]
+
+    @property
+    def unit(self) -> Unit:
+        """Of its errors, and of differences of errors."""
+        unit: Unit = TASKS[self.config.space.kind.task].unit
+        return unit
+
+    @property
+    def protections(self) -> list[str]:
+        """The protections that have records, in the order of the configuration."""
+        present = {record["protection"] for record in (*self.epochs(), *self.derived())}
+        return [name for name in self.config.arms if name in present]
+
+    def epochs(self, protection: str | None = None, seed: int | None = None) -> list[Record]:
+        """The records of epochs, of one protection or seed or of all.
+
+        Args:
+            protection: All if None.
+            seed: All if None.
+        """
+        if seed is not None:
+            names = self._arms_of if protection is None else {protection: self._arms_of.get(protection, {})}
+            return [record for name in names for record in names[name].get(seed, ())]
+        return self._all_epochs if protection is None else self._epochs_of.get(protection, [])
+
+    @cached_property
+    def _all_epochs(self) -> list[Record]:
+        return [record for record in self.records if record["event"] == "epoch"]
+
+    @cached_property
+    def _epochs_of(self) -> dict[str, list[Record]]:
+        """Protection → its epochs; searched for once, since a search may have a hundred thousand records."""
+        found: dict[str, list[Record]] = {}
+        for record in self._all_epochs:
+            found.setdefault(record["protection"], []).append(record)
+        return found
+
+    @cached_property
+    def _arms_of(self) -> dict[str, dict[int, list[Record]]]:
+        """Protection → seed → epochs."""
+        found: dict[str, dict[int, list[Record]]] = {}
+        for record in self._all_epochs:
+            found.setdefault(record["protection"], {}).setdefault(record["seed"], []).append(record)
+        return found
+
+    @cached_property
+    def _all_derived(self) -> list[Record]:
+        return [record for record in self.records if record["event"] == "derived"]
+
+    def derived(self, protection: str | None = None) -> list[Record]:
+        """The records of derived architectures, of one protection or of all.
+
+        Args:
+            protection: All if None.
+        """
+        return [r for r in self._all_derived if protection in {None, r["protection"]}]
+
+    def seeds(self, protection: str) -> list[int]:
+        """The seeds of which a protection has all epochs; without epochs, those that handed something over.
+
+        Args:
+            protection: The protection.
+        """
+        if protection not in self._seeds:
+            self._seeds[protection] = self._finished_seeds(protection)
+        return self._seeds[protection]
+
+    @cached_property
+    def _seeds(self) -> dict[str, list[int]]:
+        return {}
+
+    def _finished_seeds(self, protection: str) -> list[int]:
+        if not self.config.num_epochs:
+            return sorted(record["seed"] for record in self.derived(protection))
+        arms = self._arms_of.get(protection, {})
+        return [seed for seed in self.config.run.all_seeds if len(arms.get(seed, ())) == self.config.num_epochs]
+
+    @property
+    def has_multi_model_part(self) -> bool:
+        """Whether the multi-model part was measured in some epoch."""
+        return any(record.get(MULTI_MODEL) is not None for record in self.epochs())
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many searches (a seed under a protection) are finished, and how many are asked for."""
+        wanted = search_arms(self.config)
+        ended = {SearchArm(r["seed"], r["protection"]) for r in self.derived()}
+        if not self.config.selection.final_samples:
+            ended = {arm for arm in wanted if arm.seed in self.seeds(arm.protection)}
+        return sum(arm in ended for arm in wanted), len(wanted)
+
+    # ---- what is averaged ------------------------------------------------------------------------------------
+
+    @cached_property
+    def forgetting_epochs(self) -> range:
+        """The epochs over which forgetting is averaged, from 0: those in which the unprotected searches forget.
+
+        They begin where all finished seeds are protected, since until then all arms are the same, and end with the last
+        epoch in which unprotected models got worse on average over models and seeds. Where there are none, or one of
+        the two arms is missing, it is the last half, rounded up.
+        """
+        last_half = range(self.config.num_epochs // 2, self.config.num_epochs)
+        seeds = set(self.seeds("none"))
+        starts: dict[int, int] = {}  # of protection, by seed
+        for record in self.epochs():
+            if record.get("is_protected") and record["seed"] in seeds:
+                starts[record["seed"]] = min(record["epoch"], starts.get(record["seed"], record["epoch"]))
+        if not starts or set(starts) != seeds:
+            return last_half
+        lost: dict[int, list[float]] = {}
+        for record in self.epochs("none"):
+            if record["seed"] in seeds and record[FORGETTING[0]] is not None:
+                lost.setdefault(record["epoch"], []).append(record[FORGETTING[0]])
+        forgets = [epoch for epoch, values in lost.items() if math.fsum(values) > 0]
+        found = range(max(starts.values()), max(forgets, default=-1) + 1)
+        return found or last_half
+
+    @property
+    def last_quarter(self) -> range:
+        """The epochs over which rewards are averaged, from 0: the last quarter, rounded up."""
+        return range(self.config.num_epochs - math.ceil(self.config.num_epochs / 4), self.config.num_epochs)
+
+    def by_seed(self, protection: str, key: str, epochs: range) -> dict[int, float]:
+        """Seed → mean of a quantity over some epochs; epochs in which it is missing are left out.
+
+        Args:
+            protection: Whose.
+            key: Of a record.
+            epochs: Which, from 0.
+
+        Returns:
+            One number per seed that has all its epochs, and a value in one of these.
+        """
+        found = {}
+        for seed in self.seeds(protection):
+            here = [record for record in self.epochs(protection, seed) if record["epoch"] in epochs]
+            values = [record[key] for record in here if record.get(key) is not None]
+            if values:
+                found[seed] = math.fsum(values) / len(values)
+        return found
+
+    def summary(self) -> list[dict[str, Any]]:
+        """What each protection did, over the seeds that have all epochs; docs/metrics.md explains the keys.
+
+        Returns:
+            One JSON-serialisable dict per protection that has such a seed, in the order of the configuration.
+        """
+        return self._whole_summary
+
+    @cached_property
+    def _whole_summary(self) -> list[dict[str, Any]]:
+        return [self._summary_of(protection) for protection in self.protections if self.seeds(protection)]
+
+    def _summary_of(self, protection: str) -> dict[str, Any]:
+        entry: dict[str, Any] = {"protection": protection, "num_seeds": len(self.seeds(protection))}
+        for key, reduced in REDUCTIONS.items():
+            mine = self.by_seed(protection, key, self.forgetting_epochs)
+            entry[key] = _interval(list(mine.values()))
+            entry[reduced] = self._reduction(protection, key, mine)
+        rewards = self.by_seed(protection, REWARD, self.last_quarter)
+        derived = self.derived(protection)
+        both = [r for r in derived if r["derived_test_error"] is not None and r["random_test_error"] is not None]
+        records = [record for seed in self.seeds(protection) for record in self.epochs(protection, seed)]
+        seconds = [sum(r["seconds"].values()) for r in (*self.epochs(protection), *derived)]
+        return {
+            **entry,
+            "reward": _interval(list(rewards.values())),
+            **{
+                key: _interval([r[key] for r in derived if r[key] is not None])
+                for key in ("derived_test_error", "random_test_error")
+            },
+            "gain": _interval([r["random_test_error"] - r["derived_test_error"] for r in both]),
+            "num_models": sum(record["num_models"] for record in records),
+            "num_diverged": sum(record["num_diverged"] for record in records),
+            "seconds": math.fsum(seconds),
+        }
+
+    def _reduction(self, protection: str, key: str, mine: Mapping[int, float]) -> dict[str, float | None] | None:
+        """Against the unprotected searches of the same seeds; None where one is missing or does not forget."""
+        free = self.by_seed("none", key, self.forgetting_epochs)
+        if protection == "none" or not mine or not set(mine) <= set(free):
+            return None
+        found = reduction(list(mine.values()), [free[seed] for seed in mine])
+        return None if found is None else dataclasses.asdict(found)
+
+    def difference(self, first: str, second: str, key: str, epochs: range) -> Interval | None:
+        """A quantity under one protection minus that under another, seed by seed.
+
+        Args:
+            first: One protection.
+            second: The other.
+            key: Of a record.
+            epochs: Over which it is averaged, from 0.
+
+        Returns:
+            The mean over the seeds that both have, with its interval; None if there is none.
+        """
+        one, other = (self.by_seed(name, key, epochs) for name in (first, second))
+        both = sorted(set(one) & set(other))
+        return mean_interval([one[seed] - other[seed] for seed in both]) if both else None
+
+
+def _interval(values: Sequence[float]) -> dict[str, float | None] | None:
+    return dataclasses.asdict(mean_interval(values)) if values else None

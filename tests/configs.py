@@ -1,0 +1,106 @@
+"""Configurations from short names: those of the command line's options, with low lines.
+
+`search_config(space="nas201", units=2, epochs=3, wpl_strength=10.0)` is what `forgetless search --space nas201
+--nas201.units 2 --epochs 3 --wpl.strength 10` makes.
+"""
+
+import shlex
+
+from forgetless.comparison import ComparisonConfig
+from forgetless.configuration import NAME
+from forgetless.evaluation.config import EvaluateConfig
+from forgetless.experiments.two_model import TwoModelConfig
+from forgetless.options import command_options, tables_of
+from forgetless.search import SearchConfig
+from forgetless.spaces import SPACES
+
+
+def search_config(words="", **options):
+    """A search's; from words of a command, or from options by name."""
+    return _config(SearchConfig, words, options)
+
+
+def two_model_config(words="", **options):
+    """The same of two models."""
+    return _config(TwoModelConfig, words, options)
+
+
+def comparison_config(words="", **options):
+    """The same of a comparison."""
+    return _config(ComparisonConfig, words, options)
+
+
+def evaluate_config(words="", **options):
+    """The same of an evaluation."""
+    return _config(EvaluateConfig, words, options)
+
+
+def changed(config, **options):
+    """A configuration with other options, the rest as it is, what was fitted included."""
+    kind, tables = type(config), config.to_dict()
+    search = tables.get("search", tables)
+    if "space" in options:  # what fitted the other goes
+        search |= {"space": {NAME: options.pop("space")}}
+        for name in ("task", "data"):
+            search.pop(name, None)
+    if "protection" in options:
+        known = {each[NAME]: each for each in search["protections"]}
+        search["protections"] = [known.get(name, {NAME: name}) for name in options.pop("protection")]
+    space = search.get("space", {}).get(NAME)
+    for name, value in options.items():
+        option = _option(kind, name, space)
+        value = list(value) if isinstance(value, tuple) else value
+        if option.owner is None:
+            *parts, last = option.path.split(".")
+            place = tables
+            for part in parts:
+                place = place.setdefault(part, {})
+            if last == "strategies":
+                value = [{NAME: each} for each in value]
+            place[last] = {NAME: value} if last in {"space", "strategy"} else value
+            continue
+        *parts, owner, last = option.path.split(".")
+        place = tables
+        for part in parts:
+            place = place.setdefault(part, {NAME: owner} if part == parts[-1] else {})
+        for each in place if isinstance(place, list) else [place]:
+            if each[NAME] == owner:
+                each[last] = value
+    return kind.from_dict(tables)
+
+
+def flag(kind, name, space=None):
+    """The option of the command line that a short name stands for."""
+    return _option(kind, name, space).flag
+
+
+def _config(kind, words, options):
+    if words:
+        return _from_words(kind, words)
+    space = options.get("space", "recurrent")
+    given = {_option(kind, name, space).path: value for name, value in options.items()}
+    return kind.from_dict(tables_of(kind, given))
+
+
+def _option(kind, name, space):
+    by_flag = {option.flag: option for option in command_options(kind)}
+    parts = name.split("_")
+    names = ["--" + "-".join(parts)]
+    names += [f"--{'-'.join(parts[:i])}.{'-'.join(parts[i:])}" for i in range(1, len(parts))]
+    if space in SPACES:
+        names += [f"--{space}.{'-'.join(parts)}", f"--{SPACES[space].task}.{'-'.join(parts)}"]
+    return next(by_flag[each] for each in names if each in by_flag)
+
+
+def _from_words(kind, words):
+    from cyclopts import App, Parameter
+
+    from forgetless.cli.configured import configured
+
+    def give(config):
+        return config
+
+    give.__annotations__ = {"config": kind}
+    app = App(default_parameter=Parameter(consume_multiple=True, negative=(), json_list=False))
+    app.default(configured(give, kind, show_all=True))
+    return app(shlex.split(words), exit_on_error=False, print_error=False, result_action="return_value")

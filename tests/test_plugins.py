@@ -1,0 +1,199 @@
+"""Methods, spaces and data from outside the package: the files of examples/plugins, by file, package and Python."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import forgetless
+from configs import search_config
+from forgetless import plugins
+from forgetless.cli import main
+from forgetless.errors import InputError
+from forgetless.experiments import load_result
+from forgetless.protection import PROTECTIONS
+from forgetless.runs import METRICS, RunFolder
+from forgetless.spaces import SPACES
+from forgetless.strategies import STRATEGIES
+
+FOLDER = Path(__file__).parents[1] / "examples" / "plugins"
+FILES = sorted(map(str, FOLDER.glob("*.py")))
+WORDS = (
+    "search --space stacks --stacks.units 8 --data even-digits --strategy climbing --climbing.restart-every 3 "
+    "--protection none magnitude --magnitude.strength 5 --protect-from 0 --epochs 2 --models-per-epoch 2 "
+    "--batches-per-model 2 --strategy-steps 1 --samples-per-step 2 --final-samples 2 --batch-size 16"
+)
+
+
+def command(*words):
+    return subprocess.run([sys.executable, "-m", "forgetless", *words], capture_output=True, text=True, check=False)
+
+
+def without_time(path):
+    lines = (path / METRICS).read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in {"seconds", "digest"}} for line in lines]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: Path(path).stem)
+def test_each_file_is_short(path):
+    assert len(Path(path).read_text().splitlines()) < 50
+
+
+def test_four_files_add_four_kinds_and_nothing_else_is_edited(tmp_path):
+    done = command(*WORDS.split(), "--plugin", *FILES, "--output", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert "magnitude" in done.stdout
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "stacks of three layers" in page
+    assert "even-digits" in page
+    assert "strategy climbing" in page
+    # A run folder may come from anybody: it says which code it needs, and does not run it.
+    for name in ("resume", "report"):
+        refused = command(name, str(tmp_path / "run"))
+        assert refused.returncode == 2
+        assert "It was made with plugins: pass --plugin" in refused.stderr
+        shown = command(name, str(tmp_path / "run"), "--plugin", *FILES)
+        assert shown.returncode == 0, shown.stderr
+    # Other processes load them, too.
+    spread = command(*WORDS.split(), "--plugin", *FILES, "--workers", "2", "--output", str(tmp_path / "spread"))
+    assert spread.returncode == 0, spread.stderr
+    assert without_time(tmp_path / "run") == without_time(tmp_path / "spread")
+
+
+def test_help_and_errors_know_what_a_plugin_adds():
+    shown = command("search", "--plugin", *FILES, "--help-all")
+    assert all(word in shown.stdout for word in ("--magnitude.power", "--climbing.restart-every", "--stacks.units"))
+    refused = command(*WORDS.split(), "--plugin", *FILES, "--magnitude.power", "-1")
+    assert refused.returncode == 2
+    assert "Expected power to be finite and above 0, but got -1.0." in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("import nothing_of_this_name\n", "raised ModuleNotFoundError"),
+        ("1 +\n", "raised SyntaxError"),
+        (
+            (
+                "from forgetless.protection.l2 import L2\nfrom forgetless.protection import PROTECTIONS\n"
+                "class Mine(L2):\n    name = 'wpl'\n    Options = L2.Options\n"
+            ),
+            "Expected a class of options of its own for Mine",
+        ),
+        (
+            "from forgetless.data import IMAGE_DATA\n@IMAGE_DATA.named('digits')\ndef load(folder): ...\n",
+            "Expected a new name for a data set of images, but 'digits' is taken",
+        ),
+    ],
+)
+def test_a_bad_plugin_is_one_sentence(tmp_path, content, told):
+    path = tmp_path / "mine.py"
+    path.write_text(content)
+    done = command("search", "--plugin", str(path))
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_no_file_is_one_sentence(capfd):
+    assert main(["search", "--plugin", "nothing.py"]) == 2
+    assert "Expected a Python file for --plugin, but got nothing.py." in capfd.readouterr().err
+
+
+def test_an_installed_package_adds_by_its_entry_point(tmp_path):
+    """What a package declares is there without --plugin, and one that cannot be imported is named."""
+    (tmp_path / "my_methods.py").write_text((FOLDER / "magnitude.py").read_text())
+    info = tmp_path / "my_methods-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-methods\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[forgetless.plugins]\nmine = my_methods\n")
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom forgetless.cli import main\nsys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "search", "--help-all"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--magnitude.strength" in done.stdout
+    (tmp_path / "my_methods.py").write_text("raise RuntimeError('broken')\n")
+    done = subprocess.run(
+        [sys.executable, "-c", program, "search", "--epochs", "1"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "Expected the installed plugin mine (my_methods) to be importable" in done.stderr
+
+
+@pytest.fixture
+def loaded():
+    """The plugins, in this process; what they added goes afterwards."""
+    from forgetless.data import IMAGE_DATA
+
+    registries = (PROTECTIONS, STRATEGIES, SPACES, IMAGE_DATA)
+    before = [dict(registry._load()) for registry in registries]
+    plugins.load_files(FILES)
+    yield
+    for registry, kinds in zip(registries, before, strict=True):
+        registry._kinds = kinds
+    plugins._loaded.clear()
+
+
+def test_the_same_from_python(loaded, tmp_path):
+    config = search_config(WORDS.removeprefix("search "))
+    assert config.space_name == "stacks"
+    result = forgetless.run_search(config)
+    main([*WORDS.split(), "--output", str(tmp_path / "run")])
+    stored = load_result(RunFolder(tmp_path / "run"))
+    assert [r["forgetting_mean"] for r in result.epochs()] == [r["forgetting_mean"] for r in stored.epochs()]
+    assert {entry["protection"] for entry in result.summary()} == {"none", "magnitude"}
+
+
+def test_python_takes_what_is_not_registered():
+    """One's own supernet, data and protection, as objects and classes that no registry knows."""
+    from forgetless.data.splits import ImageData, ImageSplit
+    from forgetless.protection.l2 import L2, L2Options
+    from forgetless.search.config import Schedule, SearchConfig, SelectionConfig
+    from forgetless.spaces.nas201 import Nas201Options, Nas201SearchSpace
+    from forgetless.tasks.images import ImageClassification
+
+    class MyOptions(Nas201Options):
+        pass
+
+    class MySpace(Nas201SearchSpace):
+        name = "my-space"
+        Options = MyOptions
+
+    class MyL2Options(L2Options):
+        pass
+
+    class MyL2(L2):
+        name = "my-l2"
+        label = "mine"
+        Options = MyL2Options
+
+    def split(number):
+        images = torch.randn(number, 1, 8, 8)
+        return ImageSplit(images, (images.mean((1, 2, 3)) > 0).long())
+
+    data = ImageData("noise", ("dark", "bright"), split(64), split(32), split(64), split(32))
+    schedule = Schedule(epochs=2, models_per_epoch=2, batches_per_model=2, strategy_steps=1, samples_per_step=2)
+    config = SearchConfig(schedule=schedule, selection=SelectionConfig(final_samples=0))
+    space = MySpace(MyOptions(units=2))
+    result = forgetless.run_search(
+        config, space=space, task=ImageClassification(data, 16), protections=[MyL2Options(strength=3.0)]
+    )
+    assert result.config.optimizer.learning_rate == 0.1  # what fits images, though the configuration was of text
+    assert [record["protection"] for record in result.epochs()] == ["my-l2", "my-l2"]
+    assert result.unit.name == "points of accuracy"
+    assert "my-space" not in SPACES
+    assert "my-l2" not in PROTECTIONS
+
+
+def test_two_kinds_never_share_their_options():
+    from forgetless.protection.l2 import L2, L2Options
+
+    with pytest.raises(InputError, match="Expected a class of options of its own for Mine, but got L2Options"):
+
+        class Mine(L2):
+            name = "mine"
+            Options = L2Options
