@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from forgetless.comparison import ComparisonConfig, Measure, Row
-from forgetless.comparison.config import RANDOM
 from forgetless.comparison.result import ComparisonResult, load_comparison
 from forgetless.evaluation.searches import summarise
 from forgetless.evaluation.significance import paired_permutation_test
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import Interval, mean_interval
-from forgetless.report import command_line
+from forgetless.options import command_line
 from forgetless.report.comparison import comparison_notes, comparison_tables
-from forgetless.runs import EXPERIMENT, RunFolder
+from forgetless.runs import RunFolder
 from forgetless.search.result import REWARD
 
 Run = Mapping[str, Any]
@@ -108,10 +107,15 @@ def strengths(path: Path) -> str:
 
 def comparison(folder: RunFolder, title: str) -> str:
     """The tables of `forgetless compare`."""
-    config = ComparisonConfig.from_dict({k: v for k, v in folder.config.items() if k != EXPERIMENT})
+    config = ComparisonConfig.from_dict(folder.header.options)
     result = load_comparison(folder, config)
     environment = ", ".join(f"{key} {folder.environment[key]}" for key in ("python", "torch", "git_revision"))
-    lines = [f"## {title}", "", f"`{command_line(config)}` ({folder.environment['processor']}, {environment})", ""]
+    lines = [
+        f"## {title}",
+        "",
+        f"`{command_line(config, 'compare')}` ({folder.environment['processor']}, {environment})",
+        "",
+    ]
     for table in comparison_tables(result):
         lines += [f"{table['title']}:", "", f"| | {' | '.join(table['columns'])} |"]
         lines.append("|---" * (len(table["columns"]) + 1) + "|")
@@ -143,7 +147,7 @@ def gains(result: ComparisonResult) -> list[tuple[Row, Interval, float]]:
     records = [{**record, "run": ""} for record in result.evaluations]
     lower = result.lower_is_better(Measure.FOUND_MEAN)
     found = {Row(r["strategy"], r["protection"]): r for r in summarise(records, lower_is_better=lower)}
-    tested = [row for row in result.ranked if row.strategy != RANDOM and found[row]["p"] is not None]
+    tested = [row for row in result.ranked if row.is_search and found[row]["p"] is not None]
     return [(row, Interval(**found[row]["gain"]), found[row]["p"]) for row in tested]
 
 
@@ -167,7 +171,7 @@ def on_shared_weights(result: ComparisonResult) -> list[str]:
 def effects(result: ComparisonResult, row: Row) -> list[tuple[Interval, float]]:
     """What a protection does to the reward and to err₂ against none, each with its p; none for no protection."""
     search = result.searches[row.strategy]
-    half = range(search.config.epochs // 2, search.config.epochs)
+    half = range(search.config.schedule.epochs // 2, search.config.schedule.epochs)
     found = []
     for key, epochs in ((REWARD, search.last_quarter), ("error_second", half)):
         mine, free = (search.by_seed(name, key, epochs) for name in (row.protection, "none"))

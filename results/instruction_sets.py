@@ -7,23 +7,25 @@ $ python results/tables.py                         # puts the table into results
 A run here has the options of the committed one but for the protections, of which it has those that the README tells of.
 """
 
-import dataclasses
 import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import comparisons
 
-from forgetless.comparison.config import RANDOM
 from forgetless.comparison.result import ComparisonResult
+from forgetless.configuration import Configuration
+from forgetless.experiments import load_config, load_result
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import Interval
-from forgetless.report import SearchResult, command_line, load_result
+from forgetless.options import command_line
 from forgetless.report.evaluation import probability
 from forgetless.runs import RunFolder
+from forgetless.search.result import SearchResult
 
 HERE = Path(__file__).parent
 RERUNS = HERE / "reproducibility"
@@ -35,14 +37,14 @@ SETS = {
 """What PyTorch, its BLAS and oneDNN are told to use."""
 
 RUNS: dict[str, dict[str, Any]] = {
-    "two-model/mnist-crossed-adam": {"protection": ("none", "wpl")},
-    "two-model/mnist-crossed-sgd": {"protection": ("none", "wpl")},
+    "two-model/mnist-crossed-adam": {"protections": ("none", "wpl")},
+    "two-model/mnist-crossed-sgd": {"protections": ("none", "wpl")},
     "search/nas201-digits": {},
-    "compare/recurrent-3": {"workers": 1},
-    "compare/nas201-digits": {"protection": ("none", "matched-lr", "l2", "wpl", "mas", "si"), "workers": 1},
-    "search/ptb": {"protection": ("none", "wpl"), "final_samples": 0, "interference_every": 0},
+    "compare/recurrent-3": {},
+    "compare/nas201-digits": {"protections": ("none", "matched-lr", "l2", "wpl", "mas", "si")},
+    "search/ptb": {"protections": ("none", "wpl"), "selection": {"final_samples": 0}, "interference": {"every": 0}},
 }
-"""Which run, and what is changed in its options."""
+"""Which run, which of its protections, and what is changed in its tables."""
 
 
 def rerun(instruction_set: str, name: str) -> Path:
@@ -56,11 +58,25 @@ def make(instruction_set: str, name: str) -> None:
     if path.exists():
         command = ["forgetless", "resume", str(path)]
     else:
-        config = dataclasses.replace(load_result(RunFolder(HERE / name)).config, **RUNS[name])
-        command = [*shlex.split(command_line(config)), "--output", str(path)]
+        folder = RunFolder(HERE / name)
+        config = _changed(load_config(folder), RUNS[name])
+        command = [*shlex.split(command_line(config, folder.header.experiment)), "--output", str(path)]
     print(shlex.join(command), flush=True)
     program = [sys.executable, "-m", "forgetless", *command[1:]]
     subprocess.run(program, check=True, env={**os.environ, **SETS[instruction_set]})
+
+
+def _changed(config: Configuration, changes: Mapping[str, Any]) -> Configuration:
+    """The configuration with some of its protections, and with other values in its tables."""
+    tables = config.to_dict()
+    search = tables.get("search", tables)  # that of a comparison
+    for name, change in changes.items():
+        if name == "protections":
+            search[name] = [each for each in search[name] if each["name"] in change]
+        else:
+            search[name] |= change
+    tables["resources"] = tables["resources"] | {"workers": 1}
+    return type(config).from_dict(tables)
 
 
 def section() -> str:
@@ -96,7 +112,7 @@ def headlines(path: Path) -> dict[str, str]:
 
 def _of_two_models(result: TwoModelResult) -> dict[str, str]:
     found: dict[str, str] = {}
-    for convergence in result.config.convergence:
+    for convergence in result.config.chain.convergence:
         where = "A at convergence" if convergence == 1 else f"A stopped at {convergence:.0%}"
         arms = {s["protection"]: s for s in result.summary() if s["convergence"] == convergence}
         plain, held = arms["none"], arms["wpl"]
@@ -126,7 +142,7 @@ def _of_search(result: SearchResult) -> dict[str, str]:
 def _of_comparison(result: ComparisonResult) -> dict[str, str]:
     found: dict[str, str] = {}
     for row in sorted(result.ranked, key=str):
-        if row.strategy == RANDOM:
+        if not row.is_search:
             continue
         for name, (difference, p) in zip(("reward", "err₂"), comparisons.effects(result, row), strict=False):
             found[f"{row}: {name} against none"] = f"{comparisons.with_ends(difference, 1, 4)}, {_probability(p)}"

@@ -25,7 +25,7 @@ import torch
 
 from forgetless.evaluation.ranking import kendall_tau
 from forgetless.evaluation.truth import BENCHMARKS, read_truth
-from forgetless.report import SearchResult, load_result
+from forgetless.experiments import load_config
 from forgetless.runs import RunFolder, environment, write_atomically
 from forgetless.search import SearchConfig, make_space, shared_weight_rewards
 
@@ -41,11 +41,11 @@ def tau(x: Any, y: Any) -> float:
 
 def trained(folder: RunFolder) -> tuple[SearchConfig, dict[str, Any]]:
     """A search's configuration, and the state that it ended in under `wpl`."""
-    result = load_result(folder)
-    assert isinstance(result, SearchResult)
-    state = folder.load_trained(result.config.first_seed, "wpl")
+    config = load_config(folder)
+    assert isinstance(config, SearchConfig)
+    state = folder.load_trained(config.run.first_seed, "wpl")
     assert state is not None, f"{folder.path} has no final state; resume makes it only in a new search"
-    return result.config, state
+    return config, state
 
 
 def with_number_of(names: Iterable[str], cells: Sequence[Any], values: Any) -> dict[str, float]:
@@ -62,7 +62,7 @@ def measure(folder: RunFolder) -> dict[str, Any]:
         stable = np.array([float(row["test_error_std"]) for row in rows]) < STABLE
     (rewards,) = shared_weight_rewards(config, [state], truth.architectures)
     return {
-        "seed": config.first_seed,
+        "seed": config.run.first_seed,
         "tau": tau(rewards, truth.qualities),
         "num_stable": int(stable.sum()),
         "tau_stable": tau(np.array(rewards)[stable], truth.qualities[stable]),
@@ -79,7 +79,7 @@ def measure_against(truth_file: str, folder: RunFolder) -> dict[str, Any]:
     cells, quality = [truth.architectures[i] for i in drawn], truth.qualities[drawn]
     (rewards,) = shared_weight_rewards(config, [state], cells)
     return {
-        "seed": config.first_seed,
+        "seed": config.run.first_seed,
         "tau": tau(rewards, quality),
         "best_reward": round(max(rewards), 3),
         "rewards_with_number_of": with_number_of(space.operations, cells, rewards),

@@ -12,11 +12,12 @@ from typing import Any
 import comparisons
 import instruction_sets
 
+from forgetless.experiments import load_result
 from forgetless.experiments.two_model import TwoModelResult, arms
 from forgetless.forgetting import Interval
-from forgetless.report import SearchResult, command_line, load_result
+from forgetless.options import command_line
 from forgetless.runs import INTERFERENCE, METRICS, RunFolder, write_atomically
-from forgetless.search.result import REWARD, epochs_text
+from forgetless.search.result import REWARD, SearchResult, epochs_text
 
 HERE = Path(__file__).parent
 
@@ -83,7 +84,7 @@ def negated(interval: dict[str, float] | None) -> dict[str, float] | None:
 
 def validation(result: TwoModelResult, summary: dict[str, Any], key: str) -> str:
     """The mean over seeds on the validation split, by which settings were chosen."""
-    same = ("shared", "convergence", "protection", "alpha")
+    same = ("shared", "convergence", "protection", "strength")
     values = [run[key] for run in result.runs if all(run[name] == summary[name] for name in same)]
     return f"{round(100 * sum(values) / len(values), 2) + 0:.2f}"
 
@@ -102,15 +103,16 @@ def table(result: TwoModelResult) -> str:
     columns += ["B", "B against unprotected, points", "validation: forgetting, points", "validation: B"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for s in sorted(result.summary(), key=lambda s: (s["shared"], -s["convergence"])):
-        alpha = "" if s["alpha"] is None else f"{s['alpha']:g}"
+        strength = "" if s["strength"] is None else f"{s['strength']:g}"
         stopped = "convergence" if s["convergence"] == 1 else f"{s['convergence']:.0%}"
         lines.append(
-            f"| {s['shared']} | {stopped} | {s['protection']} | {alpha} | {100 * s['accuracy_a_before']['mean']:.2f} | "
+            f"| {s['shared']} | {stopped} | {s['protection']} | {strength} | "
+            f"{100 * s['accuracy_a_before']['mean']:.2f} | "
             f"{100 * s['accuracy_a_after']['mean']:.2f} | {percent(s['forgetting'])} | {percent(s['reduction'])} | "
             f"{100 * s['accuracy_b']['mean']:.2f} | {percent(negated(s['cost_b']))} | "
             f"{validation(result, s, 'validation_forgetting')} | {validation(result, s, 'validation_b')} |"
         )
-    if result.config.models > 2:
+    if result.config.chain.models > 2:
         letters = [m["model"] for m in result.summary()[0]["models"]]
         lines += ["", "Forgetting per model, points:", "", f"| protection | {' | '.join(letters)} |"]
         lines.append("|---" * (len(letters) + 1) + "|")
@@ -155,16 +157,16 @@ def choices(folder: Path, whole: Path) -> str:
     results = [result for path in paths if isinstance(result := load_result(RunFolder(path)), SearchResult)]
     reference = load_result(RunFolder(whole))
     assert isinstance(reference, SearchResult)
-    shortest = min(result.config.epochs for result in results)
+    shortest = min(result.config.schedule.epochs for result in results)
     epochs = range(reference.forgetting_epochs.start, shortest)
     rewards = range(shortest - math.ceil(shortest / 4), shortest)
     note = (
-        f"`{command_line(results[0].config)}` and the like, seed 0, against seed 0 of the search above; in "
+        f"`{command_line(results[0].config, 'search')}` and the like, seed 0, against seed 0 of the search above; in "
         f"{reference.unit.name}; forgetting over {epochs_text(epochs)}, reward over {epochs_text(rewards)}. One seed "
         "has no interval."
     )
     columns = ("protection", "mean", "best 5", "maximum", "multi-model part", "reward", "s to consolidate, an epoch")
-    rows = [("no protection", reference, "none"), (f"`--alpha {reference.config.alpha:g}`", reference, "wpl")]
+    rows = [("no protection", reference, "none"), (f"`--wpl.strength {_strength(reference):g}`", reference, "wpl")]
     rows += [(f"`{differences(result, reference)}`", result, "wpl") for result in results]
     return "\n".join(
         [
@@ -189,11 +191,20 @@ def choice(name: str, records: list[dict[str, Any]], epochs: range, rewards: ran
 
 def differences(result: SearchResult, reference: SearchResult) -> str:
     """The options in which a search differs from its reference, as they are typed."""
-    options = ("alpha", "alpha_decay", "rule", "decay", "protect", "importance")
-    mine, other = dataclasses.asdict(result.config), dataclasses.asdict(reference.config)
-    named = {name: mine[name] for name in options if mine[name] != other[name]}
-    named = {"alpha": f"{mine['alpha']:g}", **{name: value for name, value in named.items() if name != "alpha"}}
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in named.items())
+    mine, other = result.config, reference.config
+    pairs = {
+        "--strength-decay": (mine.protect.strength_decay, other.protect.strength_decay),
+        "--wpl.rule": (mine.options_of("wpl").rule, other.options_of("wpl").rule),
+        "--wpl.decay": (mine.options_of("wpl").decay, other.options_of("wpl").decay),
+        "--protect": (mine.protect.scope, other.protect.scope),
+        "--importance": (mine.importance.source, other.importance.source),
+    }
+    changes = [f"{flag} {value}" for flag, (value, usual) in pairs.items() if value != usual]
+    return " ".join([f"--wpl.strength {_strength(result):g}", *changes])
+
+
+def _strength(result: SearchResult) -> float:
+    return float(result.config.options_of("wpl").strength)
 
 
 def interference_table(path: Path, result: SearchResult) -> str:
@@ -229,11 +240,12 @@ def section(folder: RunFolder, title: str) -> str:
     measured = []
     if isinstance(result, SearchResult) and (folder.path / INTERFERENCE).exists():
         measured = [interference_table(folder.path / INTERFERENCE, result), ""]
+    command = command_line(result.config, folder.header.experiment)
     return "\n".join(
         [
             f"## {title}",
             "",
-            f"`{command_line(result.config)}` ({result.config.seeds} seeds, one thread; {where})",
+            f"`{command}` ({result.config.run.seeds} seeds, one thread; {where})",
             "",
             body(result, folder.path.name),
             "",
