@@ -25,17 +25,29 @@ from forgetless import runs, search
 from forgetless.checkpoints import DEFAULT, Checkpoints, seconds_of
 from forgetless.experiments import two_model
 
-PTB = {"space": "recurrent", "data": "ptb", "nodes": 8, "units": 100, "batch_size": 32, "num_steps": 20}
+RECURRENT = {"name": "recurrent", "nodes": 8, "units": 100}
+PTB = {"space": RECURRENT, "data": {"name": "ptb"}, "task": {"name": "text", "num_steps": 20}}
+NONE, WPL = [{"name": "none"}], [{"name": "wpl"}]
+MNIST = {"data": {"name": "mnist"}, "run": {"seeds": 2}}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "two-model, MNIST, unprotected": ("two-model", {"data": "mnist", "seeds": 2, "protection": ("none",)}),
-    "two-model, MNIST, weight plasticity": ("two-model", {"data": "mnist", "seeds": 2, "protection": ("wpl",)}),
-    "search, NAS-Bench-201 cells on digits": ("search", {"space": "nas201", "data": "digits", "epochs": 20}),
-    "search, Penn Treebank, 100 units": ("search", PTB | {"epochs": 3, "protection": ("wpl",)}),
+    "two-model, MNIST, unprotected": ("two-model", MNIST | {"protections": NONE}),
+    "two-model, MNIST, weight plasticity": ("two-model", MNIST | {"protections": WPL}),
+    "search, NAS-Bench-201 cells on digits": (
+        "search",
+        {"space": {"name": "nas201"}, "data": {"name": "digits"}, "schedule": {"epochs": 20}},
+    ),
+    "search, Penn Treebank, 100 units": (
+        "search",
+        PTB | {"schedule": {"epochs": 3, "batch_size": 32}, "protections": WPL},
+    ),
     "search, Penn Treebank, 12 nodes, 850 units": (
         "search",
         PTB
-        | {"nodes": 12, "units": 850, "epochs": 1, "models_per_epoch": 3, "protection": ("wpl",), "final_samples": 0}
-        | {"checkpoint_every": "30s"},
+        | {"space": RECURRENT | {"nodes": 12, "units": 850}, "protections": WPL, "selection": {"final_samples": 0}}
+        | {
+            "schedule": {"epochs": 1, "models_per_epoch": 3, "batch_size": 32},
+            "resources": {"checkpoint_every": "30s"},
+        },
     ),
 }
 
@@ -73,9 +85,9 @@ def measured(experiment: str, options: dict[str, Any]) -> dict[str, Any]:
         mock.patch.object(runs.RunFolder, "save_checkpoint", timed_save),
     ):
         start = time.perf_counter()
-        make_config, run_in_folder = EXPERIMENTS[experiment]
-        config = make_config(**{"checkpoint_every": "1s", **options})
-        folder = runs.RunFolder.create(Path(place, "run"), {runs.EXPERIMENT: experiment, **config.to_toml()})
+        kind, run_in_folder = EXPERIMENTS[experiment]
+        config = kind.from_dict({"resources": {"checkpoint_every": "1s"}, **options})
+        folder = runs.RunFolder.create(Path(place, "run"), {runs.EXPERIMENT: experiment, **config.to_dict()})
         run_in_folder(config, folder)
         seconds = time.perf_counter() - start - sum(stores)
     return {

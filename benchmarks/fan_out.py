@@ -43,7 +43,7 @@ def main() -> None:
     digest, space = load_task(config).digest(), make_space(config)
     generator = torch.Generator().manual_seed(0)
     trainings = [
-        Training.of(config, digest, space.sample(generator), seed=n, num_batches=options.batches, whole_text=False)
+        Training.of(config, digest, space.sample(generator), seed=n, num_batches=options.batches)
         for n in range(options.trainings)
     ]
     found, seconds = {}, {}

@@ -33,10 +33,14 @@ PROTECTIONS = ("none", "matched-lr", "freeze", "l2", "wpl")
 def search(path: Path, seeds: int, epochs: int) -> RunFolder:
     """A search whose epochs are those of a committed one, over and over."""
     committed = RunFolder(HERE / "search" / "nas201-digits")
-    options = {name: value for name, value in committed.header.options.items() if name != "protection"}
     known = [record for record in committed.records() if record["event"] == "epoch"]
     ends = [record for record in committed.records() if record["event"] == "derived"]
-    config = SearchConfig.from_dict(options | {"protection": PROTECTIONS, "seeds": seeds, "epochs": epochs})
+    options = dict(committed.header.options)
+    options |= {"protections": [{"name": name} for name in PROTECTIONS]}
+    options |= {
+        name: options[name] | change for name, change in (("run", {"seeds": seeds}), ("schedule", {"epochs": epochs}))
+    }
+    config = SearchConfig.from_dict(options)
     records = []
     for seed in range(seeds):
         for protection in ("none", "freeze", "l2", "wpl", "matched-lr"):
@@ -44,7 +48,7 @@ def search(path: Path, seeds: int, epochs: int) -> RunFolder:
             mine = [r for r in known if r["protection"] == protection] or known
             records += [mine[(seed + epoch) % len(mine)] | arm | {"epoch": epoch} for epoch in range(epochs)]
             records.append(ends[seed % len(ends)] | arm)
-    folder = RunFolder.create(path, {"experiment": "search", **config.to_toml()})
+    folder = RunFolder.create(path, {"experiment": "search", **config.to_dict()})
     folder.replace_records(records)
     return folder
 
@@ -55,12 +59,13 @@ def two_model(path: Path, seeds: int) -> RunFolder:
     known = {}
     for record in committed.records():
         known.setdefault(record["protection"], []).append(record)
-    options = committed.header.options | {"seeds": seeds, "convergence": [1.0]}
+    options = dict(committed.header.options)
+    options |= {"run": options["run"] | {"seeds": seeds}, "chain": options["chain"] | {"convergence": [1.0]}}
     config = TwoModelConfig.from_dict(options)
     records = [
         known[arm.protection][arm.seed % len(known[arm.protection])] | dataclasses.asdict(arm) for arm in arms(config)
     ]
-    folder = RunFolder.create(path, {"experiment": "two-model", **config.to_toml()})
+    folder = RunFolder.create(path, {"experiment": "two-model", **config.to_dict()})
     folder.replace_records(records)
     return folder
 

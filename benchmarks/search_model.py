@@ -38,15 +38,15 @@ def main() -> None:
     timing.prepare(options.threads)
     tables = {}
     for optimizer in ("sgd", "adam"):
-        config = SearchConfig(
-            protection=("none", "wpl"),
-            optimizer=optimizer,
-            protect_from=0,
-            nodes=options.nodes,
-            units=options.units,
-            batch_size=options.batch,
-            num_steps=options.words_per_sequence,
-            batches_per_model=options.batches,
+        config = SearchConfig.from_dict(
+            {
+                "space": {"name": "recurrent", "nodes": options.nodes, "units": options.units},
+                "task": {"name": "text", "num_steps": options.words_per_sequence},
+                "protections": [{"name": "none"}, {"name": "wpl"}],
+                "protect": {"start": 0},
+                "optimizer": {"name": optimizer},
+                "schedule": {"batch_size": options.batch, "batches_per_model": options.batches},
+            }
         )
         task = load_task(config)
         functions = {name: one_model(Search(config, task, SearchArm(0, name))) for name in ("none", "wpl")}
