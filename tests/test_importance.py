@@ -35,7 +35,7 @@ from cases import (
     with_statistics,
     words,
 )
-from forgetless import diagonal_fisher, reference
+from forgetless import TrainingFisher, diagonal_fisher, reference
 from forgetless.importance import layers, mean_absolute_gradient, method, request
 from forgetless.importance.request import Method, Request
 
@@ -741,3 +741,62 @@ def test_kinds_that_do_not_fit_the_targets_are_refused() -> None:
 def test_what_is_no_pair_is_told(batches):
     with pytest.raises(ValueError, match=r"Expected batches to be an iterable of pairs \(inputs, targets\)"):
         diagonal_fisher(nn.Linear(2, 3), batches, F.cross_entropy)
+
+
+# ---- from training batches -------------------------------------------------------------------------------------------
+
+
+def added(model: nn.Module, batches: list[Tensor]) -> TrainingFisher:
+    """The estimate from batches on which the loss is the mean output."""
+    estimate = TrainingFisher(dict(model.named_parameters()))
+    for inputs in batches:
+        model.zero_grad()
+        model(inputs).mean().backward()
+        estimate.add()
+    return estimate
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_the_estimate_from_training_is_the_formula_of_the_batches_gradients(size: int) -> None:
+    batches = [randn(size, FEATURES) for _ in range(4)]
+    gradients = torch.stack([inputs.mean(0) for inputs in batches])
+    expected = (size - 1 / 4) * gradients.var(0) + gradients.mean(0).square()
+    found = added(nn.Linear(FEATURES, 1).double(), batches).fisher(size)
+    torch.testing.assert_close(found["weight"], expected.unsqueeze(0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found["bias"], torch.ones(1).double(), rtol=1e-12, atol=1e-12)
+
+
+def test_of_batches_of_one_example_the_estimate_from_training_is_the_empirical_fisher() -> None:
+    model, inputs = nn.Linear(FEATURES, 1).double(), randn(6, FEATURES)
+    found = added(model, list(inputs.split(1))).fisher(1)
+    expected = diagonal_fisher(model, [(inputs, torch.zeros(6))], lambda outputs, _: outputs.mean())
+    assert_same(found, expected)
+
+
+def test_of_fewer_than_two_batches_there_is_no_estimate_from_training() -> None:
+    model = nn.Linear(FEATURES, 1).double()
+    for num_batches in (0, 1):
+        estimate = added(model, [randn(2, FEATURES)] * num_batches)
+        assert not estimate.suffice
+        assert estimate.fisher(2) == {}
+
+
+def test_an_estimate_from_training_is_of_the_weights_that_the_loss_depends_on() -> None:
+    model = nn.ModuleDict({"used": nn.Linear(2, 1), "unused": nn.Linear(2, 1)})
+    model.forward = model["used"].forward
+    found = added(model, [torch.ones(3, 2), torch.zeros(3, 2)]).fisher(3)
+    assert found.keys() == {"used.weight", "used.bias"}
+
+
+def test_an_estimate_from_training_refuses_gradients_of_other_weights_and_impossible_batches() -> None:
+    model = nn.Linear(FEATURES, 1).double()
+    estimate = added(model, [randn(2, FEATURES), randn(2, FEATURES)])
+    before = estimate.fisher(2)
+    model.bias.grad = None
+    with pytest.raises(
+        ValueError, match="Expected gradients of the same weights in every batch, but got 'bias' in some"
+    ):
+        estimate.add()
+    assert_same(estimate.fisher(2), before, 0)
+    with pytest.raises(ValueError, match="Expected batch_size to be at least 1, but got 0"):
+        estimate.fisher(0)

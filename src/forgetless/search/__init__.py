@@ -15,7 +15,6 @@ from forgetless.search.arms import SearchProgress, measure_arms, reconcile, run,
 from forgetless.search.config import SearchArm, SearchConfig, search_arms
 from forgetless.search.epoch import Search
 from forgetless.search.folder import run_in_folder
-from forgetless.search.gradients import Gradients
 from forgetless.search.records import check_records, read_records
 from forgetless.search.setup import check_memory, fixed_sample, load_task, make_space, make_supernet, memory_bytes
 
@@ -36,7 +35,6 @@ __all__ = [
     "check_records",
     "read_records",
     # what it begins with
-    "Gradients",
     "check_memory",
     "fixed_sample",
     "load_task",

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from forgetless.architecture import Architecture
 from forgetless.forgetting import ForgettingSummary
-from forgetless.importance import diagonal_fisher
+from forgetless.importance import TrainingFisher, diagonal_fisher
 from forgetless.interference import Interference, measure_interference
 from forgetless.protection import MATCHED, PROTECTIONS, Evidence, NoProtection, Protection, make_protection
 from forgetless.search.config import SearchArm, SearchConfig
-from forgetless.search.gradients import Gradients
 from forgetless.search.scratch import train_from_scratch
 from forgetless.search.setup import (
     fixed_sample,
@@ -239,11 +238,11 @@ class Search:
             self._only = self.strategy.propose(1)[0]
         return self._only
 
-    def _train(self, architecture: Any, number: int) -> tuple["Gradients", float, int]:
+    def _train(self, architecture: Any, number: int) -> tuple["TrainingFisher", float, int]:
         """Train one architecture for its batches; what is to be known of their gradients, mean step, passed over."""
         config = self.config
         steps = MeanStep(self._shared)
-        gradients = Gradients(dict(_Bound(self.supernet, architecture).named_parameters()))
+        gradients = TrainingFisher(dict(_Bound(self.supernet, architecture).named_parameters()))
         is_wanted = config.importance == "training" and self.protection.uses_fisher and self._protects
         start = number * config.batches_per_model
         steps.start()
@@ -276,7 +275,7 @@ class Search:
             after_step=after_step,
         )
 
-    def _consolidate(self, architecture: Any, gradients: "Gradients") -> None:
+    def _consolidate(self, architecture: Any, gradients: "TrainingFisher") -> None:
         is_from_training = self.config.importance == "training" and self.protection.uses_fisher
         if is_from_training and not gradients.suffice:
             return  # nearly all batches were skipped: it was not trained, and left no weight elsewhere
@@ -296,7 +295,7 @@ class Search:
             decisions=tuple(self.strategy.space.encode(architecture)),
         )
 
-    def _fisher(self, architecture: Any, gradients: "Gradients") -> Mapping[str, Tensor]:
+    def _fisher(self, architecture: Any, gradients: "TrainingFisher") -> Mapping[str, Tensor]:
         config = self.config
         if config.importance == "training":
             return gradients.fisher(self.task.batch_size)
