@@ -8,10 +8,10 @@ from enum import Enum
 from typing import Any, Self
 
 from forgetless.errors import InputError, expect_one_of
+from forgetless.plasticity import LEAST_TOLERANCE
 from forgetless.protection import ARMS, MATCHED, ToleranceWPL
 from forgetless.runs import differing_options
 from forgetless.schema import mismatch
-from forgetless.tolerance import LEAST_TOLERANCE
 
 
 class _OrNone:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from forgetless.curvature import expect_prior, flat, gauss_newton_factor, leading_rows, marginal_factor, spectrum
 from forgetless.errors import InputError, expect_one_of
 from forgetless.importance import unwrapped
-from forgetless.metric import scaled_metric
+from forgetless.plasticity import scaled_metric
 from forgetless.protection.base import Evidence, Protection
 
 CouplingRule = Literal["sum", "ema", "replace"]

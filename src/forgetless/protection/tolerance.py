@@ -41,7 +41,7 @@ class ToleranceWPL(WPL):
 
     L_j is the loss of an earlier model j on held-out examples, θ̂_s where the shared weights were when it was
     consolidated. Each step of the optimizer is followed by a projection onto ½ Σ F_i (θ_i − θ̂_i)² ≤ budget, whose
-    multiplier is α (`forgetless.tolerance`). The budget is the tolerance at first; the quadratic form is a coarse
+    multiplier is α (`forgetless.plasticity`). The budget is the tolerance at first; the quadratic form is a coarse
     prediction of what is lost, therefore L_j is measured after the steps 1, 2, 4, 8, every tenth and the last, and the
     budget adapted (`forgetless.WeightPlasticity.calibrate`). Where a model lost too much, the weights are drawn back
     and L_j is measured again, at once, up to 8 times; so much may the tolerance be passed between two measurements.

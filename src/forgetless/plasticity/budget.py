@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from forgetless.metric import TINY, wide
+from forgetless.plasticity.metric import TINY, wide
 
 LEAST_TOLERANCE = 1e-30
 """Below it, squares of what weights may move underflow in float32."""

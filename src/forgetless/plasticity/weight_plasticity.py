@@ -21,9 +21,9 @@ from torch.utils.hooks import RemovableHandle
 
 from forgetless.errors import DivergedError, expect_one_of
 from forgetless.importance import unwrapped
-from forgetless.metric import TINY, scaled_metric
-from forgetless.packing import Packed, Packing
-from forgetless.tolerance import LEAST_TOLERANCE, USED_SHARE, expected_increase, tolerance_step
+from forgetless.plasticity.budget import LEAST_TOLERANCE, USED_SHARE, expected_increase, tolerance_step
+from forgetless.plasticity.metric import TINY, scaled_metric
+from forgetless.plasticity.packing import Packed, Packing
 
 AccumulationRule = Literal["replace", "sum", "joint", "ema", "merge"]
 
@@ -196,7 +196,7 @@ class WeightPlasticity:
         tolerance: In place of α: ½ Σ_i F_i (θ_i − θ̂_i)², over all held weights, stays at most this (to 1 in 10⁶). It is
             the increase of the earlier models' mean loss, in its unit, that the Fisher predicts from one `consolidate`
             to the next (of several models their sum under the rules `sum` and `joint`); α becomes the multiplier of
-            this constraint, see `forgetless.tolerance`. The prediction is off by a factor of 3 to 100 where weights
+            this constraint, see `forgetless.plasticity`. The prediction is off by a factor of 3 to 100 where weights
             move together, and 1/T of the increase where an example has T targets (a chunk of text) and its loss is
             their mean: `calibrate` makes it what is measured.
         rule: How importance accumulates over models; see the table.
@@ -456,7 +456,7 @@ class WeightPlasticity:
 
         The proximal step is taken in the optimizer's own metric, s_i = lr · α · F_i / d_i, with d chosen such that a
         weight comes to rest where the gradient of the whole loss of eq. 8 vanishes, at the same α for each: see
-        `forgetless.metric.scaled_metric`. Of an optimizer other than SGD, Adam and AdamW it is 1, with a warning.
+        `forgetless.plasticity.scaled_metric`. Of an optimizer other than SGD, Adam and AdamW it is 1, with a warning.
 
         Under a tolerance there is one multiplier α for the weights of all groups. With several optimizers, each draws
         back the weights that it moved; those of the others keep their part of the budget, and the multiplier is handed

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
-from forgetless.packing import Packed
+from forgetless.plasticity.packing import Packed
 
 # Added to d/lr: 0/0 is no pull.
 TINY = torch.finfo(torch.float32).tiny
