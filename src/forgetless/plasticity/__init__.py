@@ -9,8 +9,10 @@ applies either in anybody's loop, at a given α or at the one that a tolerance c
 """
 
 from forgetless.plasticity.budget import LEAST_TOLERANCE, expected_increase, tolerance_step
+from forgetless.plasticity.merging import AccumulationRule
 from forgetless.plasticity.metric import scaled_metric
-from forgetless.plasticity.weight_plasticity import AccumulationRule, WeightPlasticity, proximal_step, quadratic_penalty
+from forgetless.plasticity.penalty import proximal_step, quadratic_penalty
+from forgetless.plasticity.weight_plasticity import WeightPlasticity
 
 __all__ = [
     # the object for a training loop

@@ -104,4 +104,13 @@ def wide(tensor: Tensor) -> Tensor:
     Args:
         tensor: Of any floating-point type.
     """
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(wide_type(tensor.dtype))
+
+
+def wide_type(dtype: torch.dtype) -> torch.dtype:
+    """The type, or float32 if that holds more.
+
+    Args:
+        dtype: Of floating point.
+    """
+    return torch.promote_types(dtype, torch.float32)
