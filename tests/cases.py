@@ -43,7 +43,7 @@ class Case:
     inputs: Callable[[], Tensor]
     targets: Callable[[], Tensor] = labels
     loss_fn: Loss = F.cross_entropy
-    path: str = "_by_layer"
+    path: str = "by_layer"
 
     def build(self) -> tuple[nn.Module, Tensor, Tensor]:
         torch.manual_seed(0)
@@ -72,7 +72,7 @@ def initialised(model: nn.Module, inputs: Tensor) -> nn.Module:
     return model
 
 
-def conv_case(name: str, shape: tuple[int, ...], make: Callable[[], list[nn.Module]], path: str = "_by_layer") -> Case:
+def conv_case(name: str, shape: tuple[int, ...], make: Callable[[], list[nn.Module]], path: str = "by_layer") -> Case:
     return Case(
         name,
         lambda: initialised(convolutions(*make()), torch.zeros(BATCH, *shape)),
@@ -214,7 +214,7 @@ def recurrent_case(layer: type[nn.RNNBase], **options: Any) -> Case:
         name,
         lambda: initialised(Recurrent(layer, **options), torch.zeros(shape)),
         lambda: randn(*shape),
-        path="_by_vmap",
+        path="by_vmap",
     )
 
 
@@ -312,27 +312,27 @@ LAYER_CASES = [
 ]
 
 GENERAL_CASES = [
-    Case("functional weight", FunctionalWeight, features, path="_by_vmap"),
-    Case("bare parameter", BareParameter, features, path="_by_vmap"),
-    Case("weight norm", lambda: parametrizations.weight_norm(nn.Linear(FEATURES, CLASSES)), features, path="_by_vmap"),
-    Case("time first", TimeFirst, lambda: words(BATCH, STEPS), path="_by_vmap"),
-    Case("time first, as many steps as examples", TimeFirst, lambda: words(BATCH, BATCH), path="_by_vmap"),
-    Case("time first, as many steps as are checked", TimeFirst, lambda: words(BATCH, 3), path="_by_vmap"),
+    Case("functional weight", FunctionalWeight, features, path="by_vmap"),
+    Case("bare parameter", BareParameter, features, path="by_vmap"),
+    Case("weight norm", lambda: parametrizations.weight_norm(nn.Linear(FEATURES, CLASSES)), features, path="by_vmap"),
+    Case("time first", TimeFirst, lambda: words(BATCH, STEPS), path="by_vmap"),
+    Case("time first, as many steps as examples", TimeFirst, lambda: words(BATCH, BATCH), path="by_vmap"),
+    Case("time first, as many steps as are checked", TimeFirst, lambda: words(BATCH, 3), path="by_vmap"),
     Case(
         "steps folded into examples",
         FoldedLanguageModel,
         lambda: words(BATCH, STEPS),
         lambda: words(BATCH, STEPS),
         token_cross_entropy,
-        path="_by_vmap",
+        path="by_vmap",
     ),
-    conv_case("InstanceNorm2d", IMAGE, lambda: [nn.InstanceNorm2d(2, affine=True)], path="_by_vmap"),
-    conv_case("ConvTranspose2d", IMAGE, lambda: [nn.ConvTranspose2d(2, 3, 2)], path="_by_vmap"),
+    conv_case("InstanceNorm2d", IMAGE, lambda: [nn.InstanceNorm2d(2, affine=True)], path="by_vmap"),
+    conv_case("ConvTranspose2d", IMAGE, lambda: [nn.ConvTranspose2d(2, 3, 2)], path="by_vmap"),
     conv_case(
         "BatchNorm2d without statistics",
         IMAGE,
         lambda: [nn.BatchNorm2d(2, track_running_stats=False)],
-        path="_by_vmap",
+        path="by_vmap",
     ),
     recurrent_case(nn.LSTM, batch_first=True),
     recurrent_case(nn.LSTM, num_layers=2, bidirectional=True, proj_size=2),
@@ -340,4 +340,4 @@ GENERAL_CASES = [
     recurrent_case(nn.RNN),
 ]
 
-LOOP_CASES = [Case("branches by value", Branches, features, path="_by_loop")]
+LOOP_CASES = [Case("branches by value", Branches, features, path="by_loop")]

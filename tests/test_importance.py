@@ -35,7 +35,9 @@ from cases import (
     with_statistics,
     words,
 )
-from forgetless import diagonal_fisher, importance, reference
+from forgetless import TrainingFisher, diagonal_fisher, reference
+from forgetless.importance import layers, mean_absolute_gradient, method, request
+from forgetless.importance.request import Method, Request
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same'"),
@@ -43,7 +45,7 @@ pytestmark = [
 ]
 
 Fisher = dict[str, Tensor]
-METHODS = ("_by_layer", "_by_vmap", "_by_loop")
+METHODS = ("by_layer", "by_vmap", "by_loop")
 
 
 @pytest.fixture
@@ -51,23 +53,23 @@ def paths(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The methods that batches of more than the checked examples were computed with."""
     taken: list[str] = []
     for name in METHODS:
-        method = getattr(importance, name)
+        compute = getattr(method, name)
 
-        def spy(batch: importance._Request, name: str = name, method: importance._Method = method) -> Fisher:
-            found = method(batch)
-            if len(batch.targets) > importance._CHECKED_EXAMPLES:
+        def spy(batch: Request, name: str = name, compute: Method = compute) -> Fisher:
+            found = compute(batch)
+            if len(batch.targets) > method.CHECKED_EXAMPLES:
                 taken.append(name)
             return found
 
-        monkeypatch.setattr(importance, name, spy)
+        monkeypatch.setattr(method, name, spy)
     return taken
 
 
 def without_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(batch: importance._Request) -> Fisher:
-        raise importance._UnknownLayerError
+    def refuse(batch: Request) -> Fisher:
+        raise layers.UnknownLayerError
 
-    monkeypatch.setattr(importance, "_by_layer", refuse)
+    monkeypatch.setattr(method, "by_layer", refuse)
 
 
 def assert_same(found: Fisher, expected: Fisher, tolerance: float = 1e-10) -> None:
@@ -98,7 +100,7 @@ def test_mean_absolute_gradient_is_the_reference_on_the_same_path(case: Case, pa
 
     model, inputs, targets = case.build()
     batches = [(inputs, targets), (inputs[:4].flip(0), targets[:4])]
-    found = importance.mean_absolute_gradient(model, batches, squared_norm)
+    found = mean_absolute_gradient(model, batches, squared_norm)
     assert_same(found, reference.mean_absolute_gradient(model, batches, squared_norm))
     assert all((values >= 0).all() for values in found.values())
     assert paths == [case.path, case.path]
@@ -107,8 +109,9 @@ def test_mean_absolute_gradient_is_the_reference_on_the_same_path(case: Case, pa
 @pytest.mark.parametrize("case", **named(LOOP_CASES))
 def test_a_model_that_nothing_can_follow_is_looped_over_with_a_warning(case: Case, paths: list[str]) -> None:
     model, inputs, targets = case.build()
-    with pytest.warns(UserWarning, match="goes through the examples one by one"):
+    with pytest.warns(UserWarning, match="goes through the examples one by one") as caught:
         found = diagonal_fisher(model, [(inputs, targets)], case.loss_fn)
+    assert caught[0].filename == __file__
     assert_same(found, reference.diagonal_fisher(model, [(inputs, targets)], case.loss_fn))
     assert paths == [case.path]
 
@@ -123,7 +126,7 @@ def test_the_general_path_agrees_with_the_fast_one(
     fast = diagonal_fisher(model, [(inputs, targets)], case.loss_fn)
     without_fast_path(monkeypatch)
     assert_same(diagonal_fisher(model, [(inputs, targets)], case.loss_fn), fast)
-    assert paths == ["_by_layer", "_by_vmap"]
+    assert paths == ["by_layer", "by_vmap"]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +186,7 @@ def test_inputs_may_be_tuples_and_dicts_with_other_things_in_them(form: type, ba
     found = diagonal_fisher(model.inner, [(model.packed(inputs), targets)], F.cross_entropy)
     expected = reference.diagonal_fisher(model, [(inputs, targets)], F.cross_entropy)
     assert_same({f"inner.{name}": value for name, value in found.items()}, expected)
-    assert paths == ["_by_vmap" if bare else "_by_layer"]
+    assert paths == ["by_vmap" if bare else "by_layer"]
 
 
 class Outputs(nn.Module):
@@ -400,7 +403,7 @@ def test_chunks_of_examples_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> No
         model, inputs, targets = case.build()
         whole = diagonal_fisher(model, [(inputs, targets)], case.loss_fn, "empirical")
         with monkeypatch.context() as small:
-            small.setattr(importance, "_CHUNK_NUMBERS", 120)
+            small.setattr(request, "_CHUNK_NUMBERS", 120)
             assert_same(diagonal_fisher(model, [(inputs, targets)], case.loss_fn, "empirical"), whole, 1e-12)
 
 
@@ -414,7 +417,7 @@ def test_a_convnet_and_a_language_model_take_the_fast_path(kind: str, paths: lis
     if kind != "exact":
         tokens = words(BATCH, STEPS)
         diagonal_fisher(TiedLanguageModel().double(), [(tokens, tokens)], token_cross_entropy, kind)
-    assert set(paths) == {"_by_layer"}
+    assert set(paths) == {"by_layer"}
 
 
 def test_examples_that_are_fitted_perfectly_do_not_hide_a_model_that_is_not_understood(paths: list[str]) -> None:
@@ -437,7 +440,7 @@ def test_examples_that_are_fitted_perfectly_do_not_hide_a_model_that_is_not_unde
     found = diagonal_fisher(Weighted(), [(stacked, targets)], loss_fn)
     expected = reference.diagonal_fisher(Weighted(), [(stacked, targets)], loss_fn)
     assert_same(found, expected)
-    assert paths == ["_by_vmap"]
+    assert paths == ["by_vmap"]
 
 
 def test_a_first_batch_of_one_example_does_not_hide_that_examples_are_mixed(paths: list[str]) -> None:
@@ -458,7 +461,7 @@ def test_a_first_batch_of_one_example_does_not_hide_that_examples_are_mixed(path
     batches = [(inputs[:1], targets[:1]), (inputs[1:], targets[1:])]
     found = diagonal_fisher(model, batches, F.cross_entropy)
     assert_same(found, reference.diagonal_fisher(model, batches, F.cross_entropy))
-    assert paths == ["_by_vmap"]
+    assert paths == ["by_vmap"]
 
 
 def test_a_later_batch_may_take_another_way_through_the_model(paths: list[str]) -> None:
@@ -472,7 +475,7 @@ def test_a_later_batch_may_take_another_way_through_the_model(paths: list[str]) 
     batches = [(words(BATCH, 2), labels()), (words(BATCH, STEPS), labels())]
     found = diagonal_fisher(model, batches, F.cross_entropy)
     assert_same(found, reference.diagonal_fisher(model, batches, F.cross_entropy))
-    assert paths == ["_by_layer", "_by_vmap"]
+    assert paths == ["by_layer", "by_vmap"]
 
 
 # ---- types -----------------------------------------------------------------------------------------------------------
@@ -484,7 +487,7 @@ def test_lower_precision_is_summed_in_float32_on_the_fast_path(dtype: torch.dtyp
     expected = diagonal_fisher(model, [(inputs, targets)], F.cross_entropy)
     found = diagonal_fisher(model.to(dtype), [(inputs.to(dtype), targets)], F.cross_entropy)
     assert {value.dtype for value in found.values()} == {torch.float32}
-    assert paths == ["_by_layer", "_by_layer"]
+    assert paths == ["by_layer", "by_layer"]
     for name in expected:
         error = (found[name] - expected[name]).abs().max() / expected[name].max()
         assert error < {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
@@ -509,7 +512,7 @@ def test_autocast_takes_the_fast_path(paths: list[str]) -> None:
     expected = diagonal_fisher(model, [(inputs, targets)], F.cross_entropy)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = diagonal_fisher(model, [(inputs, targets)], F.cross_entropy)
-    assert paths == ["_by_layer", "_by_layer"]
+    assert paths == ["by_layer", "by_layer"]
     for name in expected:
         assert (found[name] - expected[name]).abs().max() < 0.1 * expected[name].max()
 
@@ -539,7 +542,7 @@ def test_parameters_restricts_the_result_by_identity(case: Case, paths: list[str
     assert len(found) == 2
     assert_same(found, {name: whole[name] for name in found}, 1e-12)
     # A layer that no method needs to look into does not stand in the way of the fast path.
-    assert paths[1] == "_by_layer"
+    assert paths[1] == "by_layer"
 
 
 def test_a_tied_weight_has_one_entry_by_its_first_name() -> None:
@@ -611,7 +614,7 @@ def test_the_model_and_the_random_state_are_left_alone(kind: str, general: bool,
     for what in before:
         assert equal(before[what], after[what]), what
     assert all(not value.requires_grad for value in found.values())
-    assert set(paths) == (set() if kind == "batch" else {"_by_vmap" if general else "_by_layer"})
+    assert set(paths) == (set() if kind == "batch" else {"by_vmap" if general else "by_layer"})
 
 
 @pytest.mark.parametrize("where", ["in the batches", "in the loss"])
@@ -738,3 +741,62 @@ def test_kinds_that_do_not_fit_the_targets_are_refused() -> None:
 def test_what_is_no_pair_is_told(batches):
     with pytest.raises(ValueError, match=r"Expected batches to be an iterable of pairs \(inputs, targets\)"):
         diagonal_fisher(nn.Linear(2, 3), batches, F.cross_entropy)
+
+
+# ---- from training batches -------------------------------------------------------------------------------------------
+
+
+def added(model: nn.Module, batches: list[Tensor]) -> TrainingFisher:
+    """The estimate from batches on which the loss is the mean output."""
+    estimate = TrainingFisher(dict(model.named_parameters()))
+    for inputs in batches:
+        model.zero_grad()
+        model(inputs).mean().backward()
+        estimate.add()
+    return estimate
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_the_estimate_from_training_is_the_formula_of_the_batches_gradients(size: int) -> None:
+    batches = [randn(size, FEATURES) for _ in range(4)]
+    gradients = torch.stack([inputs.mean(0) for inputs in batches])
+    expected = (size - 1 / 4) * gradients.var(0) + gradients.mean(0).square()
+    found = added(nn.Linear(FEATURES, 1).double(), batches).fisher(size)
+    torch.testing.assert_close(found["weight"], expected.unsqueeze(0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found["bias"], torch.ones(1).double(), rtol=1e-12, atol=1e-12)
+
+
+def test_of_batches_of_one_example_the_estimate_from_training_is_the_empirical_fisher() -> None:
+    model, inputs = nn.Linear(FEATURES, 1).double(), randn(6, FEATURES)
+    found = added(model, list(inputs.split(1))).fisher(1)
+    expected = diagonal_fisher(model, [(inputs, torch.zeros(6))], lambda outputs, _: outputs.mean())
+    assert_same(found, expected)
+
+
+def test_of_fewer_than_two_batches_there_is_no_estimate_from_training() -> None:
+    model = nn.Linear(FEATURES, 1).double()
+    for num_batches in (0, 1):
+        estimate = added(model, [randn(2, FEATURES)] * num_batches)
+        assert not estimate.suffice
+        assert estimate.fisher(2) == {}
+
+
+def test_an_estimate_from_training_is_of_the_weights_that_the_loss_depends_on() -> None:
+    model = nn.ModuleDict({"used": nn.Linear(2, 1), "unused": nn.Linear(2, 1)})
+    model.forward = model["used"].forward
+    found = added(model, [torch.ones(3, 2), torch.zeros(3, 2)]).fisher(3)
+    assert found.keys() == {"used.weight", "used.bias"}
+
+
+def test_an_estimate_from_training_refuses_gradients_of_other_weights_and_impossible_batches() -> None:
+    model = nn.Linear(FEATURES, 1).double()
+    estimate = added(model, [randn(2, FEATURES), randn(2, FEATURES)])
+    before = estimate.fisher(2)
+    model.bias.grad = None
+    with pytest.raises(
+        ValueError, match="Expected gradients of the same weights in every batch, but got 'bias' in some"
+    ):
+        estimate.add()
+    assert_same(estimate.fisher(2), before, 0)
+    with pytest.raises(ValueError, match="Expected batch_size to be at least 1, but got 0"):
+        estimate.fisher(0)

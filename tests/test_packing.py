@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
-from forgetless import WeightPlasticity, packing
-from forgetless.packing import Packed, Packing
+from forgetless import WeightPlasticity
+from forgetless.plasticity import packing
+from forgetless.plasticity.packing import Packed, Packing
 
 SHAPES = [(3,), (), (2, 3), (0, 4), (5000,), (1, 1, 2), (16,)] * 12
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from forgetless import WeightPlasticity, diagonal_fisher, plasticity, proximal_step, quadratic_penalty, reference
-from forgetless import metric as metrics_of_optimizers
+from forgetless import WeightPlasticity, diagonal_fisher, proximal_step, quadratic_penalty, reference
+from forgetless.plasticity import metric as metrics_of_optimizers
+from forgetless.plasticity import shared_weights
 
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 
@@ -402,8 +403,8 @@ def test_alpha_may_change_between_steps() -> None:
 def test_a_constant_metric_is_not_computed_anew_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The step is then one pass over the weights, whatever the number of groups."""
     computed = []
-    compute = plasticity._pulls
-    monkeypatch.setattr(plasticity, "_pulls", lambda *arguments: computed.append(1) or compute(*arguments))
+    compute = shared_weights.pulls
+    monkeypatch.setattr(shared_weights, "pulls", lambda *arguments: computed.append(1) or compute(*arguments))
     model = Weights(torch.ones(1), torch.ones(1))
     held = consolidated(list(model.parameters()), [torch.zeros(1)] * 2, [torch.ones(1)] * 2, 1.0)
     held.attach(optimizer := SGD([{"params": [model.a]}, {"params": [model.b], "lr": 3.0}], lr=1.0))

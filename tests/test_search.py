@@ -10,6 +10,7 @@ import torch
 from configs import changed, search_config
 from forgetless.errors import InputError
 from forgetless.evaluation.searches import finished_searches
+from forgetless.importance import TrainingFisher
 from forgetless.runs import CHECKPOINT, RunFolder
 from forgetless.search import (
     Search,
@@ -25,7 +26,6 @@ from forgetless.search import (
 )
 from forgetless.search.arms import FORMAT
 from forgetless.search.epoch import _Clock
-from forgetless.search.gradients import Gradients
 from forgetless.search.setup import memory_bytes
 from forgetless.search.state import EpochState
 from forgetless.strategies.evolution import EvolutionOptions
@@ -178,7 +178,7 @@ def test_training_importance_is_the_fisher_on_average_at_every_batch_size(batch_
     generator = torch.Generator().manual_seed(0)
     mean, k, repeats = torch.tensor([1.0, 3.0, 0.0], dtype=torch.float64), 5, 4000
     weight = torch.nn.Parameter(torch.zeros(repeats, 3, dtype=torch.float64))
-    gradients = Gradients({"w": weight})
+    gradients = TrainingFisher({"w": weight})
     for _ in range(k):
         examples = mean + 2 * torch.randn(batch_size, repeats, 3, generator=generator, dtype=torch.float64)
         weight.grad = examples.mean(0)

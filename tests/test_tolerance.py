@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from configs import two_model_config
-from forgetless import WeightPlasticity, diagonal_fisher, reference, tolerance
+from forgetless import WeightPlasticity, diagonal_fisher, reference
 from forgetless.errors import InputError
-from forgetless.tolerance import expected_increase, tolerance_step
+from forgetless.plasticity import budget as budget_module
+from forgetless.plasticity import expected_increase, tolerance_step
 
 OPTIMIZERS: dict[str, Callable[[Iterable[Tensor]], Optimizer]] = {
     "SGD": lambda p: SGD(p, lr=0.02),
@@ -116,8 +117,8 @@ def test_a_multiplier_that_serves_stays_and_one_too_large_falls() -> None:
 
 def test_from_the_last_multiplier_newton_takes_one_or_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
-    draw = tolerance._draw
-    monkeypatch.setattr(tolerance, "_draw", lambda *arguments: counted.append(1) or draw(*arguments))
+    draw = budget_module._draw
+    monkeypatch.setattr(budget_module, "_draw", lambda *arguments: counted.append(1) or draw(*arguments))
     generator = torch.Generator().manual_seed(0)
     importance = torch.randn(1000, generator=generator).mul(4).exp()  # over ten powers of ten
     anchor, theta, alpha = torch.zeros(1000), torch.zeros(1000), 0.0

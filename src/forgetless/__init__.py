@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from forgetless.errors import InputError
     from forgetless.forgetting import ForgettingMeter, ForgettingSummary, Interval, reduction
-    from forgetless.importance import diagonal_fisher
+    from forgetless.importance import TrainingFisher, diagonal_fisher
     from forgetless.plasticity import WeightPlasticity, proximal_step, quadratic_penalty
     from forgetless.search import SearchConfig, run_search
 
@@ -15,6 +15,7 @@ __version__ = version("forgetless")
 
 __all__ = [
     # what a model needs
+    "TrainingFisher",
     "diagonal_fisher",
     # keeping it
     "WeightPlasticity",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "TrainingFisher": "importance",
     "diagonal_fisher": "importance",
     "WeightPlasticity": "plasticity",
     "proximal_step": "plasticity",

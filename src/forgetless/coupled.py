@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from forgetless.curvature import flat, gauss_newton_factor, leading_rows, marginal_factor, spectrum
 from forgetless.errors import InputError
 from forgetless.importance import unwrapped
-from forgetless.metric import scaled_metric
+from forgetless.plasticity import scaled_metric
 
 # Keeps 1/(lr·α) finite in float32.
 _LEAST_STRENGTH = 1e-30

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from forgetless.errors import DivergedError, InputError
-from forgetless.metric import wide
+from forgetless.plasticity.metric import wide
 
 MOST_OUTPUTS = 100
 """Up to so many outputs per example the curvature is taken over all of them; above, labels are drawn."""

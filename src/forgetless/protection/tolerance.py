@@ -63,7 +63,7 @@ class ToleranceOptions(WPLOptions):
         """Refuse a tolerance that is not above 0, or too small to be told from it."""
         if self.strength is None:
             return
-        from forgetless.tolerance import LEAST_TOLERANCE
+        from forgetless.plasticity import LEAST_TOLERANCE
 
         advice = "Where nothing may be lost, freeze."
         if not (math.isfinite(self.strength) and self.strength > 0):
@@ -83,7 +83,7 @@ class ToleranceWPL(WPL):
 
     L_j is the loss of an earlier model j on held-out examples, θ̂_s where the shared weights were when it was
     consolidated. Each step of the optimizer is followed by a projection onto ½ Σ F_i (θ_i − θ̂_i)² ≤ budget, whose
-    multiplier is α (`forgetless.tolerance`). The budget is the tolerance at first; the quadratic form is a coarse
+    multiplier is α (`forgetless.plasticity`). The budget is the tolerance at first; the quadratic form is a coarse
     prediction of what is lost, therefore L_j is measured after the steps 1, 2, 4, 8, every tenth and the last, and the
     budget adapted (`forgetless.WeightPlasticity.calibrate`). Where a model lost too much, the weights are drawn back
     and L_j is measured again, at once, up to 8 times; so much may the tolerance be passed between two measurements.

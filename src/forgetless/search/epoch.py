@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from forgetless.forgetting import ForgettingSummary
+from forgetless.importance import TrainingFisher
 from forgetless.interference import Interference, measure_interference
 from forgetless.matching import RunningMatch
 from forgetless.protection import Protection, make_protection
 from forgetless.protection.none import NoProtection
 from forgetless.search.config import SearchArm, SearchConfig
 from forgetless.search.evidence import EvidenceOf
-from forgetless.search.gradients import Gradients
 from forgetless.search.scratch import train_from_scratch
 from forgetless.search.setup import fixed_sample, generator_for, make_optimizer, make_search_space, make_supernet
 from forgetless.search.state import DerivationState, EpochState, Moved
@@ -215,11 +215,11 @@ class Search:
             self._only = self.strategy.propose(1)[0]
         return self._only
 
-    def _train(self, architecture: Any, number: int) -> tuple[Gradients, float, int]:
+    def _train(self, architecture: Any, number: int) -> tuple[TrainingFisher, float, int]:
         """Train one architecture for its batches; what is to be known of their gradients, mean step, passed over."""
         config = self.config
         steps = MeanStep(self._shared)
-        gradients = Gradients(dict(self._evidence.bound(architecture).named_parameters()))
+        gradients = TrainingFisher(dict(self._evidence.bound(architecture).named_parameters()))
         is_wanted = config.importance.source == "training" and self.protection.uses_fisher and self._protects
         start = number * config.schedule.batches_per_model
         steps.start()
@@ -252,7 +252,7 @@ class Search:
             after_step=after_step,
         )
 
-    def _consolidate(self, architecture: Any, gradients: Gradients) -> None:
+    def _consolidate(self, architecture: Any, gradients: TrainingFisher) -> None:
         is_from_training = self.config.importance.source == "training" and self.protection.uses_fisher
         if is_from_training and not gradients.suffice:
             return  # nearly all batches were skipped: it was not trained, and left no weight elsewhere

@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from forgetless.importance import diagonal_fisher
+from forgetless.importance import TrainingFisher, diagonal_fisher
 from forgetless.protection import Evidence
 from forgetless.search.config import ImportanceConfig
-from forgetless.search.gradients import Gradients
 from forgetless.spaces import Space
 from forgetless.supernet import Supernet
 from forgetless.tasks import Task
@@ -76,7 +75,7 @@ class EvidenceOf:
         """
         return BoundArchitecture(self._supernet, architecture)
 
-    def of(self, architecture: Any, gradients: Gradients) -> Evidence:
+    def of(self, architecture: Any, gradients: TrainingFisher) -> Evidence:
         """What may be asked about an architecture that was just trained.
 
         Args:
@@ -103,7 +102,7 @@ class EvidenceOf:
             decisions=tuple(self._space.encode(architecture)),
         )
 
-    def _fisher(self, architecture: Any, gradients: Gradients) -> Mapping[str, Tensor]:
+    def _fisher(self, architecture: Any, gradients: TrainingFisher) -> Mapping[str, Tensor]:
         if self._config.source == "training":
             return gradients.fisher(self._task.batch_size)
         bound = self.bound(architecture)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
-from forgetless.packing import Packed
+from forgetless.plasticity.packing import Packed
 
 # Added to d/lr: 0/0 is no pull.
 TINY = torch.finfo(torch.float32).tiny
@@ -104,4 +104,13 @@ def wide(tensor: Tensor) -> Tensor:
     Args:
         tensor: Of any floating-point type.
     """
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(wide_type(tensor.dtype))
+
+
+def wide_type(dtype: torch.dtype) -> torch.dtype:
+    """The type, or float32 if that holds more.
+
+    Args:
+        dtype: Of floating point.
+    """
+    return torch.promote_types(dtype, torch.float32)

@@ -16,16 +16,20 @@ that trust regions have, whose Newton iteration (Moré and Sorensen, SIAM Journa
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from forgetless.metric import TINY, wide
+from forgetless.plasticity.metric import TINY, wide
 
 LEAST_TOLERANCE = 1e-30
 """Below it, squares of what weights may move underflow in float32."""
 
+# Between two measurements of what earlier models lost, the quadratic form may shrink to or grow by so much.
+_LEAST_CHANGE, _MOST_CHANGE = 0.25, 2.0
+# It may not shrink below this share of the tolerance, from which it can grow again within some 20 measurements.
+_SMALLEST_BUDGET = 1e-6
 # The multiplier stays what it was while c lies between this share of the tolerance and the tolerance.
 USED_SHARE = 0.8
 # Where others take nearly all of the tolerance, a multiplier that leaves less than this share of the rest used falls.
@@ -110,6 +114,133 @@ def tolerance_step(
         ends = torch._foreach_lerp([wide(p) for p in parameters], [wide(anchor) for anchor in anchors], drawn.pulls)
         torch._foreach_copy_(list(parameters), list(ends))
     return drawn.alpha
+
+
+class Budget:
+    """How much of a tolerance the quadratic form may take, as measured losses have it, and the multiplier α for that.
+
+    It is the state of `WeightPlasticity` under a tolerance.
+
+    Args:
+        tolerance: What earlier models may lose, above 0, in the unit of the loss.
+
+    Attributes:
+        limit: What ½ Σ F_i (θ_i − θ̂_i)² may be, at most the tolerance.
+        multiplier: α of the last step.
+
+    Raises:
+        ValueError: If the tolerance is not finite and at least `LEAST_TOLERANCE`.
+
+    >>> budget = Budget(0.02)
+    >>> budget.adapt(increase=0.04, present=0.02)  # twice as much was lost as the form predicts
+    True
+    >>> budget.limit
+    0.01
+    """
+
+    def __init__(self, tolerance: float) -> None:
+        self._tolerance = self.limit = _checked(tolerance)
+        self.multiplier = 0.0
+
+    @classmethod
+    def restored(cls, tolerance: float, limit: Any, multiplier: float) -> Self:
+        """A budget as it was saved.
+
+        Args:
+            tolerance: See above.
+            limit: See above.
+            multiplier: See above.
+
+        Raises:
+            ValueError: If the tolerance is refused, or the limit not above 0 and at most the tolerance.
+        """
+        if not (isinstance(limit, float) and 0 < limit <= _checked(tolerance)):
+            raise ValueError(
+                f"Expected a budget above 0 and at most the tolerance {tolerance}, but got {limit}. "
+                "The state is damaged."
+            )
+        budget = cls(tolerance)
+        budget.limit, budget.multiplier = limit, multiplier
+        return budget
+
+    @property
+    def tolerance(self) -> float:
+        """What earlier models may lose. Setting it keeps the ratio of limit to tolerance, which `adapt` found out."""
+        return self._tolerance
+
+    @tolerance.setter
+    def tolerance(self, value: float) -> None:
+        value = _checked(value)
+        self.limit = min(self.limit * (value / self._tolerance), value)
+        self._tolerance = value
+
+    def reset(self) -> None:
+        """Forget multiplier and measurements."""
+        self.limit, self.multiplier = self._tolerance, 0.0
+
+    def adapt(self, increase: float, present: float) -> bool:
+        """Shrink the limit where too much was lost, and let it grow where less was and it is used up.
+
+        Where the increase is above the tolerance, the limit becomes the form's present value (if that is less) times
+        tolerance/increase, at least 1/4. Where it is below and 0.8 of the limit are used, the limit grows by
+        tolerance/increase, at most 2, up to the tolerance itself.
+
+        Args:
+            increase: What earlier models lost, as measured, in the unit of the tolerance.
+            present: The quadratic form at that measurement.
+
+        Returns:
+            Whether too much was lost.
+        """
+        if not increase <= self._tolerance:  # also where it is not a number
+            share = self._tolerance / increase if math.isfinite(increase) else 0.0
+            used = min(present, self.limit) if math.isfinite(present) else self.limit
+            self.limit = max(max(share, _LEAST_CHANGE) * used, _SMALLEST_BUDGET * self._tolerance)
+            return True
+        if present >= USED_SHARE * self.limit:
+            share = self._tolerance / increase if increase > 0 else math.inf
+            self.limit = min(self.limit * min(share, _MOST_CHANGE), self._tolerance)
+        return False
+
+    def draw(
+        self,
+        parameters: Sequence[Tensor],
+        anchors: Sequence[Tensor],
+        importances: Sequence[Tensor],
+        metrics: Sequence[float | Tensor],
+        others: float,
+    ) -> None:
+        """Draw weights back, in place, by one multiplier, until the quadratic form is within the limit.
+
+        Args:
+            parameters: As in `tolerance_step`, as are anchors, importances and metrics.
+            anchors: See above.
+            importances: See above.
+            metrics: See above.
+            others: What other weights take of the limit. Where that is all of it, it cannot be given back here: these
+                weights go half of their way.
+        """
+        room = self.limit
+        if not others < room:  # also where others are not numbers
+            # A quarter of the form is half of the way. It may be too little to subtract from others: they are left out.
+            room, others = max(expected_increase(parameters, anchors, importances) / 4, TINY), 0.0
+        self.multiplier = tolerance_step(
+            parameters, anchors, importances, metrics, tolerance=room, others=others, alpha=self.multiplier
+        )
+
+
+def _checked(value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(
+            f"Expected tolerance to be finite and above 0, but got {value}. "
+            "It is what earlier models may lose; freeze the weights where that is nothing."
+        )
+    if value < LEAST_TOLERANCE:
+        raise ValueError(
+            f"Expected tolerance to be at least {LEAST_TOLERANCE:g}, but got {value}. float32 cannot tell less from 0. "
+            "Freeze the weights instead."
+        )
+    return float(value)
 
 
 class _Weights(NamedTuple):

@@ -1,0 +1,84 @@
+"""What follows an optimizer's step: the shared weights that it moved are drawn to their anchors, in its own metric."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from forgetless.plasticity.budget import Budget
+from forgetless.plasticity.metric import scaled_metric
+from forgetless.plasticity.penalty import inverse
+from forgetless.plasticity.shared_weights import Block, SharedWeights
+
+Moved = list[list[int]]
+"""Of each parameter group of an optimizer, the places among the shared weights of those that moved."""
+
+
+def places_moved(weights: SharedWeights, optimizer: Optimizer) -> Moved:
+    """Which shared weights an optimizer's step has moved: those with a gradient.
+
+    Args:
+        weights: The shared weights.
+        optimizer: After its step.
+    """
+    places = weights.places
+    return [
+        [places[id(p)] for p in group["params"] if p.grad is not None and id(p) in places]
+        for group in optimizer.param_groups
+    ]
+
+
+@torch.no_grad()
+def draw(alpha: float, weights: SharedWeights, optimizer: Optimizer, moved: Moved) -> None:
+    """Take a proximal step of given strength, group by group.
+
+    Args:
+        alpha: Strength α > 0.
+        weights: The shared weights. Changed in place where they moved and are held.
+        optimizer: After its step.
+        moved: By `places_moved`.
+    """
+    for block, group, learning_rate in _blocks(weights, optimizer, moved):
+        scale = inverse(alpha * learning_rate)
+        block.draw(scaled_metric(optimizer, group, block.parameters, scale, block.space))
+
+
+@torch.no_grad()
+def draw_within(budget: Budget, weights: SharedWeights, optimizer: Optimizer, moved: Moved) -> None:
+    """Draw back what moved, by one multiplier, until all held weights together are within a budget.
+
+    Args:
+        budget: Its multiplier is set.
+        weights: The shared weights. Changed in place where they moved and are held.
+        optimizer: After its step.
+        moved: By `places_moved`, then.
+    """
+    blocks: list[Block] = []
+    values: list[Tensor] = []
+    metrics: list[float | Tensor] = []
+    for block, group, learning_rate in _blocks(weights, optimizer, moved):
+        metric = scaled_metric(optimizer, group, block.parameters, inverse(learning_rate), block.space)
+        blocks.append(block)
+        values += block.load()
+        metrics += metric if isinstance(metric, list) else [metric] * len(block.anchors)
+    if not blocks:
+        return
+    anchors, importances = [a for b in blocks for a in b.anchors], [f for b in blocks for f in b.importances]
+    places = set(range(len(weights.parameters)))
+    rest = weights.held(sorted(places.difference(*(block.held for block in blocks))))
+    others = weights.block((id(optimizer), "others"), rest).increase() if rest else 0.0
+    budget.draw(values, anchors, importances, metrics, others)
+    for block in blocks:
+        block.store()
+
+
+def _blocks(
+    weights: SharedWeights, optimizer: Optimizer, moved: Moved
+) -> Iterator[tuple[Block, dict[str, Any], float]]:
+    """Of each group the held weights that moved, the group itself, and its learning rate, which is not 0."""
+    for g, (group, places) in enumerate(zip(optimizer.param_groups, moved, strict=False)):
+        held, learning_rate = weights.held(places), float(group["lr"])
+        if held and learning_rate != 0:
+            yield weights.block((id(optimizer), g), held), group, learning_rate

@@ -1,0 +1,374 @@
+"""The weight plasticity loss in anybody's training loop: anchors and importances, and when they are applied."""
+
+import warnings
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from forgetless.choices import AccumulationRule
+from forgetless.importance import unwrapped
+from forgetless.plasticity.budget import Budget, expected_increase
+from forgetless.plasticity.merging import check_rule
+from forgetless.plasticity.penalty import check_alpha, quadratic_penalty
+from forgetless.plasticity.shared_weights import SharedWeights
+from forgetless.plasticity.step import Moved, draw, draw_within, places_moved
+
+_DEFAULT_ALPHA = 1e5
+
+
+class WeightPlasticity:
+    """Keeps what earlier models need of shared weights while other models train on them.
+
+    Train model A as usual and `consolidate` it; then train B as usual, with the plasticity attached to B's optimizer
+    (or with `penalty()` added to B's loss). Weights are matched by identity, so a shared tensor may have another name
+    in each model. The weights themselves are never copied into a model; there is one anchor and one importance per
+    shared weight, however many models there were.
+
+    After each `consolidate`, for the weights that model used (θ_j its present values, F_j its importance):
+
+    | rule | importance | anchor |
+    |---|---|---|
+    | `replace` | F ← F_j | θ̂ ← θ_j |
+    | `sum` | F ← F + F_j | θ̂ ← θ_j |
+    | `joint` | F' = F + F_j | θ̂ ← (F·θ̂ + F_j·θ_j) / F', and the weights stay |
+    | `ema` | F ← decay·F + (1 − decay)·F_j, the first time F_j | θ̂ ← θ_j |
+    | `merge` | F' = decay·F + F_j | θ̂ ← (decay·F·θ̂ + F_j·θ_j) / F', and the weights themselves move there |
+
+    `joint` is one quadratic per model, Σ_j Σ_i F_j,i (θ_i − θ_j,i)², up to a constant, in the memory of one: elastic
+    weight consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796).
+
+    Source: arXiv:1902.08232; `merge` is the recursion of its two-model posterior, compare Matena and Raffel 2022
+    (arXiv:2111.09832). α multiplies when the penalty is computed and is never stored into F.
+
+    Args:
+        shared_parameters: The shared weights: any iterable of parameters or of (name, parameter) pairs. Only their
+            identity matters; a weight that is never consolidated is never held.
+        alpha: Strength α ≥ 0. 10⁵ keeps a classifier of a few 100,000 weights within a tenth of a point, and is what is
+            taken where neither it nor a tolerance is given.
+        tolerance: In place of α: ½ Σ_i F_i (θ_i − θ̂_i)², over all held weights, stays at most this (to 1 in 10⁶), and α
+            becomes the multiplier of this constraint, see `forgetless.plasticity.budget`. The form is the increase of
+            the earlier models' mean loss, in its unit, that the Fisher predicts from one `consolidate` to the next (of
+            several models their sum under `sum` and `joint`). It is off by a factor of 3 to 100 where weights move
+            together, and 1/T of the increase where an example has T targets (a chunk of text) and its loss is their
+            mean: `calibrate` makes it what is measured.
+        rule: How importance accumulates over models; see the table.
+        decay: For `ema` and `merge`, how much of the old importance stays, in [0, 1].
+        damping: Added to every importance of a model, as a share of their mean: F_i + damping · mean(F), at least 0.
+            The curvature of the log joint holds the prior's precision, which the Fisher leaves out; without it,
+            weights around a unit that is silent in A have F = 0, are free to move, and can wake it. 0 is the paper's
+            penalty; 10⁻³ protects models that were stopped early.
+
+    Raises:
+        ValueError: If `alpha` or `damping` is negative or not finite, `tolerance` not above 0 and finite, both `alpha`
+            and `tolerance` are given, `rule` is unknown or `decay` lies outside [0, 1].
+        TypeError: If a shared parameter is not a tensor.
+
+    >>> trunk = nn.Linear(2, 2)
+    >>> a, b = nn.Sequential(trunk, nn.Linear(2, 3)), nn.Sequential(trunk, nn.Linear(2, 5))
+    >>> optimizer = SGD(b.parameters(), lr=0.1)
+    >>> plasticity = WeightPlasticity(trunk.parameters(), alpha=1e5).attach(optimizer)
+    >>> plasticity.consolidate(a, {name: torch.ones_like(weight) for name, weight in a.named_parameters()})
+    >>> before = trunk.weight.clone()
+    >>> b(torch.ones(1, 2)).sum().backward()
+    >>> optimizer.step()
+    >>> torch.allclose(trunk.weight, before, atol=1e-3)
+    True
+    """
+
+    def __init__(
+        self,
+        shared_parameters: Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+        alpha: float | None = None,
+        *,
+        tolerance: float | None = None,
+        rule: AccumulationRule = "sum",
+        decay: float = 0.9,
+        damping: float = 0.0,
+    ) -> None:
+        check_rule(rule, decay, damping)
+        if alpha is not None and tolerance is not None:
+            raise ValueError(
+                f"Expected alpha or tolerance, but got both ({alpha} and {tolerance}). "
+                "Under a tolerance alpha is found, not chosen."
+            )
+        self._budget = None if tolerance is None else Budget(tolerance)
+        self._alpha = 0.0  # what is given where there is no budget
+        if tolerance is None:
+            self.alpha = _DEFAULT_ALPHA if alpha is None else alpha
+        self.rule: AccumulationRule = rule
+        self.decay = decay
+        self.damping = damping
+        self._weights = SharedWeights(shared_parameters)
+        self._attached: list[tuple[weakref.ref[Optimizer], RemovableHandle]] = []
+        # What each optimizer moved last, under a tolerance: gradients may be gone when `calibrate` asks.
+        self._moved: weakref.WeakKeyDictionary[Optimizer, Moved] = weakref.WeakKeyDictionary()
+
+    @property
+    def alpha(self) -> float:
+        """Strength α of the protection; may be set at any time, but under a tolerance, where it is the multiplier."""
+        return self._alpha if self._budget is None else self._budget.multiplier
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        check_alpha(value)
+        if self._budget is not None:
+            raise ValueError(
+                f"Expected no alpha under a tolerance, where it is the multiplier of the constraint, but got {value}. "
+                "Set the tolerance."
+            )
+        self._alpha = float(value)
+
+    @property
+    def tolerance(self) -> float | None:
+        """What earlier models may lose; None if α is given instead. May be set at any time if it is not None."""
+        return None if self._budget is None else self._budget.tolerance
+
+    @tolerance.setter
+    def tolerance(self, value: float) -> None:
+        if self._budget is None:
+            raise ValueError(
+                f"Expected no tolerance where alpha is given, but got {value}. "
+                "Build another WeightPlasticity(tolerance=...)."
+            )
+        self._budget.tolerance = value
+
+    @property
+    def budget(self) -> float | None:
+        """What ½ Σ F_i (θ_i − θ̂_i)² may be: the tolerance, or less after `calibrate`; None if α is given."""
+        return None if self._budget is None else self._budget.limit
+
+    @property
+    def shared_parameters(self) -> tuple[Tensor, ...]:
+        """The shared weights, in the order given."""
+        return tuple(self._weights.parameters)
+
+    def anchor(self, parameter: Tensor) -> Tensor | None:
+        """θ̂ of a shared weight; None before the first model that used it was consolidated."""
+        return self._weights.anchors[self._weights.places[id(parameter)]]
+
+    def importance(self, parameter: Tensor) -> Tensor | None:
+        """F of a shared weight; None before the first model that used it was consolidated."""
+        return self._weights.importances[self._weights.places[id(parameter)]]
+
+    # ---- after a model ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def consolidate(self, model: nn.Module, importance: Mapping[str, Tensor]) -> None:
+        """Remember where a trained model left the shared weights, and how much it needs each.
+
+        Weights that the model does not hold, or that `importance` does not name, keep anchor and importance.
+
+        Args:
+            model: The model just trained.
+            importance: F_j ≥ 0 by the parameter names of `model`, as `diagonal_fisher` returns it. Names of weights
+                that are not shared are allowed and ignored.
+
+        Raises:
+            ValueError: If a name is not a parameter of `model`, a shape differs, a value is negative or not finite,
+                a device differs, or `importance` names none of the shared weights. Nothing is changed then.
+        """
+        found = self._weights.of_model(unwrapped(model), importance)
+        self._weights.fold(found, self.rule, self.decay, self.damping)
+
+    def reset(self) -> None:
+        """Forget every anchor and importance; nothing is held until the next `consolidate`."""
+        self._weights.reset()
+        if self._budget is not None:
+            self._budget.reset()
+
+    # ---- while another model trains --------------------------------------------------------------------------
+
+    def penalty(self) -> Tensor:
+        """The penalty α/2 Σ F_i (θ_i − θ̂_i)² of the present weights: a differentiable scalar, 0 if nothing is held.
+
+        For loops that add losses. Do not also `attach`: the protection would count twice.
+
+        Raises:
+            ValueError: If an anchor is on another device or of another type than its weight, or there is a tolerance,
+                which only a step can keep.
+        """
+        if self._budget is not None:
+            raise ValueError(
+                "Expected a penalty of given alpha, but got a tolerance, whose alpha only steps can find. "
+                "Attach to the optimizer, or give alpha."
+            )
+        held = self._weights.all_held()
+        if not held[0]:
+            reference = self._weights.parameters[0] if self._weights.parameters else torch.zeros(())
+            return reference.new_zeros(())
+        return quadratic_penalty(*held, self.alpha)
+
+    def expected_increase(self) -> float:
+        """½ Σ F_i (θ_i − θ̂_i)² of the present weights, without α: how much the Fisher expects earlier models to lose.
+
+        Raises:
+            ValueError: If an anchor is on another device or of another type than its weight.
+        """
+        return expected_increase(*self._weights.all_held())
+
+    @torch.no_grad()
+    def calibrate(self, increase: float, optimizer: Optimizer | None = None) -> None:
+        """Tell how much more the earlier models' loss is now than right after they were trained, as measured.
+
+        The quadratic form takes a weight's part for independent of the others', and the earlier models for being at an
+        optimum. Under a tolerance `budget`, which is what the form may be, shrinks where more was lost than allowed and
+        grows again where less was. Call it every 10 steps or so, and after the first few, with the loss on some hundred
+        held-out examples. Of several earlier models the largest increase counts; every process is to be told the same.
+
+        Args:
+            increase: In the unit of the tolerance; negative where the models got better.
+            optimizer: An attached one. Where it was too much, the weights that its last step moved are drawn back now,
+                into the new budget, and not only after its next step. Measure again then: it may still be too much.
+
+        Raises:
+            ValueError: If there is no tolerance, or the optimizer is not attached.
+        """
+        if self._budget is None:
+            raise ValueError("Expected a tolerance to calibrate, but got none. Give one in place of alpha.")
+        if optimizer is not None and not self._is_attached(optimizer):
+            raise ValueError("Expected an attached optimizer to calibrate with, but got one that is not. Attach it.")
+        is_too_much = self._budget.adapt(increase, self.expected_increase())
+        if is_too_much and optimizer is not None and optimizer in self._moved:
+            draw_within(self._budget, self._weights, optimizer, self._moved[optimizer])
+
+    def attach(self, optimizer: Optimizer) -> Self:
+        """Follow every step of an optimizer by a proximal step on the shared weights it moved.
+
+        The proximal step is taken in the optimizer's own metric, s_i = lr · α · F_i / d_i, with d chosen such that a
+        weight comes to rest where the gradient of the whole loss of eq. 8 vanishes, at the same α for each: see
+        `forgetless.plasticity.scaled_metric`. Of an optimizer other than SGD, Adam and AdamW it is 1, with a warning.
+
+        Under a tolerance there is one multiplier α for all groups, which several optimizers hand on to each other. Each
+        draws back the weights that it moved; those of the others keep their part of the budget.
+
+        Learning rates are read from the parameter groups at each step, so groups and schedules are honoured. Weights
+        without a gradient are left alone, as the optimizer leaves them. A loop that scales gradients by κ, as clipping
+        does, scales those of the loss alone: α then counts as α/κ.
+
+        Args:
+            optimizer: Trains the next model. May be attached before or after `consolidate`.
+
+        Returns:
+            This object.
+
+        Raises:
+            ValueError: If the optimizer holds none of the shared weights, or is attached already.
+        """
+        if self._is_attached(optimizer):
+            raise ValueError("Expected an optimizer that is not attached yet, but got one that is. Detach it first.")
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        if self._weights.parameters and not any(id(p) in self._weights.places for p in parameters):
+            raise ValueError(
+                "Expected an optimizer of some of the shared parameters, but got one that holds none. "
+                "Attach to the optimizer that trains the shared weights."
+            )
+        if not isinstance(optimizer, SGD | Adam):
+            warnings.warn(
+                f"forgetless knows the metric of SGD, Adam and AdamW, not of {type(optimizer).__name__}: "
+                "the proximal step uses the identity, so that alpha has another meaning.",
+                stacklevel=2,
+            )
+        alive = [pair for pair in self._attached if pair[0]() is not None]
+        self._attached = [*alive, (weakref.ref(optimizer), optimizer.register_step_post_hook(self._after_step))]
+        return self
+
+    def _is_attached(self, optimizer: Optimizer) -> bool:
+        return any(reference() is optimizer for reference, _ in self._attached)
+
+    def detach(self, optimizer: Optimizer | None = None) -> None:
+        """Stop following an optimizer, or all of them. Anchor and importance stay.
+
+        Args:
+            optimizer: The one to leave; all if None.
+        """
+        kept = []
+        for reference, handle in self._attached:
+            if optimizer is None or reference() is optimizer:
+                handle.remove()
+                if (left := reference()) is not None:
+                    self._moved.pop(left, None)
+            else:
+                kept.append((reference, handle))
+        self._attached = kept
+        self._weights.forget_blocks()
+
+    def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        if self._budget is not None:
+            self._moved[optimizer] = moved = places_moved(self._weights, optimizer)
+            draw_within(self._budget, self._weights, optimizer, moved)
+        elif self._alpha != 0:
+            draw(self._alpha, self._weights, optimizer, places_moved(self._weights, optimizer))
+
+    # ---- state -----------------------------------------------------------------------------------------------
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move anchors and importances, as `nn.Module.to` moves the weights.
+
+        Args:
+            device: The device of the weights.
+            dtype: Their floating-point type; importances stay at least float32.
+
+        Returns:
+            This object.
+        """
+        self._weights.to(device, dtype)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the weights: the options, and anchor and importance in the order of the shared weights."""
+        return {
+            "alpha": self.alpha,
+            "tolerance": self.tolerance,
+            "budget": self.budget,
+            "rule": self.rule,
+            "decay": self.decay,
+            "damping": self.damping,
+            "anchors": [None if a is None else a.clone() for a in self._weights.anchors],
+            "importances": [None if f is None else f.clone() for f in self._weights.importances],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned, for the same shared weights in the same order.
+
+        Args:
+            state: From `state_dict`. It is copied.
+
+        Raises:
+            ValueError: If a key is missing, the number of shared weights or a shape differs, or a value is one that
+                the constructor or `consolidate` refuses. Nothing is changed then.
+        """
+        if missing := {"alpha", "rule", "decay", "damping", "anchors", "importances"} - state.keys():
+            raise ValueError(
+                f"Expected the state of a WeightPlasticity, but got one without {', '.join(sorted(missing))}. "
+                "Pass what state_dict returned."
+            )
+        anchors, importances, alpha = state["anchors"], state["importances"], state["alpha"]
+        self._weights.check(anchors, importances)
+        options = {name: state[name] for name in ("rule", "decay", "damping")}
+        WeightPlasticity((), alpha, **options)  # refuses bad ones
+        tolerance = state.get("tolerance")  # older states have none
+        budget = None if tolerance is None else Budget.restored(tolerance, state.get("budget"), float(alpha))
+        self._budget, self._alpha = budget, float(alpha)
+        self.rule, self.decay, self.damping = options.values()
+        self._weights.load(anchors, importances)
+
+    def __repr__(self) -> str:
+        held = sum(anchor is not None for anchor in self._weights.anchors)
+        strength = f"alpha={self.alpha:g}" if self.tolerance is None else f"tolerance={self.tolerance:g}"
+        return (
+            f"WeightPlasticity({strength}, rule={self.rule!r}, "
+            f"{held} of {len(self._weights.parameters)} shared parameters held)"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy together with its model, by `copy.deepcopy` or pickle: same weights, attached to no optimizer."""
+        return {"parameters": self._weights.parameters, "state": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        WeightPlasticity.__init__(self, state["parameters"])
+        self.load_state_dict(state["state"])
