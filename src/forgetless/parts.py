@@ -118,7 +118,7 @@ class Resources(Part):
         data_dir: Where named data lies; FORGETLESS_DATA or a download if None.
         workers: Processes that seeds and arms are spread over; one by default.
         checkpoint_every: How much work a kill may cost, such as 10min, 90s or 2h.
-        plugin: Files with methods, spaces or data sets of your own; see docs/extending.md. Going on with a run, and
+        plugin: Files with methods, spaces or data sets of your own; see CONTRIBUTING.md. Going on with a run, and
             reports of it, take them again.
     """
 

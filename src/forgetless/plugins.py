@@ -1,7 +1,7 @@
 """Methods, spaces and data sets from outside the package.
 
 A plugin is a Python file, named by `--plugin`, or an installed package with an entry point in the group
-`forgetless.plugins`. Importing it registers what it adds, as the files of this package do. docs/extending.md has one
+`forgetless.plugins`. Importing it registers what it adds, as the files of this package do. CONTRIBUTING.md has one
 complete example of each kind.
 """
 

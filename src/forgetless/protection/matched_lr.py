@@ -18,8 +18,8 @@ class MatchedOptions(ProtectionOptions):
 class MatchedLearningRate(NoProtection):
     """Plain training in which an experiment sets the learning rate of the shared weights.
 
-    It is set such that the mean step of the shared weights becomes that under `wpl`, so that what the protection does
-    is told from what smaller steps alone do. Both must be asked for.
+    It is set such that the mean step of the shared weights becomes that under `wpl`, which separates what the
+    protection does from what smaller steps alone do. Both must be asked for.
     """
 
     name: ClassVar[str] = "matched-lr"

@@ -1,4 +1,4 @@
-"""Novelty search based architecture selection: the loss of an archive of diverse earlier models, trained along."""
+"""Novelty search based architecture selection: replays the loss of an archive of diverse earlier models."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class NSAS(Protection):
 
     L is the loss of the present model, L_m that of one of up to M earlier ones, on the same batch and at the present
     weights. Its gradient counts, so that the shared weights move where the archived models get better, too; nothing is
-    drawn back to an anchor. Every weight of theirs that the optimizer holds is trained along. A model of the archive
+    drawn back to an anchor. Every weight of theirs that the optimizer holds is trained, too. A model of the archive
     whose loss on a batch is not finite is left out of it. Each further model of the archive costs another forward and
     backward pass per step.
 

@@ -60,7 +60,7 @@ class ToleranceOptions(WPLOptions):
         self.expect_at_least(0, "num_measured")
 
     def check_strength(self) -> None:
-        """Refuse a tolerance that is not above 0, or too small to be told from it."""
+        """Refuse a tolerance that is not above 0, or too small to differ from it in float32."""
         if self.strength is None:
             return
         from forgetless.plasticity import LEAST_TOLERANCE

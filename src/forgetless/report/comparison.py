@@ -201,7 +201,7 @@ def comparison_notes(result: ComparisonResult) -> list[str]:
         notes.append("Left out are seeds that gave no number, as where all diverged or a file was damaged:")
         notes += [f"  {text}," for text in lacking[:-1]] + [f"  {lacking[-1]}."]
     if any(result.interval(row, Measure.FOUND_MEAN) for row in result.ranked):
-        # Of fewer samples a search hands over all.
+        # Of fewer samples a search selects all.
         best = min(config.evaluation.top, config.search.selection.final_samples)
         notes.append(f"Ranked by the mean of the {best} best of each search. {BEST}: best of its column.")
     notes += _legend(result)

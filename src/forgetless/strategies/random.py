@@ -17,7 +17,7 @@ class RandomOptions(StrategyOptions):
 
 @STRATEGIES.register
 class RandomStrategy(UniformStrategy[A]):
-    """Hands over architectures in the order in which they were drawn.
+    """Selects architectures in the order in which they were drawn.
 
     Source: the baseline of Yu et al., Evaluating the Search Phase of NAS, ICLR 2020, arXiv:1902.08142. No shared
     weights are trained and no rewards are measured: a search of it makes no epoch and takes no time. `uniform` draws
