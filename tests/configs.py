@@ -102,5 +102,5 @@ def _from_words(kind, words):
 
     give.__annotations__ = {"config": kind}
     app = App(default_parameter=Parameter(consume_multiple=True, negative=(), json_list=False))
-    app.default(configured(give, kind, show_all=True))
+    app.default(configured(give, show_all=True))
     return app(shlex.split(words), exit_on_error=False, print_error=False, result_action="return_value")

@@ -1,8 +1,9 @@
 """Measure and prevent multi-model forgetting in networks that share weights."""
 
-import importlib
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from forgetless.lazy import lazily
 
 if TYPE_CHECKING:
     from forgetless.errors import InputError
@@ -33,27 +34,24 @@ __all__ = [
     "InputError",
 ]
 
-_MODULES = {
-    "TrainingFisher": "importance",
-    "diagonal_fisher": "importance",
-    "WeightPlasticity": "plasticity",
-    "proximal_step": "plasticity",
-    "quadratic_penalty": "plasticity",
-    "ForgettingMeter": "forgetting",
-    "ForgettingSummary": "forgetting",
-    "Interval": "forgetting",
-    "reduction": "forgetting",
-    "SearchConfig": "search",
-    "run_search": "search",
-    "InputError": "errors",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: the command line has to handle signals before PyTorch is loaded."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+# The command line has to handle signals before PyTorch is loaded.
+__getattr__ = lazily(
+    __name__,
+    {
+        "TrainingFisher": "importance",
+        "diagonal_fisher": "importance",
+        "WeightPlasticity": "plasticity",
+        "proximal_step": "plasticity",
+        "quadratic_penalty": "plasticity",
+        "ForgettingMeter": "forgetting",
+        "ForgettingSummary": "forgetting",
+        "Interval": "forgetting",
+        "reduction": "forgetting",
+        "SearchConfig": "search",
+        "run_search": "search",
+        "InputError": "errors",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -73,12 +73,15 @@ def make_app(words: Sequence[str]) -> App:
     plugins.load_files(_plugins_in(words))
     for place, (name, text) in enumerate(_COMMANDS.items()):
         module = f"{__name__}.{name.replace('-', '_')}"
+        function = f"{name.replace('-', '_')}_command"
         if name == called and name in _CONFIGURED:
-            command = importlib.import_module(module).make_command(show_all=_HELP_ALL in words)
+            from forgetless.cli.configured import configured
+
+            command = configured(getattr(importlib.import_module(module), function), show_all=_HELP_ALL in words)
             more = "" if _HELP_ALL in words else f"\n\n`forgetless {name} {_HELP_ALL}` shows every option, by part."
             app.command(command, name=name, help=text + more, sort_key=place)
         else:
-            app.command(f"{module}:{name.replace('-', '_')}_command", name=name, help=text, sort_key=place)
+            app.command(f"{module}:{function}", name=name, help=text, sort_key=place)
     return app
 
 

@@ -5,7 +5,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from forgetless.cli.configured import Command, configured
 from forgetless.comparison.config import ComparisonConfig
 
 
@@ -27,12 +26,3 @@ def compare_command(
     from forgetless.cli.folders import start
 
     return start("compare", config, output, overwrite=overwrite, as_json=as_json)
-
-
-def make_command(*, show_all: bool) -> Command:
-    """The command.
-
-    Args:
-        show_all: Whether its help shows every option.
-    """
-    return configured(compare_command, ComparisonConfig, show_all=show_all)

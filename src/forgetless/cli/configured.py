@@ -14,26 +14,24 @@ from forgetless.options import CommandOption, command_options, tables_of
 Command = Callable[..., int | None]
 
 
-def configured(
-    function: Callable[..., int | None],
-    kind: type[Configuration],
-    *,
-    show_all: bool,
-) -> Command:
+def configured(function: Callable[..., int | None], *, show_all: bool) -> Command:
     """A function of a configuration and other options, as a command.
 
     Args:
-        function: Its last positional parameter is the configuration; its docstring is the help.
-        kind: The class of the configuration.
+        function: Its last positional parameter is the configuration, by its annotation; its docstring is the help.
         show_all: Whether the help shows every option, in panels; else the basic ones, each in one sentence.
 
     Returns:
         What cyclopts takes as a command.
     """
+    signature = inspect.signature(function)
+    place, kind = next(
+        (name, each.annotation)
+        for name, each in signature.parameters.items()
+        if isinstance(each.annotation, type) and issubclass(each.annotation, Configuration)
+    )
     options = command_options(kind)
     given = TypedDict("given", {each.path: _annotated(each, show_all=show_all) for each in options}, total=False)  # type: ignore[misc]
-    signature = inspect.signature(function)
-    place = next(name for name, each in signature.parameters.items() if each.annotation is kind)
 
     def command(*arguments: Any, **named: Any) -> int | None:
         bound = signature.bind_partial(*arguments, **named)

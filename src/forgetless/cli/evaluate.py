@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from forgetless.cli.configured import Command, configured
 from forgetless.errors import InputError
 from forgetless.evaluation.config import EvaluateConfig
 
@@ -68,15 +67,6 @@ def evaluate_command(
     return exit_code_of(
         {f"training {architecture} with seed {seed}": reason for architecture, seed, reason in failures}
     )
-
-
-def make_command(*, show_all: bool) -> Command:
-    """The command.
-
-    Args:
-        show_all: Whether its help shows every option.
-    """
-    return configured(evaluate_command, EvaluateConfig, show_all=show_all)
 
 
 def _evaluated(name: str, folder: "RunFolder") -> "EvaluatedRun":

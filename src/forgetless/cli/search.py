@@ -6,7 +6,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from forgetless.cli.configured import Command, configured
 from forgetless.errors import InputError
 from forgetless.parts import default_protections
 from forgetless.protection import BASELINE, PROTECTIONS
@@ -51,7 +50,7 @@ def with_controls(config: SearchConfig) -> SearchConfig:
     Raises:
         InputError: If none has.
     """
-    found = [name for name, kind in zip(PROTECTIONS, PROTECTIONS.values(), strict=True) if kind.matches in config.arms]
+    found = [kind.name for kind in PROTECTIONS.values() if kind.matches in config.arms]
     if not found:
         raise InputError(
             f"Expected wpl among the protections for --controls, but got {', '.join(config.arms)}. Leave --controls "
@@ -59,12 +58,3 @@ def with_controls(config: SearchConfig) -> SearchConfig:
         )
     added = [name for name in (BASELINE, *found) if name not in config.arms]
     return dataclasses.replace(config, protections=(*default_protections(*added), *config.protections))
-
-
-def make_command(*, show_all: bool) -> Command:
-    """The command.
-
-    Args:
-        show_all: Whether its help shows every option.
-    """
-    return configured(search_command, SearchConfig, show_all=show_all)

@@ -5,7 +5,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from forgetless.cli.configured import Command, configured
 from forgetless.experiments.two_model.config import EXPERIMENT, TwoModelConfig
 
 
@@ -27,12 +26,3 @@ def two_model_command(
     from forgetless.cli.folders import start
 
     return start(EXPERIMENT, config, output, overwrite=overwrite, as_json=as_json)
-
-
-def make_command(*, show_all: bool) -> Command:
-    """The command.
-
-    Args:
-        show_all: Whether its help shows every option.
-    """
-    return configured(two_model_command, TwoModelConfig, show_all=show_all)
