@@ -1,29 +1,32 @@
 # On a fresh machine with Python 3.11 and make: `make demo` shows what this is, `make test` checks it.
+# Both use $(VENV): the demo installs what the package needs, the tests add what developing it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PACKAGE := $(VENV)/.package
+DEV := $(VENV)/.dev
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 COUNTS ?= runs/reliability.json
 
 .PHONY: demo test test-slow lint benchmark clean
 
-demo: $(STAMP)  ## two models, then a search, on embedded digits; one report of both
-	$(BIN)/forgetless two-model --seeds 3 --wpl.strength 1e3 1e5 1e7 --iterations 600 --iterations-a 1200 --workers 2 --output runs/demo --overwrite
-	$(BIN)/forgetless search --space nas201 --protection none wpl --seeds 3 --epochs 8 --strategy-steps 2 --final-samples 20 --final-batches 200 --workers 2 --output runs/demo-search --overwrite
+demo: $(PACKAGE)  ## two models, then a search, on embedded digits; one report of both
+	$(BIN)/forgetless two-model --seeds 3 --wpl.strength 10 1e3 --iterations 500 --iterations-a 1200 --workers 2 --output runs/demo --overwrite
+	$(BIN)/forgetless search --space nas201 --protection none wpl --seeds 3 --epochs 6 --strategy-steps 2 --final-samples 20 --final-batches 150 --workers 2 --output runs/demo-search --overwrite
 	$(BIN)/forgetless report runs/demo runs/demo-search
 
-test: $(STAMP)  ## every test and docstring example, a process per core
+test: $(DEV)  ## every test and docstring example, a process per core
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-test-slow: $(STAMP)  ## kills, damage, full disks, signals, by the thousand; counts go to $(COUNTS)
+test-slow: $(DEV)  ## kills, damage, full disks, signals, by the thousand; counts go to $(COUNTS)
 	FORGETLESS_RELIABILITY=$(abspath $(COUNTS)) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 12 tests/slow
 
-lint: $(STAMP)  ## style, types
+lint: $(DEV)  ## style, types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-benchmark: $(STAMP)  ## cost of each part, as ratios
+benchmark: $(DEV)  ## cost of each part, as ratios
 	$(BIN)/python benchmarks/fisher.py
 	$(BIN)/python benchmarks/proximal_step.py
 	$(BIN)/python benchmarks/recurrent_step.py
@@ -33,10 +36,14 @@ benchmark: $(STAMP)  ## cost of each part, as ratios
 clean:  ## remove the environment and caches; runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(STAMP): pyproject.toml constraints.txt
+$(PACKAGE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) torch
+	$(INSTALL) --editable .
+	touch $@
+
+$(DEV): $(PACKAGE)
+	$(INSTALL) --editable '.[dev]'
 	# Without what it depends on: torchvision and more, for another build of torch; tests/avalanche_library.py does without.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps avalanche-lib
-	touch $(STAMP)
+	$(INSTALL) --no-deps avalanche-lib
+	touch $@
