@@ -158,6 +158,7 @@ class Protection(Kind, ABC):
         chosen = self.Options() if options is None else options
         self.options = (dataclasses.replace(chosen, **changes) if changes else chosen).fitted()
         self.shared_parameters = list(shared_parameters)
+        self._index = {id(parameter): i for i, parameter in enumerate(self.shared_parameters)}
         self.recall = recall
         self._set_up()
         self.strength = self.options.strength_or_none or 0.0
@@ -249,6 +250,11 @@ class Protection(Kind, ABC):
         Args:
             state: From `state_dict`.
         """
+
+    def _moving(self, optimizer: Optimizer) -> list[int]:
+        """The places of the shared weights that the optimizer is about to move: those with a gradient."""
+        weights = (weight for group in optimizer.param_groups for weight in group["params"])
+        return [self._index[id(weight)] for weight in weights if weight.grad is not None and id(weight) in self._index]
 
     def _expect_recall(self, number: int) -> Recall:
         """The way to recall earlier models; refuse where there is none."""

@@ -12,8 +12,6 @@ from forgetless.protection.quadratic import QuadraticProtection
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from forgetless.plasticity import WeightPlasticity
-
 
 @dataclass(frozen=True, kw_only=True)
 class EWCOptions(StrengthOptions):
@@ -51,10 +49,8 @@ class EWC(QuadraticProtection):
     uses_fisher: ClassVar[bool] = True
     holds_all: ClassVar[bool] = True
 
-    def _make_plasticity(self) -> WeightPlasticity:
-        from forgetless.plasticity import WeightPlasticity
-
-        return WeightPlasticity(self.shared_parameters, self.options.strength, rule="joint")
+    def _settings(self) -> dict[str, Any]:
+        return {"alpha": self.options.strength, "rule": "joint"}
 
     def importance(self, model: nn.Module, evidence: Evidence) -> Mapping[str, Tensor]:  # noqa: ARG002
         """The diagonal Fisher information."""

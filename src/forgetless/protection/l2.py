@@ -6,14 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from forgetless.choices import AccumulationRule
 from forgetless.protection.base import PROTECTIONS, Evidence, ProtectionOptions
 from forgetless.protection.quadratic import QuadraticOptions, QuadraticProtection
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from forgetless.plasticity import WeightPlasticity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +34,8 @@ class L2(QuadraticProtection):
     colour: ClassVar[str | None] = "#009E73"
     Options: ClassVar[type[ProtectionOptions]] = L2Options
 
-    def _make_plasticity(self) -> WeightPlasticity:
-        from forgetless.plasticity import WeightPlasticity
-
-        o = self.options
-        rule: AccumulationRule = "merge" if o.rule == "merge" else "replace"
-        return WeightPlasticity(self.shared_parameters, o.strength, rule=rule, decay=o.decay)
+    def _settings(self) -> dict[str, Any]:
+        return super()._settings() | ({} if self.options.moves_weights else {"rule": "replace"})
 
     def importance(self, model: nn.Module, evidence: Evidence) -> Mapping[str, Tensor]:  # noqa: ARG002
         """1 for every weight."""

@@ -75,7 +75,6 @@ class OGL(Protection):
 
     def _set_up(self) -> None:
         self._sizes = [parameter.numel() for parameter in self.shared_parameters]
-        self._index = {id(parameter): i for i, parameter in enumerate(self.shared_parameters)}
         self._rows: Tensor | None = None  # (≤ K, all shared weights), singular value times direction
         # The places of the weights that got a gradient, and Vᵀ in these, a block (≤ K, size) each.
         self._basis: tuple[list[int], list[Tensor]] = ([], [])
@@ -106,12 +105,7 @@ class OGL(Protection):
 
         if self._rows is None or int(self.strength) == 0:
             return
-        moving = [
-            self._index[id(weight)]
-            for group in optimizer.param_groups
-            for weight in group["params"]
-            if weight.grad is not None and id(weight) in self._index
-        ]
+        moving = self._moving(optimizer)
         if not moving:
             return
         if self._basis[0] != moving:

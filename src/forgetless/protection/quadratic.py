@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from forgetless.plasticity import WeightPlasticity
-
 
 @dataclass(frozen=True, kw_only=True)
 class QuadraticOptions(StrengthOptions):
@@ -56,13 +54,13 @@ class QuadraticProtection(Protection):
     options: QuadraticOptions
 
     def _set_up(self) -> None:
-        self.plasticity = self._make_plasticity()
-
-    def _make_plasticity(self) -> WeightPlasticity:
         from forgetless.plasticity import WeightPlasticity
 
-        rule, decay = self.options.rule, self.options.decay
-        return WeightPlasticity(self.shared_parameters, self.options.strength, rule=rule, decay=decay)
+        self.plasticity = WeightPlasticity(self.shared_parameters, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """Arguments of `WeightPlasticity`."""
+        return {"alpha": self.options.strength, "rule": self.options.rule, "decay": self.options.decay}
 
     @abstractmethod
     def importance(self, model: nn.Module, evidence: Evidence) -> Mapping[str, Tensor]:

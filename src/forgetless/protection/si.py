@@ -60,7 +60,6 @@ class SI(QuadraticProtection):
 
     def _set_up(self) -> None:
         super()._set_up()
-        self._index = {id(parameter): i for i, parameter in enumerate(self.shared_parameters)}
         self._has_watched = False
         # Of the weights that got a gradient since `during` began, by their place among the shared ones.
         self._starts: dict[int, Tensor] = {}
@@ -85,13 +84,7 @@ class SI(QuadraticProtection):
                 self._before = {}
 
     def _before_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        moving = [
-            self._index[id(weight)]
-            for group in optimizer.param_groups
-            for weight in group["params"]
-            if weight.grad is not None and id(weight) in self._index
-        ]
-        self._before = {i: self.shared_parameters[i].detach().clone() for i in moving}
+        self._before = {i: self.shared_parameters[i].detach().clone() for i in self._moving(optimizer)}
         for i, value in self._before.items():
             if i not in self._starts:
                 self._starts[i] = value.clone()

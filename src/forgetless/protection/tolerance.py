@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from forgetless.plasticity import WeightPlasticity
-
 # What earlier models lost is measured after these steps of a model's training, after every tenth, and after the last.
 _FIRST_STEPS = (1, 2, 4, 8)
 _EVERY = 10
@@ -107,12 +105,9 @@ class ToleranceWPL(WPL):
         super()._set_up()
         self._measured: list[Measured] = []
 
-    def _make_plasticity(self) -> WeightPlasticity:
-        from forgetless.plasticity import WeightPlasticity
-
-        o = self.options
-        kept: dict[str, Any] = {"damping": o.damping, "rule": o.rule, "decay": o.decay}
-        return WeightPlasticity(self.shared_parameters, tolerance=o.strength, **kept)
+    def _settings(self) -> dict[str, Any]:
+        settings = super()._settings()
+        return {"tolerance": settings.pop("alpha"), **settings}
 
     @property
     def strength(self) -> float:

@@ -13,8 +13,6 @@ from forgetless.protection.quadratic import QuadraticOptions, QuadraticProtectio
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from forgetless.plasticity import WeightPlasticity
-
 
 @dataclass(frozen=True, kw_only=True)
 class WPLOptions(QuadraticOptions):
@@ -55,11 +53,8 @@ class WPL(QuadraticProtection):
     uses_fisher: ClassVar[bool] = True
     options: WPLOptions
 
-    def _make_plasticity(self) -> WeightPlasticity:
-        from forgetless.plasticity import WeightPlasticity
-
-        o = self.options
-        return WeightPlasticity(self.shared_parameters, o.strength, damping=o.damping, rule=o.rule, decay=o.decay)
+    def _settings(self) -> dict[str, Any]:
+        return super()._settings() | {"damping": self.options.damping}
 
     def importance(self, model: nn.Module, evidence: Evidence) -> Mapping[str, Tensor]:  # noqa: ARG002
         """The diagonal Fisher information."""
