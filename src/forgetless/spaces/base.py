@@ -349,8 +349,10 @@ def expect_at_least_one(what: str, number: int) -> None:
         raise InputError(f"Expected at least 1 of the {what}, but got {number}. Choose a positive number.")
 
 
-def expect_subset(what: str, chosen: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse anything but one or more different ones of those that are known."""
+def expect_subset(what: str, chosen: Sequence[str] | None, known: Sequence[str]) -> None:
+    """Refuse anything but one or more different ones of those that are known; None is all."""
+    if chosen is None:
+        return
     if not chosen or len(set(chosen)) != len(chosen):
         raise InputError(
             f"Expected one or more different {what}s, but got {', '.join(chosen) or 'none'}. Choose from "

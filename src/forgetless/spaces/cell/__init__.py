@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from forgetless.errors import InputError
-from forgetless.errors import expect_one_of as expect_one_of
+from forgetless.spaces._image_space import ImageSearchSpace
 from forgetless.spaces.base import (
     SPACES,
     Architecture,
     Edge,
     Scanner,
-    SearchSpace,
     Space,
     SpaceOptions,
     expect_at_least_one,
@@ -23,7 +22,7 @@ from forgetless.spaces.base import (
 )
 
 if TYPE_CHECKING:
-    from forgetless.supernet import Supernet
+    from forgetless.spaces.cell.supernet import CellSupernet
 
 CELL_OPERATIONS = ("identity", "sep_conv_3x3", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3")
 
@@ -222,12 +221,11 @@ class CellOptions(SpaceOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.expect_at_least(1, "nodes", "units", "cells_per_stage")
-        if self.operations is not None:
-            expect_subset("operation", self.operations, CELL_OPERATIONS)
+        expect_subset("operation", self.operations, CELL_OPERATIONS)
 
 
 @SPACES.register
-class CellSearchSpace(SearchSpace):
+class CellSearchSpace(ImageSearchSpace):
     """The ENAS micro space on images: (Π_b (b+2)² · 5²)² pairs of cells, stacked to a classifier.
 
     Source: Pham et al. 2018, arXiv:1802.03268, section 2.4; see `CellSpace` and `supernet.CellSupernet`.
@@ -236,12 +234,6 @@ class CellSearchSpace(SearchSpace):
     name: ClassVar[str] = "cell"
     label: ClassVar[str] = "convolutional cells"
     Options: ClassVar[type[SpaceOptions]] = CellOptions
-    task: ClassVar[str] = "images"
-    training: ClassVar[Mapping[str, Any]] = {
-        "learning_rate": {"sgd": 0.1},
-        "momentum": 0.9,
-        "max_gradient_norm": 5.0,
-    }
     reading: ClassVar[str] = "0 and 1 are the outputs of the two cells before; a block adds its two operations."
     options: CellOptions
 
@@ -250,31 +242,13 @@ class CellSearchSpace(SearchSpace):
         """Of as many blocks as asked for."""
         return CellSpace(self.options.nodes, self.options.operations or CELL_OPERATIONS)
 
-    def make_supernet(self, task: Any) -> Supernet[Any]:
-        """A stack of cells.
-
-        Args:
-            task: Decides image shape and classes.
-        """
+    def _supernet(self) -> type[CellSupernet]:
         from forgetless.spaces.cell.supernet import CellSupernet
 
-        sizes = (task.image_shape, task.num_classes, self.options.units, self.options.cells_per_stage)
-        return CellSupernet(*sizes, self.space)
+        return CellSupernet
 
-    def memory_bytes(self, task: Any, copies: int) -> int:
-        """Weights, and the activations of a batch.
-
-        Args:
-            task: Decides image shape, classes and batch.
-            copies: Numbers kept per weight.
-
-        Returns:
-            Bytes.
-        """
-        from forgetless.spaces.cell.supernet import CellSupernet
-
-        sizes = (task.image_shape, task.num_classes, self.options.units, self.options.cells_per_stage)
-        return CellSupernet.memory_bytes(*sizes, self.space, batch_size=task.batch_size, copies=copies)
+    def _sizes(self, task: Any) -> tuple[Any, ...]:
+        return *super()._sizes(task), self.space
 
     @property
     def size(self) -> str:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from forgetless.errors import InputError, expect_one_of
+from forgetless.spaces._image_space import ImageSearchSpace
 from forgetless.spaces.base import (
     SPACES,
     Architecture,
     Edge,
     Scanner,
-    SearchSpace,
     Space,
     SpaceOptions,
     expect_count,
     expect_subset,
 )
-from forgetless.spaces.base import (
-    expect_at_least_one as expect_at_least_one,
-)
 
 if TYPE_CHECKING:
-    from forgetless.supernet import Supernet
+    from forgetless.spaces.nas201.supernet import Nas201Supernet
 
 NAS201_OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 
@@ -154,12 +150,11 @@ class Nas201Options(SpaceOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.expect_at_least(1, "units", "cells_per_stage")
-        if self.operations is not None:
-            expect_subset("operation", self.operations, NAS201_OPERATIONS)
+        expect_subset("operation", self.operations, NAS201_OPERATIONS)
 
 
 @SPACES.register
-class Nas201SearchSpace(SearchSpace):
+class Nas201SearchSpace(ImageSearchSpace):
     """The cells of NAS-Bench-201 on images: 5⁶ = 15,625, stacked to a classifier.
 
     Source: Dong and Yang 2020, arXiv:2001.00326; see `Nas201Space` and `supernet.Nas201Supernet`.
@@ -168,12 +163,6 @@ class Nas201SearchSpace(SearchSpace):
     name: ClassVar[str] = "nas201"
     label: ClassVar[str] = "NAS-Bench-201 cells"
     Options: ClassVar[type[SpaceOptions]] = Nas201Options
-    task: ClassVar[str] = "images"
-    training: ClassVar[Mapping[str, Any]] = {
-        "learning_rate": {"sgd": 0.1},
-        "momentum": 0.9,
-        "max_gradient_norm": 5.0,
-    }
     reading: ClassVar[str] = (
         "0 is the cell’s input, 3 its output; a node adds what comes in, and an edge of none is not drawn."
     )
@@ -184,33 +173,7 @@ class Nas201SearchSpace(SearchSpace):
         """Of the operations asked for."""
         return Nas201Space(self.options.operations or NAS201_OPERATIONS)
 
-    def make_supernet(self, task: Any) -> Supernet[Any]:
-        """A stack of cells, which has all operations, whichever are chosen from.
-
-        Args:
-            task: Decides image shape and classes.
-        """
+    def _supernet(self) -> type[Nas201Supernet]:
         from forgetless.spaces.nas201.supernet import Nas201Supernet
 
-        sizes = (task.image_shape, task.num_classes, self.options.units, self.options.cells_per_stage)
-        return Nas201Supernet(*sizes)
-
-    def memory_bytes(self, task: Any, copies: int) -> int:
-        """Weights, and the activations of a batch.
-
-        Args:
-            task: Decides image shape, classes and batch.
-            copies: Numbers kept per weight.
-
-        Returns:
-            Bytes.
-        """
-        from forgetless.spaces.nas201.supernet import Nas201Supernet
-
-        sizes = (task.image_shape, task.num_classes, self.options.units, self.options.cells_per_stage)
-        return Nas201Supernet.memory_bytes(*sizes, batch_size=task.batch_size, copies=copies)
-
-    @property
-    def size(self) -> str:
-        """Channels."""
-        return f"{self.options.units} channels"
+        return Nas201Supernet

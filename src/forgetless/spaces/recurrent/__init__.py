@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from forgetless.errors import InputError
-from forgetless.errors import expect_one_of as expect_one_of
 from forgetless.spaces.base import (
     SPACES,
     Architecture,
@@ -178,8 +177,7 @@ class RecurrentOptions(SpaceOptions):
         super().__post_init__()
         self.expect_at_least(1, "nodes", "units")
         self.expect_below_1("dropout", "weight_drop")
-        if self.operations is not None:
-            expect_subset("operation", self.operations, ACTIVATIONS)
+        expect_subset("operation", self.operations, ACTIVATIONS)
 
 
 @SPACES.register
