@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from forgetless.errors import DivergedError, InputError
+from forgetless.parts import OptimizerConfig
 from forgetless.protection import Evidence, Protection
 
 Batch = TypeVar("Batch")
@@ -92,6 +93,31 @@ def consolidate(protection: Protection, model: nn.Module, evidence: Evidence) ->
         warnings.warn(f"A model that diverged is not protected from later ones. {error}", stacklevel=2)
         return False
     return True
+
+
+def make_optimizer(
+    config: OptimizerConfig,
+    model: nn.Module,
+    shared: Sequence[nn.Parameter] = (),
+    *,
+    shared_rate: float | None = None,
+) -> Optimizer:
+    """The optimizer of a model or supernet; the shared weights are its first group, if there are any.
+
+    Args:
+        config: Optimizer and learning rate.
+        model: Whose weights to train.
+        shared: Those of them that are protected.
+        shared_rate: Their learning rate; that of the others if None.
+    """
+    rate = config.learning_rate
+    held = {id(weight) for weight in shared}
+    others = [weight for weight in model.parameters() if id(weight) not in held]
+    own: dict[str, Any] = {"params": list(shared), "lr": rate if shared_rate is None else shared_rate}
+    groups = [group for group in (own, {"params": others}) if group["params"]]
+    if config.name == "sgd":
+        return SGD(groups, lr=rate, momentum=config.momentum)
+    return (Adam if config.name == "adam" else AdamW)(groups, lr=rate)
 
 
 class MeanStep:

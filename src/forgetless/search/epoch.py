@@ -20,13 +20,13 @@ from forgetless.protection.none import NoProtection
 from forgetless.search.config import SearchArm, SearchConfig
 from forgetless.search.evidence import EvidenceOf
 from forgetless.search.scratch import train_from_scratch
-from forgetless.search.setup import fixed_sample, generator_for, make_optimizer, make_search_space, make_supernet
+from forgetless.search.setup import fixed_sample, generator_for, make_search_space, make_supernet
 from forgetless.search.state import DerivationState, EpochState, Moved
 from forgetless.spaces import Architecture, SearchSpace
 from forgetless.strategies import Strategy, make_strategy
 from forgetless.tasks import Task
 from forgetless.tasks.base import SplitName
-from forgetless.training import MeanStep, consolidate, train
+from forgetless.training import MeanStep, consolidate, make_optimizer, train
 
 Show = Callable[[str, Mapping[str, float]], None]
 

@@ -9,10 +9,10 @@ import torch
 
 from forgetless.parts import OptimizerConfig
 from forgetless.protection.none import NoProtection
-from forgetless.search.setup import make_optimizer, make_supernet
+from forgetless.search.setup import make_supernet
 from forgetless.spaces import SearchSpace
 from forgetless.tasks import Task
-from forgetless.training import train
+from forgetless.training import make_optimizer, train
 
 
 def train_from_scratch(

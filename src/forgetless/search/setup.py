@@ -1,14 +1,10 @@
 """What a search begins with: data, space, supernet, optimizer; and whether the memory is enough for it."""
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from forgetless.parts import OptimizerConfig
 from forgetless.search.config import SearchConfig
 from forgetless.spaces import SearchSpace, Space
 from forgetless.supernet import Supernet
@@ -132,19 +128,3 @@ def generator_for(seed: int, purpose: str) -> torch.Generator:
     """
     digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
-
-
-def make_optimizer(config: OptimizerConfig, supernet: nn.Module, shared: Sequence[nn.Parameter] = ()) -> Optimizer:
-    """The optimizer of a supernet; the shared weights are its first group, if there are any.
-
-    Args:
-        config: Optimizer and learning rate.
-        supernet: Whose weights to train.
-        shared: Those of them that are protected.
-    """
-    held = {id(weight) for weight in shared}
-    others = [weight for weight in supernet.parameters() if id(weight) not in held]
-    groups = [{"params": weights} for weights in (list(shared), others) if weights]
-    if config.name == "sgd":
-        return SGD(groups, lr=config.learning_rate, momentum=config.momentum)
-    return (Adam if config.name == "adam" else AdamW)(groups, lr=config.learning_rate)

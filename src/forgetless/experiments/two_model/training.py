@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from forgetless.errors import InputError
 from forgetless.experiments.two_model.config import Arm, TwoModelConfig
@@ -28,7 +27,7 @@ from forgetless.protection import (
 from forgetless.protection.none import NoProtection
 from forgetless.tasks.base import SplitName
 from forgetless.tasks.images import ImageClassification
-from forgetless.training import MeanStep, consolidate, train
+from forgetless.training import MeanStep, consolidate, make_optimizer, train
 
 # A stopped early is looked at after every step on this many validation images, because an accuracy of 38 % is passed
 # within a few steps.
@@ -308,7 +307,9 @@ class Trainer:
     ) -> None:
         model.train()
         batches = self.task.training_batches(num_steps, torch.Generator().manual_seed(seed))
-        optimizer = self._optimizer(model, self.config_rate if shared_rate is None else shared_rate)
+        held = {id(parameter) for parameter in self.shared}
+        shared = [parameter for parameter in model.parameters() if id(parameter) in held]
+        optimizer = make_optimizer(self.config.optimizer, model, shared, shared_rate=shared_rate)
         with contextlib.ExitStack() as watching:
             for watcher in self.watchers.values() if is_watched else ():
                 watching.enter_context(watcher.during(optimizer))
@@ -326,15 +327,6 @@ class Trainer:
 
     def _recalled(self, decisions: Decisions) -> tuple[nn.Module, Evidence]:
         return self.models[decisions[0]], self._evidence(decisions[0])
-
-    def _optimizer(self, model: MLP, shared_rate: float) -> Optimizer:
-        shared_ids = {id(parameter) for parameter in self.shared}
-        shared = [p for p in model.parameters() if id(p) in shared_ids]
-        private = [p for p in model.parameters() if id(p) not in shared_ids]
-        groups: list[dict[str, Any]] = [{"params": shared, "lr": shared_rate}, {"params": private}]
-        if self.config.optimizer.name == "sgd":
-            return SGD(groups, lr=self.config_rate, momentum=self.config.optimizer.momentum)
-        return (Adam if self.config.optimizer.name == "adam" else AdamW)(groups, lr=self.config_rate)
 
     def _fisher(self, model: nn.Module) -> dict[str, torch.Tensor]:
         return diagonal_fisher(
