@@ -12,10 +12,10 @@ from scipy import stats
 from configs import comparison_config, flag, search_config
 from forgetless.cli import main
 from forgetless.comparison import ComparisonConfig, Measure, Row, run_comparison, units
-from forgetless.comparison import run as comparison_run
 from forgetless.errors import InputError
 from forgetless.evaluation.truth import read_truth
 from forgetless.experiments import load_result
+from forgetless.experiments.search import SearchRun
 from forgetless.options import command_options
 from forgetless.runs import CHECKPOINT, CHECKPOINT_BEFORE, EVALUATION, METRICS, RunFolder
 from forgetless.search import SearchConfig, make_space, search_arms
@@ -155,17 +155,15 @@ def test_an_evaluation_of_another_kind_is_made_again(copied, compared):
 def test_one_that_fails_is_tried_again_reported_and_loses_no_other(copied, compared, monkeypatch, capsys):
     tries = []
 
-    def fails(config, folder):
+    def fails(config, folder, **_):
         tries.append(folder.path)
         message = "no luck"
         raise ValueError(message)
 
     shutil.rmtree(copied / "enas" / "seed-1")
     (copied / "uniform" / "seed-0" / EVALUATION).unlink()
-    real = comparison_run.run_in_folder
-    monkeypatch.setattr(
-        comparison_run, "run_in_folder", lambda c, f: fails(c, f) if "enas" in str(f.path) else real(c, f)
-    )
+    real = SearchRun.make
+    monkeypatch.setattr(SearchRun, "make", lambda c, f, **kw: (fails if "enas" in str(f.path) else real)(c, f, **kw))
     assert main(["resume", str(copied)]) == 1
     assert tries == [copied / "enas" / "seed-1"] * 2
     told = capsys.readouterr()

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin
@@ -186,13 +186,14 @@ class Part:
             if isinstance(each, str) and ("\0" in each or any("\ud800" <= letter <= "\udfff" for letter in each)):
                 raise InputError(f"Expected {name} to be text in UTF-8, but got {each!r}. Rename it.")
 
-    def _given(self, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
-        """What they are called, and values, of those that are not None; each of a tuple by itself."""
-        called = {field.name: _called(field) for field in dataclasses.fields(self) if field.name in names}
+    def _expect(self, names: Sequence[str], fits: Callable[[Any], bool], what: str) -> None:
+        """Refuse options that do not fit; None does, and of a tuple each value has to."""
+        called = {field.name: _called(field) for field in dataclasses.fields(self)}
         for name in names:
             value = getattr(self, name)
-            several = value if isinstance(value, tuple) else (value,)
-            yield from ((called[name], each) for each in several if each is not None)
+            for each in value if isinstance(value, tuple) else (value,):
+                if each is not None and not fits(each):
+                    raise InputError(f"Expected {called[name]} {what}, but got {each}.")
 
     def expect_at_least(self, least: float, *names: str) -> None:
         """Refuse options below a number; of None and of tuples as of each value.
@@ -204,9 +205,7 @@ class Part:
         Raises:
             InputError: If one is.
         """
-        for name, value in self._given(names):
-            if value < least:
-                raise InputError(f"Expected {name} to be at least {least}, but got {value}.")
+        self._expect(names, lambda value: not value < least, f"to be at least {least}")
 
     def expect_at_most(self, most: float, *names: str) -> None:
         """Refuse options above a number.
@@ -218,9 +217,7 @@ class Part:
         Raises:
             InputError: If one is.
         """
-        for name, value in self._given(names):
-            if value > most:
-                raise InputError(f"Expected {name} to be at most {most}, but got {value}.")
+        self._expect(names, lambda value: not value > most, f"to be at most {most}")
 
     def expect_share(self, *names: str) -> None:
         """Refuse options outside of [0, 1].
@@ -231,9 +228,7 @@ class Part:
         Raises:
             InputError: If one is.
         """
-        for name, value in self._given(names):
-            if not 0 <= value <= 1:
-                raise InputError(f"Expected {name} in [0, 1], but got {value}.")
+        self._expect(names, lambda value: 0 <= value <= 1, "in [0, 1]")
 
     def expect_below_1(self, *names: str) -> None:
         """Refuse options outside of [0, 1).
@@ -244,9 +239,7 @@ class Part:
         Raises:
             InputError: If one is.
         """
-        for name, value in self._given(names):
-            if not 0 <= value < 1:
-                raise InputError(f"Expected {name} in [0, 1), but got {value}.")
+        self._expect(names, lambda value: 0 <= value < 1, "in [0, 1)")
 
     def expect_positive(self, *names: str) -> None:
         """Refuse options that are not finite and above 0.
@@ -257,9 +250,7 @@ class Part:
         Raises:
             InputError: If one is.
         """
-        for name, value in self._given(names):
-            if not (math.isfinite(value) and value > 0):
-                raise InputError(f"Expected {name} to be finite and above 0, but got {value}.")
+        self._expect(names, lambda value: math.isfinite(value) and value > 0, "to be finite and above 0")
 
     def expect_not_negative(self, *names: str) -> None:
         """Refuse options that are not finite and at least 0.
@@ -270,9 +261,7 @@ class Part:
         Raises:
             InputError: If one is.
         """
-        for name, value in self._given(names):
-            if not (math.isfinite(value) and value >= 0):
-                raise InputError(f"Expected {name} to be finite and at least 0, but got {value}.")
+        self._expect(names, lambda value: math.isfinite(value) and value >= 0, "to be finite and at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,10 +104,9 @@ def _choice(
         yield CommandOption(path, f"--{flag_of(field)}", chosen, described, "", what, is_basic(field))
     for each in registry.values():
         own = each.Options
-        docs = field_docs(own)
+        docs, fields = field_docs(own), {one.name: one for one in dataclasses.fields(own)}
         for name, its_kind in hints(own).items():
-            own_field = next(one for one in dataclasses.fields(own) if one.name == name)
-            its_kind = _without_none(its_kind)
+            own_field, its_kind = fields[name], _without_none(its_kind)
             if name == "strength" and config.several_strengths:
                 its_kind = tuple[its_kind, ...]  # type: ignore[valid-type]
             default = _fitting_default(own, name, config.context) if is_fitting(own_field) else _default(own_field)
@@ -180,12 +179,14 @@ def tables_of(config: type[Configuration], given: Mapping[str, Any]) -> dict[str
         InputError: If there is no such kind, or an option is of one that was not chosen.
     """
     options = {each.path: each for each in command_options(config)}
+    choices = list(_choices(config))
+    chosen_at = {path for path, _, _ in choices}
     tables: dict[str, Any] = {}
     kinds: dict[str, list[dict[str, Any]]] = {}  # of each field of kinds
     for path, value in given.items():
-        if options[path].owner is None and _registry_at(config, path) is None:
+        if options[path].owner is None and path not in chosen_at:
             _put(tables, path, list(value) if isinstance(value, tuple) else value)
-    for path, base, several in _choices(config):
+    for path, base, several in choices:
         names = given.get(path)
         chosen = list(names) if isinstance(names, tuple) else [names] if names else default_names(config, path, tables)
         for name in chosen:
@@ -221,10 +222,6 @@ def _choices(config: type[Part], path: str = "") -> Iterator[tuple[str, type[Opt
             yield f"{path}{name}", below, get_origin(kind) is tuple
         elif below is not None:
             yield from _choices(below, f"{path}{name}.")
-
-
-def _registry_at(config: type[Part], path: str) -> type[Options] | None:
-    return next((base for where, base, _ in _choices(config) if where == path), None)
 
 
 def _put(tables: dict[str, Any], path: str, value: Any) -> None:

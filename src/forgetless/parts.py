@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -103,6 +103,14 @@ class RunConfig(Part):
         self.expect_at_most(MOST_SEEDS, "seeds")
         self.expect_at_most(MOST_FIRST_SEED, "first_seed")
         self.expect_at_most(MOST_THREADS, "threads")
+
+    def fitted(self, seeds: int) -> RunConfig:
+        """The same, with a number of seeds if none was given.
+
+        Args:
+            seeds: How many.
+        """
+        return self if self.seeds is not None else replace(self, seeds=seeds)
 
     @property
     def all_seeds(self) -> range:

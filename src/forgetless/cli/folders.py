@@ -11,7 +11,7 @@ from forgetless.cli.terminal import exit_code_of, last_words, progress_bar, show
 from forgetless.configuration import Configuration
 from forgetless.errors import InputError
 from forgetless.experiments.base import RUN_KINDS, kind_of, load_config, load_result
-from forgetless.runs import COMPARE, EXPERIMENT, REPORT, SEARCH, TENSORBOARD, RunFolder
+from forgetless.runs import COMPARE, REPORT, SEARCH, TENSORBOARD, RunFolder
 from forgetless.tensorboard import EpochScalars
 
 if TYPE_CHECKING:
@@ -44,9 +44,8 @@ def start(
     kind.check(config)  # bad input is refused before anything is written
     stamp = dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     path = output or Path("runs") / f"{experiment}-{_short_name(kind.data(config))}-{stamp}"
-    values = {EXPERIMENT: experiment, **config.to_dict()}
     with warnings_in_one_line():
-        folder = RunFolder.create(path, values, device=kind.device(config), overwrite=overwrite)
+        folder = kind.create(path, config, overwrite=overwrite)
     return go_on(folder, as_json=as_json, tensorboard=tensorboard)
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from forgetless.configuration import NAME, Configuration, Part, option
 from forgetless.errors import InputError, expect_one_of
 from forgetless.evaluation.config import EvaluationConfig
-from forgetless.parts import ClusterResources, RunConfig, default_protections
+from forgetless.parts import ClusterResources, Resources, RunConfig, default_protections
 from forgetless.search.config import SearchConfig
 from forgetless.strategies import STRATEGIES, StrategyOptions
 
@@ -167,12 +167,7 @@ class ComparisonConfig(Configuration):
         if not options.kind.trains_shared_weights:
             changes["protections"] = default_protections(FREE)
         kept = self.resources
-        own: dict[str, Any] = {
-            "data_dir": kept.data_dir,
-            "checkpoint_every": kept.checkpoint_every,
-            "plugin": kept.plugin,
-        }
-        resources = dataclasses.replace(self.search.resources, **own)
+        resources = Resources(data_dir=kept.data_dir, checkpoint_every=kept.checkpoint_every, plugin=kept.plugin)
         return dataclasses.replace(self.search, resources=resources, **changes)
 
     @property

@@ -26,15 +26,13 @@ from forgetless.evaluation.run import EvaluatedRun, run_evaluation
 from forgetless.evaluation.searches import random_architectures
 from forgetless.evaluation.trainings import TrainingStore, default_store
 from forgetless.evaluation.truth import read_truth
-from forgetless.experiments.pieces import followed
+from forgetless.experiments.pieces import Piece, followed, run_piece
 from forgetless.experiments.search import SearchRun
 from forgetless.progress import OnProgress
 from forgetless.runs import (
     CONFIG,
     EVALUATION,
-    EXPERIMENT,
     METRICS,
-    SEARCH,
     RunFolder,
     read_sealed,
     write_sealed,
@@ -47,7 +45,6 @@ from forgetless.search import (
     load_task,
     make_space,
     read_records,
-    run_in_folder,
     search_arms,
 )
 from forgetless.workers import fan_out
@@ -248,21 +245,13 @@ def read_evaluation(unit: Unit) -> dict[str, Any] | None:
 
 def _run_unit(unit: Unit) -> dict[str, Any]:
     """Make what a unit lacks. What is wrong with one, such as a damaged file, is not to stop the others."""
+    run_piece(Piece(unit.path, SearchRun.name, unit.config))
     try:
-        folder = _folder_of(unit)
-        with folder.writing(unit.config.run.device):
-            run_in_folder(unit.config, folder)
         if unit.evaluation is not None and read_evaluation(unit) is None:
             _store_evaluation(unit.path, run_evaluation(unit.evaluation, [_evaluated(unit)]))
     except InputError as error:
         raise RuntimeError(str(error)) from error
     return {}
-
-
-def _folder_of(unit: Unit) -> RunFolder:
-    if (unit.path / CONFIG).is_file():
-        return RunFolder(unit.path)
-    return RunFolder.create(unit.path, {EXPERIMENT: SEARCH, **unit.config.to_dict()}, device=unit.config.run.device)
 
 
 def _evaluated(unit: Unit) -> EvaluatedRun:

@@ -10,6 +10,8 @@ from forgetless.configuration import Configuration
 from forgetless.registry import Registry
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.table import Table
 
     from forgetless.progress import OnProgress
@@ -67,16 +69,62 @@ class RunKind(ABC, Generic[C, R]):
             InputError: If data is missing, or sizes do not fit the memory.
         """
 
-    @staticmethod
-    @abstractmethod
+    @classmethod
+    def create(cls, path: Path, config: C, *, overwrite: bool = False) -> RunFolder:
+        """Make a run folder.
+
+        Args:
+            path: Where.
+            config: What is asked for.
+            overwrite: Replace what is there if it is a run.
+
+        Raises:
+            InputError: If there is something else, or it cannot be written.
+        """
+        from forgetless.runs import EXPERIMENT, RunFolder
+
+        values = {EXPERIMENT: cls.name, **config.to_dict()}
+        return RunFolder.create(path, values, device=cls.device(config), overwrite=overwrite)
+
+    @classmethod
     def run(
+        cls,
         config: C,
         folder: RunFolder,
         *,
         on_progress: OnProgress | None = None,
         on_record: Callable[[dict[str, Any]], None] | None = None,
     ) -> Mapping[str, str]:
-        """Do what is left of a run.
+        """Do what is left of a run, in pieces over several processes if the kind has pieces and that is asked for.
+
+        Args:
+            config: Of the folder.
+            folder: Where records go.
+            on_progress: Called now and then.
+            on_record: Called with each record, for kinds that have scalars.
+
+        Returns:
+            Name → reason of what failed.
+
+        Raises:
+            InputError: If it cannot be done.
+        """
+        from forgetless.experiments.pieces import run_in_pieces, wants_pieces
+
+        if cls.pieces(config) and wants_pieces(config, folder):
+            return run_in_pieces(cls, config, folder, on_progress=on_progress, on_record=on_record)
+        return cls.make(config, folder, on_progress=on_progress, on_record=on_record)
+
+    @staticmethod
+    @abstractmethod
+    def make(
+        config: C,
+        folder: RunFolder,
+        *,
+        on_progress: OnProgress | None = None,
+        on_record: Callable[[dict[str, Any]], None] | None = None,
+    ) -> Mapping[str, str]:
+        """Do what is left of a run, in this process.
 
         Args:
             config: Of the folder.

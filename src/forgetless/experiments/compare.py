@@ -43,7 +43,7 @@ class ComparisonRun(RunKind[ComparisonConfig, "ComparisonResult"]):
         check(config)
 
     @staticmethod
-    def run(
+    def make(
         config: ComparisonConfig,
         folder: RunFolder,
         *,

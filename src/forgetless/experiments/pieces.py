@@ -49,14 +49,18 @@ class Piece:
         return self.path.name
 
 
-def wants_pieces(workers: int | None, folder: RunFolder) -> bool:
+def wants_pieces(config: Any, folder: RunFolder) -> bool:
     """Whether a run is made in pieces: where processes are asked for, or were when it was begun.
 
     Args:
-        workers: As the run is asked for.
+        config: Of the run, with its resources.
         folder: Of the run.
     """
-    return (workers or 1) > 1 or (folder.path / PIECES).is_dir()
+    return _workers(config) > 1 or (folder.path / PIECES).is_dir()
+
+
+def _workers(config: Any) -> int:
+    return config.resources.workers or 1
 
 
 def run_in_pieces(
@@ -64,7 +68,6 @@ def run_in_pieces(
     config: Any,
     folder: RunFolder,
     *,
-    workers: int | None,
     on_progress: OnProgress | None = None,
     on_record: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, str]:
@@ -72,9 +75,8 @@ def run_in_pieces(
 
     Args:
         kind: Of run.
-        config: Of the folder.
+        config: Of the folder; it says how many processes.
         folder: Of the run; this process has its lock.
-        workers: Processes; one if None.
         on_progress: Called about once a second, from another thread.
         on_record: Called with each record when its piece is finished, those that were there first.
 
@@ -106,7 +108,7 @@ def run_in_pieces(
     sizes = {piece.path: kind.num_records(piece.config) for piece in pieces}
     done = sum(size for path, size in sizes.items() if all(path != piece.path for piece in unfinished))
     with followed({piece.path: piece.key for piece in unfinished}, sizes, done, on_progress):
-        failures = fan_out(unfinished, run_piece, gather, workers=workers or 1)
+        failures = fan_out(unfinished, run_piece, gather, workers=_workers(config))
     with contextlib.suppress(OSError):
         (folder.path / PIECES).rmdir()
     return {failure.job.key: failure.reason for failure in failures}
@@ -122,15 +124,12 @@ def run_piece(piece: Piece) -> dict[str, Any]:
         RuntimeError: If it cannot be made.
     """
     from forgetless.errors import InputError
-    from forgetless.runs import CONFIG, EXPERIMENT, RunFolder
+    from forgetless.runs import CONFIG, RunFolder
 
     kind = RUN_KINDS[piece.experiment]
     try:
-        if (piece.path / CONFIG).is_file():
-            folder = RunFolder(piece.path)
-        else:
-            values = {EXPERIMENT: piece.experiment, **piece.config.to_dict()}
-            folder = RunFolder.create(piece.path, values, device=kind.device(piece.config))
+        is_there = (piece.path / CONFIG).is_file()
+        folder = RunFolder(piece.path) if is_there else kind.create(piece.path, piece.config)
         with folder.writing(kind.device(piece.config)):
             kind.run(piece.config, folder)
     except InputError as error:
@@ -142,14 +141,11 @@ def _hand_over(
     kind: type[RunKind[Any, Any]], folder: RunFolder, piece: Piece, mine: Sequence[Mapping[str, Any]]
 ) -> None:
     """Give a piece what the run, made by one process so far, has of it."""
-    from forgetless.runs import EXPERIMENT, RunFolder
-
     state = folder.load_checkpoint()
     is_ours = state is not None and kind.is_state_of(piece.config, state)
     if not mine and not is_ours:
         return
-    values = {EXPERIMENT: piece.experiment, **piece.config.to_dict()}
-    made = RunFolder.create(piece.path, values, device=kind.device(piece.config))
+    made = kind.create(piece.path, piece.config)
     with made.writing(kind.device(piece.config)):
         made.replace_records(mine)
         if state is not None and is_ours:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from forgetless.configuration import Configuration
 from forgetless.experiments.base import RUN_KINDS, RunKind
-from forgetless.experiments.pieces import run_in_pieces, wants_pieces
 from forgetless.search.config import SearchConfig, search_arms
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class SearchRun(RunKind[SearchConfig, "SearchResult"]):
         check_memory(config, load_task(config))
 
     @staticmethod
-    def run(
+    def make(
         config: SearchConfig,
         folder: RunFolder,
         *,
@@ -65,11 +64,6 @@ class SearchRun(RunKind[SearchConfig, "SearchResult"]):
         """Make what the folder lacks of its searches."""
         from forgetless.search.folder import run_in_folder
 
-        workers = config.resources.workers
-        if wants_pieces(workers, folder):
-            return run_in_pieces(
-                SearchRun, config, folder, workers=workers, on_progress=on_progress, on_record=on_record
-            )
         run_in_folder(config, folder, on_record=on_record, on_progress=on_progress)
         return {}
 

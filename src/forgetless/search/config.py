@@ -224,14 +224,13 @@ class SearchConfig(Configuration):
         strategy = STRATEGIES["enas"].Options() if self.strategy is None else self.strategy
         training = dict(kind.training)
         rates = training.pop("learning_rate", {})
-        run = self.run if self.run.seeds is not None else dataclasses.replace(self.run, seeds=1)
         self._set(
             space=space,
             task=options.fitted(),
             strategy=strategy.fitted(),
             data=DataConfig(name=self.data.name or task.default_data),
             optimizer=self.optimizer.fitted({"name": "sgd", **training}, rates),
-            run=run,
+            run=self.run.fitted(1),
         )
         _expect_data(self.data.name, space)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -138,12 +137,11 @@ class TwoModelConfig(Configuration):
         asked = self.protections
         if asked is None:
             asked = default_protections("none", "matched-lr", "freeze", "l2", "wpl")
-        run = self.run if self.run.seeds is not None else dataclasses.replace(self.run, seeds=5)
         self._set(
             data=DataConfig(name=self.data.name or "digits"),
             optimizer=self.optimizer.fitted({"name": "adam", "momentum": 0.9}, _RATES),
             protections=fitted_protections(asked, EXPERIMENT, f"{EXPERIMENT} on images", several_strengths=True),
-            run=run,
+            run=self.run.fitted(5),
         )
 
     @property

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from forgetless.configuration import Configuration
 from forgetless.experiments.base import RUN_KINDS, RunKind
-from forgetless.experiments.pieces import run_in_pieces, wants_pieces
 from forgetless.experiments.two_model.config import Arm, TwoModelConfig, arms
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class TwoModelRun(RunKind[TwoModelConfig, "TwoModelResult"]):
         check_memory(config, load_task(config))
 
     @staticmethod
-    def run(
+    def make(
         config: TwoModelConfig,
         folder: RunFolder,
         *,
@@ -62,9 +61,6 @@ class TwoModelRun(RunKind[TwoModelConfig, "TwoModelResult"]):
         """Make what the folder lacks of its arms."""
         from forgetless.experiments.two_model.running import run_in_folder
 
-        workers = config.resources.workers
-        if wants_pieces(workers, folder):
-            return run_in_pieces(TwoModelRun, config, folder, workers=workers, on_progress=on_progress)
         run_in_folder(config, folder, on_progress=on_progress)
         return {}
 
