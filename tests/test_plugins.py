@@ -1,6 +1,8 @@
 """Methods, spaces and data from outside the package: the files of examples/plugins, by file, package and Python."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +21,8 @@ from forgetless.runs import METRICS, RunFolder
 from forgetless.spaces import SPACES
 from forgetless.strategies import STRATEGIES
 
-FOLDER = Path(__file__).parents[1] / "examples" / "plugins"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "examples" / "plugins"
 FILES = sorted(map(str, FOLDER.glob("*.py")))
 WORDS = (
     "search --space stacks --stacks.units 8 --data even-digits --strategy climbing --climbing.restart-every 3 "
@@ -61,6 +64,32 @@ def test_four_files_add_four_kinds_and_nothing_else_is_edited(tmp_path):
     spread = command(*WORDS.split(), "--plugin", *FILES, "--workers", "2", "--output", str(tmp_path / "spread"))
     assert spread.returncode == 0, spread.stderr
     assert without_time(tmp_path / "run") == without_time(tmp_path / "spread")
+
+
+def test_they_run_against_an_installed_wheel(tmp_path):
+    """Outside of the checkout, with nothing but what `python -m build` packs."""
+    python = [sys.executable, "-m"]
+    subprocess.run([*python, "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)], cwd=ROOT, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    install = ["pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(tmp_path / "site"), str(wheel)]
+    subprocess.run([*python, *install], check=True)
+    files = [shutil.copy(path, tmp_path) for path in FILES]
+
+    def installed(*words):
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+        options = {"capture_output": True, "text": True, "check": False, "cwd": tmp_path, "env": environment}
+        return subprocess.run([*python, *words], **options)
+
+    where = installed("pip", "show", "forgetless").stdout
+    assert f"Location: {tmp_path / 'site'}" in where
+    done = installed("forgetless", *WORDS.split(), "--plugin", *files, "--output", "run")
+    assert done.returncode == 0, done.stderr
+    assert "magnitude" in done.stdout
+    assert "stacks of three layers" in (tmp_path / "run" / "report.html").read_text()
+    small = "two-model --seeds 1 --iterations 2 --iterations-a 2 --width 4 --protection none wpl --output two"
+    done = installed("forgetless", *small.split())
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "two" / "report.html").is_file()
 
 
 def test_help_and_errors_know_what_a_plugin_adds():
