@@ -265,6 +265,9 @@ with interruption.handled():
 """
     ended = run(program)
     assert ended.returncode == 143
+    deadline = time.monotonic() + 20  # a killed process ends when the kernel comes to it; of itself it would take 60 s
+    while is_running(int(ended.stdout)) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert not is_running(int(ended.stdout))
 
 
