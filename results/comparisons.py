@@ -143,31 +143,37 @@ def tried() -> Page:
 
 
 def compared(name: str, heading: str = "") -> list[str]:
-    """How a comparison was made, and its tables; a row is a protection where only one strategy has several."""
+    """How a comparison was made, and its tables; a row is a protection, or a strategy that does not search."""
     path, result = HERE / "compare" / name, result_of(name)
+    assert len({row.strategy for row in result.ranked if row.is_search}) == 1, f"rows of {name} need their strategy"
     seconds = [value for row in result.ranked for value in result.values(row, Measure.SECONDS).values()]
-    found, lost, ranks = map(rows_of, comparison_tables(result), [result] * 3)
+    parts = comparison_tables(result)
+    quality, forgetting, ranks = (f"#{heading}# {part['title']}" for part in parts)
+    selected, lost, ranked = (rows_of(part, result) for part in parts)
+    # A row without a search has nothing to forget and nothing to rank by.
+    lost, ranked = ([cells for cells in rows if has_search(result, cells)] for rows in (lost, ranked))
     chances = against_random(result)
-    for cells in found:
+    for cells in selected:
         gain, p = chances.get(cells[""], (None, None))
         cells |= {"better than random by": shown(gain, 1, 3), "p": "–" if p is None else f"{p:.3f}"}
-    titles = [f"#{heading}# {part['title']}" for part in comparison_tables(result)]
-    # A row without a search has nothing to forget and nothing to rank by.
-    searched = {label(row) for row in result.ranked if row.is_search}
-    lost, ranks = ([cells for cells in rows if cells[""] in searched] for rows in (lost, ranks))
     return [
         ran(path, took(math.fsum(seconds))),
-        titles[0].replace("What is handed over", "Selected architectures")
-        + "\n\n*Better than random*: than as many architectures drawn uniformly for the same seed; p of one-sided sign "
-        f"flips over seeds, not corrected.{SHARE * ('in %' in titles[0])}",
-        table(found),
-        f"{titles[1]}\n\nHow much models' errors rise between the end of their training and the end of the epoch.",
+        f"{quality.replace('What is handed over', 'Selected architectures')}\n\n*Better than random*: than as many "
+        "architectures drawn uniformly for the same seed; p of one-sided sign flips over seeds, not corrected."
+        + SHARE
+        * ("in %" in quality),
+        table(selected),
+        f"{forgetting}\n\nHow much models' errors rise between the end of their training and the end of the epoch.",
         table(lost),
         *learnt_part(on_shared_weights(result), heading, SHARE * (result.unit.scale == 100)),
-        titles[2],
-        table(ranks),
+        ranks,
+        table(ranked),
         f"#{heading}# How to read this\n\n" + " ".join(note.strip() for note in comparison_notes(result)),
     ]
+
+
+def has_search(result: ComparisonResult, cells: Cells) -> bool:
+    return any(row.is_search and label(row) == cells[""] for row in result.ranked)
 
 
 def learnt_part(rows: Sequence[Cells], heading: str, unit: str) -> list[str]:

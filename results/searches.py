@@ -68,7 +68,7 @@ def page(name: str, *, title: str, question: str, parts: Sequence[str] = ()) -> 
     """A page of one search, whose first sentence is about mean forgetting."""
     path, result = HERE / "search" / name, result_of(name)
     of = {s["protection"]: s for s in result.summary()}
-    decimals = 1 if result.unit.scale == 100 else 3
+    decimals, unit = (1, "points") if result.unit.scale == 100 else (3, "nats")
     free, held = (f"{result.unit.scale * of[arm]['forgetting_mean']['mean']:.{decimals}f}" for arm in ("none", "wpl"))
     prevented, slowed = (of[arm]["reduction_mean"]["mean"] for arm in ("wpl", "matched-lr"))
     rewards = difference(result, "wpl")
@@ -78,9 +78,9 @@ def page(name: str, *, title: str, question: str, parts: Sequence[str] = ()) -> 
         name=f"search-{name}",
         title=title,
         question=question,
-        answer=f"Mean forgetting falls from {free} to {held.replace('-', '−')} {result.unit.name}.",
+        answer=f"Weight plasticity lowers mean forgetting from {free} to {held.replace('-', '−')} {unit}.",
         # Where models gain instead, more than all is prevented.
-        more=f"Weight plasticity prevents {points(min(prevented, 1.0), 0)} %, smaller steps alone (`matched-lr`) "
+        more=f"That prevents {points(min(prevented, 1.0), 0)} %; smaller steps alone (`matched-lr`) prevent "
         f"{points(slowed, 0)} %. The reward is {verdict} from that without protection: {shown(rewards, 1, 3)}. No "
         "derived architecture is significantly better than a random one.",
         parts=[ran(path, took(sum(s["seconds"] for s in of.values()))), *tables(result), *parts],

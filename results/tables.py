@@ -17,7 +17,7 @@ from forgetless.runs import write_atomically
 
 TOPICS = {
     "Two models on MNIST": two_models.pages,
-    "Searches, without and with weight plasticity": searches.pages,
+    "Searches": searches.pages,
     "Searches judged by a benchmark": comparisons.pages,
     "Practice": practice.pages,
 }
@@ -32,6 +32,7 @@ One page per experiment: question, answer, command, time, and every number. How 
   error from the end of its training (err₁) to the end of the epoch (err₂). Negative is progress.
 - *Reduction*: the share of unprotected forgetting that is prevented, on the same seeds.
 - *B against unprotected*: B's accuracy minus unprotected B's, on the same seeds. Positive is better.
+- `wpl`: weight plasticity; `nsas`: replay.
 """
 
 REPRODUCTION = """## Reproduce
