@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from page import HERE, Cells, Page, environment, load, made, ran, read, shown, table, took
+from page import HERE, Cells, Page, command_block, environment, load, read, run_block, shown, table, time_taken
 
 from forgetless.comparison import Measure, Row
 from forgetless.comparison.result import ComparisonResult
@@ -59,9 +59,10 @@ def digits() -> Page:
         title="All protections, image cells",
         question="Which protection helps a search of NAS-Bench-201 cells on digits? Each has the strength selected on "
         "[other seeds](strengths-nas201-digits.md).",
-        answer="`nsas`, `wpl`, `si`, `mas` and `l2` improve the shared weights; none finds significantly better cells.",
-        more=f"The error at the end of an epoch (err₂) falls by {fell['nsas']:.1f} points under `nsas`, at three times "
-        f"the time, and by {weak[0]:.1f} to {weak[-1]:.1f} under the other four. Smaller steps alone (`matched-lr`) do "
+        answer="Five improve the shared weights; none finds significantly better cells than no protection.",
+        more=f"The error at the end of an epoch (err₂) falls by {fell['nsas']:.1f} points under `nsas`, at "
+        f"{time_ratio(result, 'nsas')} times the time, and by {weak[0]:.1f} to {weak[-1]:.1f} under `wpl`, `si`, `mas` "
+        "and `l2`. Smaller steps alone (`matched-lr`) do "
         "not lower it, and freezing raises it. Every search beats random selection, also the unprotected one "
         f"(p = {chances[0]:.3f} to {chances[-1]:.3f}).",
         parts=compared("nas201-digits"),
@@ -78,8 +79,8 @@ def longer() -> Page:
     return Page(
         name="compare-nas201-digits-longer",
         title="Longer training in place of replay",
-        question=f"`nsas` takes three times the time. What does a search without protection reach with {batches[0]} "
-        f"batches per model in place of {batches[1]}?",
+        question=f"`nsas` takes {time_ratio(others, 'nsas')} times the time. What does a search without protection "
+        f"reach with {batches[0]} batches per model in place of {batches[1]}?",
         answer=f"err₂ falls by {points(-fell.mean)} points, not significantly less than under `nsas` (p = {p:.2f}).",
         more=f"The difference from [`nsas`](compare-nas201-digits.md) is {shown(apart, 100, 1)} points. On these cells "
         "replay is worth no more than the time that it takes.",
@@ -95,7 +96,8 @@ def text_rivals() -> Page:
         title="All protections, recurrent cells",
         question="Which protection helps a search of recurrent cells on text? Each has the strength selected on "
         "[other seeds](strengths-recurrent-3.md).",
-        answer="Only `nsas`, at four times the time, finds significantly better cells than no protection.",
+        answer=f"Only `nsas`, at {time_ratio(result, 'nsas')} times the time, finds significantly better cells than no "
+        "protection.",
         more=f"Of those that cost little, `wpl` and `si` are best: mean forgetting falls from {lost['none']} to "
         f"{lost['wpl']} and {lost['si']} nats, and both raise the reward. Compared with random selection, the p of "
         f"`nsas` ({against_random(result)['nsas'][1]:.3f}) is not significant after correction for twelve rows.",
@@ -157,7 +159,7 @@ def compared(name: str, heading: str = "") -> list[str]:
         gain, p = chances.get(cells[""], (None, None))
         cells |= {"better than random by": shown(gain, 1, 3), "p": "–" if p is None else f"{p:.3f}"}
     return [
-        ran(path, took(math.fsum(seconds))),
+        run_block(path, time_taken(math.fsum(seconds))),
         f"{quality.replace('What is handed over', 'Selected architectures')}\n\n*Better than random*: than as many "
         "architectures drawn uniformly for the same seed; p of one-sided sign flips over seeds, not corrected."
         + SHARE
@@ -258,6 +260,12 @@ def lost_in(result: ComparisonResult, protection: str, digits: int) -> str:
     return f"{result.unit.scale * interval['mean']:.{digits}f}".replace("-", "−")
 
 
+def time_ratio(result: ComparisonResult, protection: str) -> str:
+    """How many times as long as without protection a search takes."""
+    seconds = [result.interval(Row("enas", name), Measure.SECONDS) for name in (protection, "none")]
+    return f"{seconds[0]['mean'] / seconds[1]['mean']:.1f}" if seconds[0] and seconds[1] else "–"
+
+
 def ranking(file: str, strategy: str) -> str:
     """What shared weights rank by, beside what the truth ranks by."""
     searches = read(HERE / file)["searches"]
@@ -314,7 +322,7 @@ def strengths(name: str, what: str) -> Page:
         f"{selected['nsas']:g}.",
         more="The comparisons use the selected strengths, on other seeds.",
         parts=[
-            made(
+            command_block(
                 f"python results/strengths.py {name}",
                 "Seeds 100 and 101; mean over the last half of the epochs, validation data. The time was not recorded. "
                 f"{environment(found['environment'])}.",

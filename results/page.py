@@ -61,22 +61,22 @@ def load(path: Path) -> Any:
     return load_result(RunFolder(path))
 
 
-def ran(path: Path, time: str) -> str:
+def run_block(path: Path, time: str) -> str:
     """The section that says how a run was made, and how long that took."""
     folder, config = RunFolder(path), load(path).config
     seeds = getattr(config, "search", config).run.seeds
-    return made(
+    return command_block(
         command_line(config, folder.header.experiment),
         f"{seeds} seeds, one thread, {environment(folder.environment)}. {time} Run folder: `results/"
         f"{path.relative_to(HERE)}`.",
     )
 
 
-def took(seconds: float) -> str:
+def time_taken(seconds: float) -> str:
     return f"It took {duration(seconds)} of one process."
 
 
-def made(command: str, note: str) -> str:
+def command_block(command: str, note: str) -> str:
     """The command of a page, with what else is to be known of it."""
     return f"```\n{command}\n```\n\n{note}"
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import instruction_sets
-from page import HERE, Cells, Page, environment, made, read, table
+from page import HERE, Cells, Page, command_block, environment, read, table
 
 from forgetless.report.words import span
 
@@ -40,14 +40,14 @@ def processors() -> Page:
         answer=f"They hold: weight plasticity prevents {span(reductions)} % with AVX2.",
         more="Single seeds give other numbers, so quote means over seeds with their intervals.",
         parts=[
-            made(
+            command_block(
                 "python results/instruction_sets.py avx2",
                 "The committed runs are from another processor, whose instruction set was not recorded. Intervals are "
                 "95 %, over seeds.",
             ),
             *instruction_sets.tables(),
             "## Operations of PyTorch",
-            made(
+            command_block(
                 operations["command"],
                 "The same operations, bit for bit, on this processor and on three that QEMU emulates. The settings are "
                 f"`{' '.join(f'{k}={v}' for k, v in operations['settings'].items())}`. "
@@ -84,7 +84,7 @@ def reliability() -> Page:
         more="All others gave the same result, warned, or were refused. [Faults that were found before](faults.md) "
         "have a test each.",
         parts=[
-            made(found["command"], f"{found['about']} Tried were real commands of small size."),
+            command_block(found["command"], f"{found['about']} Tried were real commands of small size."),
             MEANINGS,
             table(rows),
         ],
@@ -120,7 +120,7 @@ def speed() -> Page:
             for m in measured
             for part in (
                 f"## {m['benchmark'].replace('_', ' ').capitalize()}",
-                made(m["command"], f"{m['rounds']} rounds, {environment(m['environment'])}."),
+                command_block(m["command"], f"{m['rounds']} rounds, {environment(m['environment'])}."),
                 *(f"{title}:\n\n{table([timing(t) for t in timings])}" for title, timings in m["tables"].items()),
             )
         ],
@@ -181,7 +181,7 @@ def upkeep() -> Page:
         more=f"A report of 100,000 records takes {longest:.0f} s.",
         parts=[
             "## Cost of checkpoints",
-            made(
+            command_block(
                 stored["command"],
                 f"{environment(stored['environment'])}. A checkpoint is possible at every *call*; it is stored at the "
                 f"first call after `--checkpoint-every`, by default {stored['interval']}. *Share* is the part of a "
@@ -189,21 +189,21 @@ def upkeep() -> Page:
             ),
             table(checkpoints),
             "## Reports of long runs",
-            made(
+            command_block(
                 reports["command"],
                 f"{environment(reports['environment'])}. Each report is made by a process of its own; its imports "
                 f"alone take {imports:.0f} MB.",
             ),
             table(pages),
             "## Evaluation by a shipped benchmark",
-            made(
+            command_block(
                 judged["command"],
                 f"{judged['searches']} searches of one seed, with the rank of all {judged['architectures']} "
                 f"architectures on the shared weights of each, take {judged['seconds']:.1f} s. "
                 f"{environment(judged['environment'])}.",
             ),
             f"## {fanned['trainings']} trainings from scratch in several processes",
-            made(fanned["command"], f"{environment(fanned['environment'])}."),
+            command_block(fanned["command"], f"{environment(fanned['environment'])}."),
             table(ways),
         ],
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from page import HERE, Cells, Page, load, percent, ran, read, shown, table, took
+from page import HERE, Cells, Page, load, percent, read, run_block, shown, table, time_taken
 
 from forgetless.options import command_line
 from forgetless.report.words import points
@@ -83,7 +83,7 @@ def page(name: str, *, title: str, question: str, parts: Sequence[str] = ()) -> 
         more=f"That prevents {points(min(prevented, 1.0), 0)} %; smaller steps alone (`matched-lr`) prevent "
         f"{points(slowed, 0)} %. The reward is {verdict} from that without protection: {shown(rewards, 1, 3)}. No "
         "derived architecture is significantly better than a random one.",
-        parts=[ran(path, took(sum(s["seconds"] for s in of.values()))), *tables(result), *parts],
+        parts=[run_block(path, time_taken(sum(s["seconds"] for s in of.values()))), *tables(result), *parts],
     )
 
 

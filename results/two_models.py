@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from page import HERE, Cells, Page, load, only, percent, ran, shown, table, varying
+from page import HERE, Cells, Page, load, only, percent, run_block, shown, table, varying
 
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import mean_interval
@@ -44,7 +44,7 @@ def adam() -> Page:
         answer=f"A loses {lost['none']} points without protection and none with weight plasticity.",
         more="B is not significantly worse for it. Freezing and L2 keep A equally well. Smaller steps alone "
         f"(`matched-lr`) prevent {span(slowed, 0)} %.",
-        parts=[ran_two("mnist-crossed-adam"), *tables(rows_of("mnist-crossed-adam"))],
+        parts=[block_of("mnist-crossed-adam"), *tables(rows_of("mnist-crossed-adam"))],
     )
 
 
@@ -57,7 +57,7 @@ def sgd() -> Page:
         answer=f"A loses {lost['none']} points without protection, at most {points(max(kept), 2)} with weight "
         "plasticity.",
         more="B is not worse for it: its mean accuracy is higher in every row.",
-        parts=[ran_two("mnist-crossed-sgd"), *tables(rows_of("mnist-crossed-sgd"))],
+        parts=[block_of("mnist-crossed-sgd"), *tables(rows_of("mnist-crossed-sgd"))],
     )
 
 
@@ -74,7 +74,7 @@ def damping() -> Page:
         answer=f"A stopped at 43 % loses {span(undamped)} points without damping, {span(default)} with it.",
         more=f"Without protection it loses {points(plain)} points. How much the paper's penalty prevents where A is "
         "stopped elsewhere is on [another page](two-model-undamped.md).",
-        parts=[*(ran_two(name) for name in runs.values()), *tables(rows, ("damping", *ARM))],
+        parts=[*(block_of(name) for name in runs.values()), *tables(rows, ("damping", *ARM))],
     )
 
 
@@ -86,7 +86,7 @@ def undamped() -> Page:
         question="How much forgetting does the paper's penalty, which has no damping, prevent at each stop of A?",
         answer=f"It prevents {span(prevented)} % at α = 10⁵.",
         more="In the paper it stops helping below 40 % of convergence.",
-        parts=[ran_two("mnist-crossed-adam-undamped"), *tables(rows_of("mnist-crossed-adam-undamped"))],
+        parts=[block_of("mnist-crossed-adam-undamped"), *tables(rows_of("mnist-crossed-adam-undamped"))],
     )
 
 
@@ -101,7 +101,7 @@ def sigmoid() -> Page:
         answer=f"A loses {lost['none']} points without protection and none with weight plasticity.",
         more="Freezing and L2 also prevent all of it. Some seeds of unprotected B fail to train through six narrow "
         f"layers, so B's gain of {span(better)} points says little about protection.",
-        parts=[ran_two("mnist-prefix-sigmoid"), *tables(rows_of("mnist-prefix-sigmoid"))],
+        parts=[block_of("mnist-prefix-sigmoid"), *tables(rows_of("mnist-prefix-sigmoid"))],
     )
 
 
@@ -114,7 +114,7 @@ def relu() -> Page:
         "much does A forget?",
         answer=f"Nothing; A gains {span(gained)} points from B's training.",
         more="Protection forgoes that. If your models are like this, you need none.",
-        parts=[ran_two("mnist-prefix-sgd"), *tables(rows_of("mnist-prefix-sgd"))],
+        parts=[block_of("mnist-prefix-sgd"), *tables(rows_of("mnist-prefix-sgd"))],
     )
 
 
@@ -131,7 +131,7 @@ def alpha() -> Page:
         answer=f"A loses {points(least['forgetting']['mean'])} points at α = 1 and none from 10 to 10¹².",
         more=f"There A's forgetting is {span([s['forgetting']['mean'] for s in more], 2)} points. B's mean accuracy is "
         f"within {points(worst)} points of unprotected B's at every α. α = 0 is plain training, bit for bit.",
-        parts=[ran_two("mnist-alpha-adam"), *tables(rows_of("mnist-alpha-adam"))],
+        parts=[block_of("mnist-alpha-adam"), *tables(rows_of("mnist-alpha-adam"))],
     )
 
 
@@ -149,7 +149,7 @@ def chain() -> Page:
         answer=f"Earlier models lose {span(lost['none'], 0)} points without protection, none with weight plasticity.",
         more=f"Under `l2` they lose {span(lost['l2'], 2)} points. E is last and cannot lose anything.",
         parts=[
-            ran_two("mnist-chain"),
+            block_of("mnist-chain"),
             "## Forgetting per model, points",
             table(each),
             "## A and B",
@@ -173,7 +173,8 @@ def crossed_rivals() -> list[Page]:
         f"{points(converged['none'])} without protection.",
         more=f"`ogl` loses {points(converged['ogl'])}. `nsas`, which replays A, ends {points(-converged['nsas'])} "
         f"points above where A was, and {points(-mean(best[0.38, 'nsas'], 'forgetting'))} above where A was "
-        "stopped at 38 %: it goes on training A. Freezing is simplest, and only replay is better.",
+        "stopped at 38 %: it goes on training A. Freezing is simplest; only replay is clearly better, where A was "
+        "stopped.",
     )
 
 
@@ -206,11 +207,11 @@ def rivals(run: str, **page: Any) -> list[Page]:
         title=f"{page['title']}: every strength",
         question="What did every strength that was tried do?",
         answer=f"This is the full table behind [{page['title'].lower()}]({name}.md).",
-        parts=[ran_two(run), *tables(rows_of(run))],
+        parts=[block_of(run), *tables(rows_of(run))],
         is_listed=False,
     )
     more = [note, *best_tables(run), f"[Every strength]({name}-strengths.md) that was tried."]
-    return [Page(**page, parts=[ran_two(run), *more]), strengths]
+    return [Page(**page, parts=[block_of(run), *more]), strengths]
 
 
 def best_tables(name: str) -> list[str]:
@@ -276,11 +277,11 @@ def lost_by(name: str) -> dict[str, str]:
     return {protection: span(means(name, "forgetting", protection)) for protection in protections}
 
 
-def ran_two(name: str) -> str:
+def block_of(name: str) -> str:
     result = result_of(name)
     seconds = duration(sum(run["seconds"] for run in result.runs))
     trained = f"Training {listed(later_models(result))} took {seconds} in all; A's time was not recorded."
-    return ran(HERE / "two-model" / name, trained)
+    return run_block(HERE / "two-model" / name, trained)
 
 
 def strength_of(run: Mapping[str, Any]) -> str:
@@ -304,8 +305,8 @@ def rows_of(name: str) -> list[Cells]:
             f"{100 * s['accuracy_b']['mean']:.2f}",
             shown(s["cost_b"], -100, 2),
         )
-        means = [sum(run[key] for run in runs) / len(runs) for key in ("validation_forgetting", "validation_b")]
-        validation = [f"{round(100 * value, 2) + 0:.2f}" for value in means]
+        selected_by = [sum(run[key] for run in runs) / len(runs) for key in ("validation_forgetting", "validation_b")]
+        validation = [f"{round(100 * value, 2) + 0:.2f}" for value in selected_by]
         rows.append(arm | dict(zip(TEST + VALIDATION, (*test, *validation), strict=True)))
     return rows
 
