@@ -2,9 +2,9 @@
 
 $ python results/instruction_sets.py avx2          # makes, or goes on with, results/reproducibility/avx2
 $ python results/instruction_sets.py sse4 two-model/mnist-crossed-adam
-$ python results/tables.py                         # puts the table into results/README.md
+$ python results/tables.py                         # puts the tables into results/pages/other-processors.md
 
-A run here has the options of the committed one but for the protections, of which it has those that the README tells of.
+A rerun has the options of the committed run, and those of its protections that RUNS names.
 """
 
 import os
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import comparisons
+from page import load, shown, table
 
 from forgetless.comparison.result import ComparisonResult
 from forgetless.configuration import Configuration
-from forgetless.experiments import load_config, load_result
+from forgetless.experiments import load_config
 from forgetless.experiments.two_model import TwoModelResult
-from forgetless.forgetting import Interval
 from forgetless.options import command_line
 from forgetless.report.evaluation import probability
 from forgetless.runs import RunFolder
@@ -79,32 +79,32 @@ def _changed(config: Configuration, changes: Mapping[str, Any]) -> Configuration
     return type(config).from_dict(tables)
 
 
-def section() -> str:
-    """The headline numbers of the committed runs and of their reruns, side by side."""
-    note = (
-        "The same commands and seeds, by `python results/instruction_sets.py SET`; the committed runs are from another "
-        "processor, whose instruction set was not recorded. Intervals are 95 %, over seeds."
-    )
+def tables() -> list[str]:
+    """The headline numbers of the committed runs and of their reruns, side by side, a table per run."""
     made = [name for name in SETS if (RERUNS / name).is_dir()]
-    lines = [
-        "## The headline runs under other instruction sets",
-        *("", note, "", f"| run | number | committed | {' | '.join(made)} |", "|---" * (3 + len(made)) + "|"),
-    ]
+    parts = []
     for name in RUNS:
-        paths = [rerun(instruction_set, name) for instruction_set in made]
-        reruns = [headlines(path) if path.exists() else {} for path in paths]
-        if not any(reruns):
-            continue
-        for label, committed in headlines(HERE / name).items():
-            cells = [each.get(label, "–") for each in reruns]
-            if any(cell != "–" for cell in cells):
-                lines.append(f"| `{name}` | {label} | {' | '.join([committed, *cells])} |")
-    return "\n".join([*lines, ""])
+        reruns = {each: headlines(path) if (path := rerun(each, name)).exists() else {} for each in made}
+        rows = [
+            {"": label, "committed": committed, **{each: found.get(label, "–") for each, found in reruns.items()}}
+            for label, committed in headlines(HERE / name).items()
+            if any(label in found for found in reruns.values())
+        ]
+        if rows:
+            parts.append(f"## `{name}`\n\n{table(rows)}")
+    return parts
+
+
+def reductions(instruction_set: str) -> list[float]:
+    """Mean share of the forgetting of two models that weight plasticity prevents, in every row of the reruns."""
+    paths = [rerun(instruction_set, name) for name in RUNS if name.startswith("two-model/")]
+    arms = [s for path in paths for s in load(path).summary()]
+    return [s["reduction"]["mean"] for s in arms if s["protection"] == "wpl"]
 
 
 def headlines(path: Path) -> dict[str, str]:
-    """The numbers of a run that the README tells of, by what they are."""
-    result = load_result(RunFolder(path))
+    """The numbers of a run that pages tell of, by what they are."""
+    result = load(path)
     if isinstance(result, TwoModelResult):
         return _of_two_models(result)
     return _of_search(result) if isinstance(result, SearchResult) else _of_comparison(result)
@@ -116,10 +116,10 @@ def _of_two_models(result: TwoModelResult) -> dict[str, str]:
         where = "A at convergence" if convergence == 1 else f"A stopped at {convergence:.0%}"
         arms = {s["protection"]: s for s in result.summary() if s["convergence"] == convergence}
         plain, held = arms["none"], arms["wpl"]
-        found[f"{where}: forgetting, points"] = _shown(plain["forgetting"], 100, 1)
+        found[f"{where}: forgetting, points"] = shown(plain["forgetting"], 100, 1)
         found[f"{where}: of seed 0"] = _of_seed_0(result, convergence)
-        found[f"{where}: reduction, %"] = _shown(held["reduction"], 100, 1)
-        found[f"{where}: B against unprotected, points"] = _shown(held["cost_b"], -100, 2)
+        found[f"{where}: reduction, %"] = shown(held["reduction"], 100, 1)
+        found[f"{where}: B against unprotected, points"] = shown(held["cost_b"], -100, 2)
     return found
 
 
@@ -132,10 +132,10 @@ def _of_search(result: SearchResult) -> dict[str, str]:
     scale, digits = result.unit.scale, 1 if result.unit.scale == 100 else 3
     found: dict[str, str] = {}
     for s in result.summary():
-        found[f"forgetting, {s['protection']}"] = _shown(s["forgetting_mean"], scale, digits)
+        found[f"forgetting, {s['protection']}"] = shown(s["forgetting_mean"], scale, digits)
         if s["protection"] == "wpl":
-            found["reduction by wpl, %"] = _shown(s["reduction_mean"], 100, 0)
-        found[f"reward, {s['protection']}"] = _shown(s["reward"], 1, 3)
+            found["reduction by wpl, %"] = shown(s["reduction_mean"], 100, 0)
+        found[f"reward, {s['protection']}"] = shown(s["reward"], 1, 3)
     return found
 
 
@@ -145,23 +145,15 @@ def _of_comparison(result: ComparisonResult) -> dict[str, str]:
         if not row.is_search:
             continue
         for name, (difference, p) in zip(("reward", "err₂"), comparisons.effects(result, row), strict=False):
-            found[f"{row}: {name} against none"] = f"{comparisons.with_ends(difference, 1, 4)}, {_probability(p)}"
+            found[f"{row}: {name} against none"] = f"{shown(difference, 1, 4)}, {_probability(p)}"
     for row, gain, p in sorted(comparisons.gains(result), key=lambda each: str(each[0])):
-        found[f"{row}: better than random by"] = f"{comparisons.with_ends(gain, 1, 3)}, {_probability(p)}"
+        found[f"{row}: better than random by"] = f"{shown(gain, 1, 3)}, {_probability(p)}"
     return found
 
 
 def _probability(p: float) -> str:
     shown = probability(p)
     return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
-
-
-def _shown(interval: dict[str, Any] | None, scale: float, digits: int) -> str:
-    if interval is None:
-        return "–"
-    if scale < 0:  # the ends change places
-        interval = {"mean": interval["mean"], "low": interval["high"], "high": interval["low"]}
-    return comparisons.with_ends(Interval(**interval), scale, digits)
 
 
 if __name__ == "__main__":

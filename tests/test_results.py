@@ -1,8 +1,25 @@
+"""The pages of results say what the committed runs say."""
+
 import ast
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+
+
+def test_pages_are_up_to_date():
+    script = ROOT / "results" / "tables.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr} Run `python results/tables.py`."
+
+
+def test_links_of_pages_lead_to_pages():
+    pages = [ROOT / "results" / "README.md", *(ROOT / "results" / "pages").glob("*.md")]
+    links = {(page.parent / link).resolve() for page in pages for link in re.findall(r"\]\((.*?)\)", page.read_text())}
+    assert links == {page.resolve() for page in pages}  # and every page has a link to it
 
 
 def test_every_fault_that_is_listed_has_its_test():
