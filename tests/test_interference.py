@@ -122,7 +122,7 @@ def test_against_a_copy_of_the_search_for_each_architecture(config, protection):
     random_state = torch.get_rng_state()
     start = config.schedule.models_per_epoch * config.schedule.batches_per_model
     batches = list(search.task.training_batches(start + 3, torch.Generator().manual_seed(0)))[start:]
-    error = [search._error(architecture, "forgetting") for architecture in sample]
+    error = [search.rewards.error(architecture, "forgetting") for architecture in sample]
     assert list(found.error) == error
     for j, trained in enumerate(sample):
         twin = copy.deepcopy(search, {id(search.task): search.task})
@@ -137,7 +137,7 @@ def test_against_a_copy_of_the_search_for_each_architecture(config, protection):
                     loss.backward()
                 torch.nn.utils.clip_grad_norm_(twin.supernet.parameters(), config.optimizer.max_gradient_norm)
                 twin.optimizer.step()
-        after = [twin._error(architecture, "forgetting") for architecture in sample]
+        after = [twin.rewards.error(architecture, "forgetting") for architecture in sample]
         assert list(found.change[j]) == [b - a for a, b in zip(error, after, strict=True)]
     assert (found.change != 0).any()
 

@@ -26,6 +26,7 @@ from forgetless.search import (
 )
 from forgetless.search.arms import FORMAT
 from forgetless.search.epoch import _Clock
+from forgetless.search.rewards import Rewards
 from forgetless.search.setup import memory_bytes
 from forgetless.search.state import EpochState
 from forgetless.strategies.evolution import EvolutionOptions
@@ -323,8 +324,8 @@ def test_every_strategy_goes_on_bit_for_bit(strategy, monkeypatch):
     sizes = {"strategy_steps": 2, "epochs": 2, "models_per_epoch": 2, "final_batches": 1}
     config = changed(TINY, strategy=strategy, protection=("wpl",), **sizes)
     states, asked = [], []
-    measure = Search._rewards
-    monkeypatch.setattr(Search, "_rewards", lambda self, cells: asked.append(len(cells)) or measure(self, cells))
+    measure = Rewards.of_all
+    monkeypatch.setattr(Rewards, "of_all", lambda self, cells: asked.append(len(cells)) or measure(self, cells))
 
     def keep(record, state):
         buffer = io.BytesIO()
@@ -370,15 +371,15 @@ def test_gdas_descends_on_the_reward_split_and_leaves_no_gradients(monkeypatch):
     assert all(map(torch.equal, seen, itertools.cycle(torch.split(images[:whole], 16))))
 
 
-def test_no_search_hands_over_what_it_draws_and_measures_nothing(monkeypatch):
+def test_no_search_selects_what_it_draws_and_measures_nothing(monkeypatch):
     config = changed(TINY, strategy="random", protection=("none",), seeds=2, final_samples=6, final_batches=1)
     assert config.arms == ("none",)
 
     def refuse(*arguments):
         pytest.fail("shared weights are used")
 
-    for name in ("reward", "one_epoch", "_train"):
-        monkeypatch.setattr(Search, name, refuse)
+    for owner, name in ((Rewards, "of"), (Search, "one_epoch"), (Search, "_train")):
+        monkeypatch.setattr(owner, name, refuse)
     states, shown = [], []
     records = run(config, on_epoch=lambda record, state: states.append(state), on_progress=shown.append)
     assert [(r["event"], r["seed"]) for r in records] == [("derived", 0), ("derived", 1)]
@@ -404,7 +405,7 @@ def test_candidates_are_ranked_best_first_and_what_diverged_last(monkeypatch):
     config = changed(TINY, final_samples=12, protection=("none",))
     search = Search(config, load_task(config), SearchArm(0, "none"))
     given = iter([0.2, math.nan, 0.9, 0.5, *[0.1] * 20])
-    monkeypatch.setattr(search, "reward", lambda architecture: next(given))
+    monkeypatch.setattr(search.rewards, "of", lambda architecture: next(given))
     derived = search.derive(lambda phase, values: None)
     rewards = [reward for _, reward in derived["candidates"]]
     finite = [reward for reward in rewards if reward is not None]

@@ -312,7 +312,7 @@ def shared_weight_rewards(
             search.load_state_dict(state)
             rewards = []
             for number, architecture in enumerate(architectures):
-                rewards.append(search.reward(architecture))
+                rewards.append(search.rewards.of(architecture))
                 if on_progress is not None:
                     label = f"seed {arm.seed} {arm.protection}: rewards on the shared weights"
                     total = len(states) * len(architectures)

@@ -19,13 +19,13 @@ from forgetless.protection import Protection, make_protection
 from forgetless.protection.none import NoProtection
 from forgetless.search.config import SearchArm, SearchConfig
 from forgetless.search.evidence import EvidenceOf
+from forgetless.search.rewards import Rewards
 from forgetless.search.scratch import train_from_scratch
 from forgetless.search.setup import fixed_sample, generator_for, make_search_space, make_supernet
 from forgetless.search.state import DerivationState, EpochState, Moved
 from forgetless.spaces import Architecture, SearchSpace
 from forgetless.strategies import Strategy, make_strategy
 from forgetless.tasks import Task
-from forgetless.tasks.base import SplitName
 from forgetless.training import MeanStep, consolidate, make_optimizer, train
 
 Show = Callable[[str, Mapping[str, float]], None]
@@ -43,6 +43,7 @@ class Search:
     Attributes:
         epoch: Finished epochs.
         supernet: The shared weights.
+        rewards: What they say of architectures.
         strategy: What proposes architectures.
     """
 
@@ -51,11 +52,11 @@ class Search:
         self.epoch = 0
         self.space = space or make_search_space(config)
         self.supernet = make_supernet(config.run.device, task, self.space, arm.seed)
+        self.rewards = Rewards(task, self.supernet, config.schedule.evaluation_batches or None)
         steps = config.schedule.epochs * config.schedule.strategy_steps
         self.strategy: Strategy[Any] = make_strategy(config.strategy, self.space.space, seed=arm.seed, num_steps=steps)
         if self.strategy.uses_gradients:
-            self.strategy.loss = self._reward_loss
-        self._num_losses = 0  # of the epoch
+            self.strategy.loss = self.rewards.loss
         self._now: EpochState | None = None  # within an epoch
         self._end: DerivationState | None = None  # within the derivation
         self.matched = RunningMatch()
@@ -108,7 +109,7 @@ class Search:
         now.penalty = self.protection.penalty() if now.penalty is None else now.penalty
         for architecture in now.architectures[len(now.second) :]:
             with clock("evaluate"):
-                now.second.append(self._error(architecture, "forgetting"))
+                now.second.append(self.rewards.error(architecture, "forgetting"))
             show(f"error {len(now.second)}/{config.schedule.models_per_epoch}", {})
             point()
         forgetting = now.forgetting(self.task.diverged_above)
@@ -125,6 +126,11 @@ class Search:
         self._now = None
         return record
 
+    @property
+    def _first_loss(self) -> int:
+        """The number of the epoch's first batch that the strategy differentiates."""
+        return self.epoch * self.config.schedule.strategy_steps * self.config.schedule.samples_per_step
+
     def _begin_epoch(self) -> EpochState:
         """The state of this epoch; where it is new, what happens at an epoch's beginning has happened."""
         config = self.config
@@ -132,7 +138,7 @@ class Search:
             if config.protect.reset_every and self.epoch % config.protect.reset_every == 0:
                 self.protection.reset()
             self._protects |= self.epoch == config.protect.start
-            self._num_losses = 0
+            self.rewards.begin(self._first_loss)
             self._now = EpochState()
         if self.protection.has_strength() and self.protection.decays:
             self.protection.strength = self._strength * config.protect.strength_decay**self._protected_epochs
@@ -149,13 +155,13 @@ class Search:
             gradients, step, skipped = self._train(architecture, self.epoch * config.schedule.models_per_epoch + j)
         now.num_passed_over += skipped
         with clock("evaluate"):
-            error = self._error(architecture, "forgetting")
+            error = self.rewards.error(architecture, "forgetting")
         with clock("consolidate"):
             if error <= self.task.diverged_above and self._protects:
                 self._consolidate(architecture, gradients)
         with clock("evaluate"):
             moves = self._protects and self.protection.moves_weights
-            now.consolidated.append(self._error(architecture, "forgetting") if moves else error)
+            now.consolidated.append(self.rewards.error(architecture, "forgetting") if moves else error)
         now.moved.append(Moved(step, _distance(before, self._shared) / config.schedule.batches_per_model))
         self.matched.learn(self._measured_step(now.moved[-1]))
         now.architectures.append(architecture)
@@ -284,7 +290,7 @@ class Search:
         return measure_interference(
             architectures,
             lambda architecture: self._train_on(architecture, start, num_batches or schedule.batches_per_model),
-            lambda architecture: self._error(architecture, "forgetting"),
+            lambda architecture: self.rewards.error(architecture, "forgetting"),
             self._undone,
             diverged_above=self.task.diverged_above,
             on_trained=on_trained,
@@ -308,37 +314,14 @@ class Search:
                 # By way of training mode, in which an image supernet drops whose batch statistics it has.
                 self.supernet.train().train(was_training)
 
-    # ---- errors, rewards, the strategy -----------------------------------------------------------------------
-
-    def _error(self, architecture: Any, split: SplitName) -> float:
-        return self.task.error(self.supernet, split, architecture, self.config.schedule.evaluation_batches or None)
-
-    def reward(self, architecture: Any) -> float:
-        """What the strategy is told of an architecture, measured on the reward split.
-
-        Args:
-            architecture: A member of the space.
-        """
-        return self.task.reward(self._error(architecture, "reward"))
-
-    def _rewards(self, architectures: Sequence[Any]) -> list[float]:
-        """Rewards in order; an architecture that occurs twice is evaluated once."""
-        known = {architecture: self.reward(architecture) for architecture in dict.fromkeys(architectures)}
-        return [known[architecture] for architecture in architectures]
-
-    def _reward_loss(self, architecture: Any, edge_weights: Tensor) -> Tensor:
-        """What a strategy that uses gradients differentiates: batch after batch of the reward split."""
-        schedule = self.config.schedule
-        number = self.epoch * schedule.strategy_steps * schedule.samples_per_step + self._num_losses
-        self._num_losses += 1
-        return self.task.weighted_loss(self.supernet, architecture, edge_weights, number)
+    # ---- the strategy ----------------------------------------------------------------------------------------
 
     def _learn(self, now: EpochState, clock: "_Clock", point: Callable[[], object]) -> dict[str, float]:
         """The epoch's steps of the strategy; their metrics, averaged."""
         while len(now.learned) < self.config.schedule.strategy_steps:
             with clock("learn"):
                 architectures = self.strategy.propose(self.config.schedule.samples_per_step)
-                now.learned.append(self.strategy.learn(architectures, self._rewards(architectures)))
+                now.learned.append(self.strategy.learn(architectures, self.rewards.of_all(architectures)))
             point()
         names = dict.fromkeys(name for metrics in now.learned for name in metrics)
         return {
@@ -368,7 +351,7 @@ class Search:
         for architecture in dict.fromkeys(end.proposed):
             if architecture not in end.rewards:
                 with clock("derive"):
-                    end.rewards[architecture] = self.reward(architecture) if measured else math.nan
+                    end.rewards[architecture] = self.rewards.of(architecture) if measured else math.nan
                 point()
         # Best first, what diverged last; of equals the one proposed first.
         known = end.rewards
@@ -435,7 +418,7 @@ class Search:
             "step_at_rate_1": self.matched.step_at_1,
             "protects": self._protects,
             "protected_epochs": self._protected_epochs,
-            "num_losses": self._num_losses,
+            "num_losses": self.rewards.num_losses,
             "only": None if self._only is None else str(self._only),
             "now": None if self._now is None else self._now.as_dict(),
             "end": None if self._end is None else self._end.as_dict(),
@@ -452,7 +435,7 @@ class Search:
         self.epoch, self.matched.scale = state["epoch"], state["scale"]
         self._protected_epochs = state["protected_epochs"]
         self.matched.step_at_1, self._protects = state["step_at_rate_1"], state["protects"]
-        self._num_losses = state["num_losses"]
+        self.rewards.begin(self._first_loss, state["num_losses"])
         self.supernet.load_state_dict(state["supernet"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.strategy.load_state_dict(state["strategy"])

@@ -1,0 +1,73 @@
+"""What the shared weights say of architectures: errors, rewards, and the loss that a strategy differentiates."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from forgetless.supernet import Supernet
+from forgetless.tasks import Task
+from forgetless.tasks.base import SplitName
+
+
+class Rewards:
+    """Errors and rewards of the architectures of a supernet, with its weights as they are when it is asked.
+
+    Args:
+        task: The data.
+        supernet: The shared weights.
+        num_batches: On which each is evaluated; all of the split if None.
+
+    Attributes:
+        num_losses: How many batches the strategy has differentiated since `begin`.
+    """
+
+    def __init__(self, task: Task[Any], supernet: Supernet[Any], num_batches: int | None) -> None:
+        self._task, self._supernet, self._num_batches = task, supernet, num_batches
+        self._first, self.num_losses = 0, 0
+
+    def begin(self, first: int, num_losses: int = 0) -> None:
+        """At the beginning of an epoch, or within one that is gone on with.
+
+        Args:
+            first: The number of the first batch that the strategy differentiates.
+            num_losses: How many of the epoch it has differentiated.
+        """
+        self._first, self.num_losses = first, num_losses
+
+    def error(self, architecture: Any, split: SplitName) -> float:
+        """The error of an architecture.
+
+        Args:
+            architecture: A member of the space.
+            split: On which part of the data.
+        """
+        return self._task.error(self._supernet, split, architecture, self._num_batches)
+
+    def of(self, architecture: Any) -> float:
+        """What the strategy learns of an architecture, measured on the reward split.
+
+        Args:
+            architecture: A member of the space.
+        """
+        return self._task.reward(self.error(architecture, "reward"))
+
+    def of_all(self, architectures: Sequence[Any]) -> list[float]:
+        """Rewards in order; an architecture that occurs twice is evaluated once.
+
+        Args:
+            architectures: Members of the space.
+        """
+        known = {architecture: self.of(architecture) for architecture in dict.fromkeys(architectures)}
+        return [known[architecture] for architecture in architectures]
+
+    def loss(self, architecture: Any, edge_weights: Tensor) -> Tensor:
+        """What a strategy that uses gradients differentiates: batch after batch of the reward split.
+
+        Args:
+            architecture: A member of the space.
+            edge_weights: (edges,), what each edge's output is multiplied by.
+        """
+        number = self._first + self.num_losses
+        self.num_losses += 1
+        return self._task.weighted_loss(self._supernet, architecture, edge_weights, number)
