@@ -37,7 +37,17 @@ class Kind:
                 f"Expected a class of options of its own for {cls.__name__}, but got {options.__name__}, which is that "
                 f"of {options.kind.__name__}. Derive one from it."
             )
-        options.kind = cls
+        options.kind = _Fixed(cls)
+
+
+class _Fixed:
+    """What a class knows of another, which is not a part of it: else its docstring counts as the first one's, too."""
+
+    def __init__(self, kind: type[Any]) -> None:
+        self._kind = kind
+
+    def __get__(self, instance: object, owner: type[Any]) -> type[Any]:
+        return self._kind
 
 
 class Registry(Generic[K]):
