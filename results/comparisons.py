@@ -2,22 +2,20 @@
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from forgetless.comparison import ComparisonConfig, Measure, Row
 from forgetless.comparison.result import ComparisonResult, load_comparison
 from forgetless.evaluation.searches import summarise
 from forgetless.evaluation.significance import paired_permutation_test
 from forgetless.experiments.two_model import TwoModelResult
+from forgetless.experiments.two_model.records import RunRecord
 from forgetless.forgetting import Interval, mean_interval
 from forgetless.options import command_line
 from forgetless.report.comparison import comparison_notes, comparison_tables
 from forgetless.runs import RunFolder
 from forgetless.search.result import REWARD
-
-Run = Mapping[str, Any]
 
 RIVALS_NOTE = (
     "Of each protection the strength, of those in the command, with the largest mean validation accuracy of A after "
@@ -27,9 +25,9 @@ RIVALS_NOTE = (
 )
 
 
-def kept_and_learnt(run: Run) -> float:
+def kept_and_learnt(run: RunRecord) -> float:
     """By which a strength is chosen: what A and B reach together on the validation images, up to a constant."""
-    return float(run["validation_b"] - run["validation_forgetting"])
+    return float(run.validation_b - run.validation_forgetting)
 
 
 def rivals(result: TwoModelResult) -> str:
@@ -42,38 +40,38 @@ def rivals(result: TwoModelResult) -> str:
         plain = _of(result, convergence, "none")
         rows = []
         for protection in result.config.arms:
-            groups: dict[float | None, list[Run]] = {}
+            groups: dict[float | None, list[RunRecord]] = {}
             for run in _of(result, convergence, protection):
-                groups.setdefault(run["strength"], []).append(run)
+                groups.setdefault(run.strength, []).append(run)
             strength, runs = max(groups.items(), key=lambda group: statistics.fmean(map(kept_and_learnt, group[1])))
             rows.append(
                 (protection, strength, runs, [_together(r) - _together(p) for r, p in zip(runs, plain, strict=True)])
             )
         for protection, strength, runs, gains in sorted(rows, key=lambda row: -statistics.fmean(row[3])):
             before, after, b = (_mean(runs, key) for key in ("accuracy_a_before", "accuracy_a_after", "accuracy_b"))
-            loss = mean_interval([run["loss_a_after"] - run["loss_a_before"] for run in runs])
+            loss = mean_interval([run.loss_a_after - run.loss_a_before for run in runs])
             cells = [
                 protection,
                 "" if strength is None else f"{strength:g}",
                 f"{100 * before:.2f}",
                 f"{100 * after:.2f}",
             ]
-            cells += [with_ends(mean_interval([run["forgetting"] for run in runs]), 100, 2), with_ends(loss, 1, 3)]
+            cells += [with_ends(mean_interval([run.forgetting for run in runs]), 100, 2), with_ends(loss, 1, 3)]
             cells += [f"{100 * b:.2f}", "–" if protection == "none" else with_ends(mean_interval(gains), 100, 2)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _of(result: TwoModelResult, convergence: float, protection: str) -> list[Run]:
-    return [r for r in result.runs if r["convergence"] == convergence and r["protection"] == protection]
+def _of(result: TwoModelResult, convergence: float, protection: str) -> list[RunRecord]:
+    return [r for r in result.runs if r.convergence == convergence and r.protection == protection]
 
 
-def _together(run: Run) -> float:
-    return float(run["accuracy_a_after"] + run["accuracy_b"]) / 2
+def _together(run: RunRecord) -> float:
+    return float(run.accuracy_a_after + run.accuracy_b) / 2
 
 
-def _mean(runs: Sequence[Run], key: str) -> float:
-    return statistics.fmean(run[key] for run in runs)
+def _mean(runs: Sequence[RunRecord], key: str) -> float:
+    return statistics.fmean(getattr(run, key) for run in runs)
 
 
 def with_ends(interval: Interval, scale: float, digits: int) -> str:

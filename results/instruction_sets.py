@@ -114,28 +114,28 @@ def _of_two_models(result: TwoModelResult) -> dict[str, str]:
     found: dict[str, str] = {}
     for convergence in result.config.chain.convergence:
         where = "A at convergence" if convergence == 1 else f"A stopped at {convergence:.0%}"
-        arms = {s["protection"]: s for s in result.summary() if s["convergence"] == convergence}
+        arms = {s.protection: s for s in result.summary() if s.convergence == convergence}
         plain, held = arms["none"], arms["wpl"]
-        found[f"{where}: forgetting, points"] = _shown(plain["forgetting"], 100, 1)
+        found[f"{where}: forgetting, points"] = _shown(plain.forgetting, 100, 1)
         found[f"{where}: of seed 0"] = _of_seed_0(result, convergence)
-        found[f"{where}: reduction, %"] = _shown(held["reduction"], 100, 1)
-        found[f"{where}: B against unprotected, points"] = _shown(held["cost_b"], -100, 2)
+        found[f"{where}: reduction, %"] = _shown(held.reduction, 100, 1)
+        found[f"{where}: B against unprotected, points"] = _shown(held.cost_b, -100, 2)
     return found
 
 
 def _of_seed_0(result: TwoModelResult, convergence: float) -> str:
-    runs = [r for r in result.runs if (r["seed"], r["convergence"], r["protection"]) == (0, convergence, "none")]
-    return f"{100 * runs[0]['forgetting']:.1f}"
+    runs = [r for r in result.runs if (r.seed, r.convergence, r.protection) == (0, convergence, "none")]
+    return f"{100 * runs[0].forgetting:.1f}"
 
 
 def _of_search(result: SearchResult) -> dict[str, str]:
     scale, digits = result.unit.scale, 1 if result.unit.scale == 100 else 3
     found: dict[str, str] = {}
     for s in result.summary():
-        found[f"forgetting, {s['protection']}"] = _shown(s["forgetting_mean"], scale, digits)
-        if s["protection"] == "wpl":
-            found["reduction by wpl, %"] = _shown(s["reduction_mean"], 100, 0)
-        found[f"reward, {s['protection']}"] = _shown(s["reward"], 1, 3)
+        found[f"forgetting, {s.protection}"] = _shown(s.forgetting_mean, scale, digits)
+        if s.protection == "wpl":
+            found["reduction by wpl, %"] = _shown(s.reduction_mean, 100, 0)
+        found[f"reward, {s.protection}"] = _shown(s.reward, 1, 3)
     return found
 
 
@@ -156,12 +156,12 @@ def _probability(p: float) -> str:
     return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
 
 
-def _shown(interval: dict[str, Any] | None, scale: float, digits: int) -> str:
+def _shown(interval: Interval | None, scale: float, digits: int) -> str:
     if interval is None:
         return "–"
     if scale < 0:  # the ends change places
-        interval = {"mean": interval["mean"], "low": interval["high"], "high": interval["low"]}
-    return comparisons.with_ends(Interval(**interval), scale, digits)
+        interval = Interval(interval.mean, interval.high, interval.low)
+    return comparisons.with_ends(interval, scale, digits)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 $ python results/tables.py
 """
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -14,9 +13,11 @@ import instruction_sets
 
 from forgetless.experiments import load_result
 from forgetless.experiments.two_model import TwoModelResult, arms
+from forgetless.experiments.two_model.records import ArmSummary
 from forgetless.forgetting import Interval
 from forgetless.options import command_line
 from forgetless.runs import INTERFERENCE, METRICS, RunFolder, write_atomically
+from forgetless.search.records import EpochRecord
 from forgetless.search.result import REWARD, SearchResult, epochs_text
 
 HERE = Path(__file__).parent
@@ -72,20 +73,19 @@ SEARCHES = {
 }
 
 
-def percent(interval: dict[str, float | None] | None, digits: int = 2) -> str:
+def percent(interval: Interval | None, digits: int = 2) -> str:
     return scaled(interval, 100, digits)
 
 
-def negated(interval: dict[str, float] | None) -> dict[str, float] | None:
-    if interval is None:
-        return None
-    return {"mean": -interval["mean"], "low": -interval["high"], "high": -interval["low"]}
+def negated(interval: Interval | None) -> Interval | None:
+    return None if interval is None else Interval(-interval.mean, -interval.high, -interval.low)
 
 
-def validation(result: TwoModelResult, summary: dict[str, Any], key: str) -> str:
+def validation(result: TwoModelResult, summary: ArmSummary, key: str) -> str:
     """The mean over seeds on the validation split, by which settings were chosen."""
     same = ("shared", "convergence", "protection", "strength")
-    values = [run[key] for run in result.runs if all(run[name] == summary[name] for name in same)]
+    runs = [r for r in result.runs if all(getattr(r, name) == getattr(summary, name) for name in same)]
+    values = [getattr(run, key) for run in runs]
     return f"{round(100 * sum(values) / len(values), 2) + 0:.2f}"
 
 
@@ -102,22 +102,22 @@ def table(result: TwoModelResult) -> str:
     ]
     columns += ["B", "B against unprotected, points", "validation: forgetting, points", "validation: B"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for s in sorted(result.summary(), key=lambda s: (s["shared"], -s["convergence"])):
-        strength = "" if s["strength"] is None else f"{s['strength']:g}"
-        stopped = "convergence" if s["convergence"] == 1 else f"{s['convergence']:.0%}"
+    for s in sorted(result.summary(), key=lambda s: (s.shared, -s.convergence)):
+        strength = "" if s.strength is None else f"{s.strength:g}"
+        stopped = "convergence" if s.convergence == 1 else f"{s.convergence:.0%}"
         lines.append(
-            f"| {s['shared']} | {stopped} | {s['protection']} | {strength} | "
-            f"{100 * s['accuracy_a_before']['mean']:.2f} | "
-            f"{100 * s['accuracy_a_after']['mean']:.2f} | {percent(s['forgetting'])} | {percent(s['reduction'])} | "
-            f"{100 * s['accuracy_b']['mean']:.2f} | {percent(negated(s['cost_b']))} | "
+            f"| {s.shared} | {stopped} | {s.protection} | {strength} | "
+            f"{100 * s.accuracy_a_before.mean:.2f} | "
+            f"{100 * s.accuracy_a_after.mean:.2f} | {percent(s.forgetting)} | {percent(s.reduction)} | "
+            f"{100 * s.accuracy_b.mean:.2f} | {percent(negated(s.cost_b))} | "
             f"{validation(result, s, 'validation_forgetting')} | {validation(result, s, 'validation_b')} |"
         )
     if result.config.chain.models > 2:
-        letters = [m["model"] for m in result.summary()[0]["models"]]
+        letters = [m.model for m in result.summary()[0].models]
         lines += ["", "Forgetting per model, points:", "", f"| protection | {' | '.join(letters)} |"]
         lines.append("|---" * (len(letters) + 1) + "|")
         for s in result.summary():
-            lines.append(f"| {s['protection']} | {' | '.join(percent(m['forgetting']) for m in s['models'])} |")
+            lines.append(f"| {s.protection} | {' | '.join(percent(m.forgetting) for m in s.models)} |")
     return "\n".join(lines)
 
 
@@ -141,12 +141,14 @@ def search_table(result: SearchResult) -> str:
     lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     digits = 2 if result.unit.scale == 100 else 4
     for s in result.summary():
-        cells = [s["protection"], *(scaled(s[name], result.unit.scale, digits) for name in measures)]
-        cells += [percent(s[name], 1) for name in reduced]
-        more = result.difference(s["protection"], "none", REWARD, result.last_quarter)
-        cells += [scaled(s["reward"], 1, 3)]
-        cells += ["–" if more is None or s["protection"] == "none" else scaled(dataclasses.asdict(more), 1, 3)]
-        cells += [scaled(s[name], result.unit.scale, digits) for name in ("derived_test_error", "random_test_error")]
+        cells = [s.protection, *(scaled(getattr(s, name), result.unit.scale, digits) for name in measures)]
+        cells += [percent(getattr(s, name), 1) for name in reduced]
+        more = result.difference(s.protection, "none", REWARD, result.last_quarter)
+        cells += [scaled(s.reward, 1, 3)]
+        cells += ["–" if more is None or s.protection == "none" else scaled(more, 1, 3)]
+        cells += [
+            scaled(getattr(s, name), result.unit.scale, digits) for name in ("derived_test_error", "random_test_error")
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -178,13 +180,13 @@ def choices(folder: Path, whole: Path) -> str:
     )
 
 
-def choice(name: str, records: list[dict[str, Any]], epochs: range, rewards: range) -> str:
+def choice(name: str, records: list[EpochRecord], epochs: range, rewards: range) -> str:
     def mean(key: str, span: range) -> float:
-        values = [record[key] for record in records if record["epoch"] in span and record.get(key) is not None]
+        values = [v for record in records if record.epoch in span and (v := record.number(key)) is not None]
         return sum(values) / len(values)
 
     measures = ("forgetting_mean", "forgetting_best", "forgetting_max", "multi_model_part")
-    seconds = [record["seconds"]["consolidate"] for record in records if record["epoch"] in epochs]
+    seconds = [record.seconds["consolidate"] for record in records if record.epoch in epochs]
     cells = [f"{mean(key, epochs):.4f}" for key in measures]
     return f"| {name} | {' | '.join(cells)} | {mean(REWARD, rewards):.3f} | {sum(seconds) / len(seconds):.1f} |"
 
@@ -221,13 +223,13 @@ def interference_table(path: Path, result: SearchResult) -> str:
     for arm in arms:
         own = sum(arm["change"][i][i] for i in range(models)) / models
         others = sum(arm["change"][i][j] for i in range(models) for j in range(models) if i != j) / (models**2 - models)
-        part = scaled(arm["multi_model_part"], scale, 4)
+        part = scaled(Interval(**arm["multi_model_part"]), scale, 4)
         lines.append(f"| {arm['protection']} | {scale * others:.4f} | {scale * own:.4f} | {part} |")
     return "\n".join(lines)
 
 
-def scaled(interval: dict[str, Any] | None, scale: float, digits: int) -> str:
-    return "–" if interval is None else comparisons.with_ends(Interval(**interval), scale, digits)
+def scaled(interval: Interval | None, scale: float, digits: int) -> str:
+    return "–" if interval is None else comparisons.with_ends(interval, scale, digits)
 
 
 def section(folder: RunFolder, title: str) -> str:
