@@ -56,7 +56,7 @@ class RunRecord(Record):
         seed: (integer) 0, 1, …: initial weights and order of the batches. All protections of a seed start from the
             same A and see the same batches.
         shared: (integer) How many of A's hidden layers B holds too.
-        convergence: (fraction in (0, 1]) A was stopped when its accuracy on the first 1,000 validation images first
+        convergence: (fraction) In (0, 1]: A was stopped when its accuracy on the first 1,000 validation images first
             passed this share of its validation accuracy after `iterations_a` steps; at 1 it took all of them.
         protection: (text) Its name.
         strength: (number or null) Strength α of `wpl`, `l2`, `coupling`, …; the tolerance of `wpl-tolerance`, in nats;
