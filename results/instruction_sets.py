@@ -99,7 +99,7 @@ def reductions(instruction_set: str) -> list[float]:
     """Mean share of the forgetting of two models that weight plasticity prevents, in every row of the reruns."""
     paths = [rerun(instruction_set, name) for name in RUNS if name.startswith("two-model/")]
     arms = [s for path in paths for s in load(path).summary()]
-    return [s["reduction"]["mean"] for s in arms if s["protection"] == "wpl"]
+    return [s.reduction.mean for s in arms if s.protection == "wpl"]
 
 
 def headlines(path: Path) -> dict[str, str]:
@@ -114,28 +114,28 @@ def _of_two_models(result: TwoModelResult) -> dict[str, str]:
     found: dict[str, str] = {}
     for convergence in result.config.chain.convergence:
         where = "A at convergence" if convergence == 1 else f"A stopped at {convergence:.0%}"
-        arms = {s["protection"]: s for s in result.summary() if s["convergence"] == convergence}
+        arms = {s.protection: s for s in result.summary() if s.convergence == convergence}
         plain, held = arms["none"], arms["wpl"]
-        found[f"{where}: forgetting, points"] = shown(plain["forgetting"], 100, 1)
+        found[f"{where}: forgetting, points"] = shown(plain.forgetting, 100, 1)
         found[f"{where}: of seed 0"] = _of_seed_0(result, convergence)
-        found[f"{where}: reduction, %"] = shown(held["reduction"], 100, 1)
-        found[f"{where}: B against unprotected, points"] = shown(held["cost_b"], -100, 2)
+        found[f"{where}: reduction, %"] = shown(held.reduction, 100, 1)
+        found[f"{where}: B against unprotected, points"] = shown(held.cost_b, -100, 2)
     return found
 
 
 def _of_seed_0(result: TwoModelResult, convergence: float) -> str:
-    runs = [r for r in result.runs if (r["seed"], r["convergence"], r["protection"]) == (0, convergence, "none")]
-    return f"{100 * runs[0]['forgetting']:.1f}"
+    runs = [r for r in result.runs if (r.seed, r.convergence, r.protection) == (0, convergence, "none")]
+    return f"{100 * runs[0].forgetting:.1f}"
 
 
 def _of_search(result: SearchResult) -> dict[str, str]:
     scale, digits = result.unit.scale, 1 if result.unit.scale == 100 else 3
     found: dict[str, str] = {}
     for s in result.summary():
-        found[f"forgetting, {s['protection']}"] = shown(s["forgetting_mean"], scale, digits)
-        if s["protection"] == "wpl":
-            found["reduction by wpl, %"] = shown(s["reduction_mean"], 100, 0)
-        found[f"reward, {s['protection']}"] = shown(s["reward"], 1, 3)
+        found[f"forgetting, {s.protection}"] = shown(s.forgetting_mean, scale, digits)
+        if s.protection == "wpl":
+            found["reduction by wpl, %"] = shown(s.reduction_mean, 100, 0)
+        found[f"reward, {s.protection}"] = shown(s.reward, 1, 3)
     return found
 
 

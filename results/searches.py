@@ -1,16 +1,16 @@
 """Pages of `forgetless search`: searches with and without protection, and what smaller steps alone would do."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from page import HERE, Cells, Page, load, percent, read, run_block, shown, table, time_taken
 
+from forgetless.forgetting import Interval
 from forgetless.options import command_line
 from forgetless.report.words import points
 from forgetless.runs import INTERFERENCE, METRICS
+from forgetless.search.records import EpochRecord
 from forgetless.search.result import MULTI_MODEL, REDUCTIONS, REWARD, SearchResult, epochs_text
 
 FORGETTING = {
@@ -67,13 +67,13 @@ def ptb() -> Page:
 def page(name: str, *, title: str, question: str, parts: Sequence[str] = ()) -> Page:
     """A page of one search, whose first sentence is about mean forgetting."""
     path, result = HERE / "search" / name, result_of(name)
-    of = {s["protection"]: s for s in result.summary()}
+    of = {s.protection: s for s in result.summary()}
     decimals, unit = (1, "points") if result.unit.scale == 100 else (3, "nats")
-    free, held = (f"{result.unit.scale * of[arm]['forgetting_mean']['mean']:.{decimals}f}" for arm in ("none", "wpl"))
-    prevented, slowed = (of[arm]["reduction_mean"]["mean"] for arm in ("wpl", "matched-lr"))
+    free, held = (f"{result.unit.scale * of[arm].forgetting_mean.mean:.{decimals}f}" for arm in ("none", "wpl"))
+    prevented, slowed = (of[arm].reduction_mean.mean for arm in ("wpl", "matched-lr"))
     rewards = difference(result, "wpl")
     assert rewards is not None
-    verdict = "not significantly different" if rewards["low"] <= 0 <= rewards["high"] else "significantly different"
+    verdict = "not significantly different" if rewards.low <= 0 <= rewards.high else "significantly different"
     return Page(
         name=f"search-{name}",
         title=title,
@@ -83,7 +83,7 @@ def page(name: str, *, title: str, question: str, parts: Sequence[str] = ()) -> 
         more=f"That prevents {points(min(prevented, 1.0), 0)} %; smaller steps alone (`matched-lr`) prevent "
         f"{points(slowed, 0)} %. The reward is {verdict} from that without protection: {shown(rewards, 1, 3)}. No "
         "derived architecture is significantly better than a random one.",
-        parts=[run_block(path, time_taken(sum(s["seconds"] for s in of.values()))), *tables(result), *parts],
+        parts=[run_block(path, time_taken(sum(s.seconds for s in of.values()))), *tables(result), *parts],
     )
 
 
@@ -94,13 +94,15 @@ def tables(result: SearchResult) -> list[str]:
     reduced: list[Cells] = []
     found: list[Cells] = []
     for s in result.summary():
-        arm = {"protection": s["protection"]}
-        lost.append(arm | {column: shown(s[key], scale, digits) for column, key in FORGETTING.items()})
-        if s["protection"] != "none":
-            reduced.append(arm | {reduction_of(c): percent(s[REDUCTIONS[key]], 1) for c, key in FORGETTING.items()})
-        more = None if s["protection"] == "none" else difference(result, s["protection"])
-        tests = [shown(s[key], scale, digits) for key in ("derived_test_error", "random_test_error")]
-        gained = [shown(s["reward"], 1, 3), shown(more, 1, 3)]
+        arm = {"protection": s.protection}
+        lost.append(arm | {column: shown(getattr(s, key), scale, digits) for column, key in FORGETTING.items()})
+        if s.protection != "none":
+            reduced.append(
+                arm | {reduction_of(c): percent(getattr(s, REDUCTIONS[key]), 1) for c, key in FORGETTING.items()}
+            )
+        more = None if s.protection == "none" else difference(result, s.protection)
+        tests = [shown(getattr(s, key), scale, digits) for key in ("derived_test_error", "random_test_error")]
+        gained = [shown(s.reward, 1, 3), shown(more, 1, 3)]
         columns = ("reward", "reward against none", "derived, test error", "random, test error")
         found.append(arm | dict(zip(columns, (*gained, *tests), strict=True)))
     forgetting = (
@@ -126,9 +128,8 @@ def reduction_of(column: str) -> str:
     return f"reduction of {column.removeprefix('multi-model ')}, %"
 
 
-def difference(result: SearchResult, protection: str) -> dict[str, Any] | None:
-    found = result.difference(protection, "none", REWARD, result.last_quarter)
-    return None if found is None else dataclasses.asdict(found)
+def difference(result: SearchResult, protection: str) -> Interval | None:
+    return result.difference(protection, "none", REWARD, result.last_quarter)
 
 
 def interference(path: Path) -> str:
@@ -175,12 +176,12 @@ def choices() -> str:
     return f"## Choices of protection, one seed\n\n{note}\n\n{table(rows)}"
 
 
-def choice(name: str, records: list[dict[str, Any]], epochs: range, rewards: range) -> Cells:
+def choice(name: str, records: list[EpochRecord], epochs: range, rewards: range) -> Cells:
     def mean(key: str, span: range) -> float:
-        values = [record[key] for record in records if record["epoch"] in span and record.get(key) is not None]
+        values = [value for record in records if record.epoch in span and (value := record.number(key)) is not None]
         return math.fsum(values) / len(values)
 
-    seconds = [record["seconds"]["consolidate"] for record in records if record["epoch"] in epochs]
+    seconds = [record.seconds["consolidate"] for record in records if record.epoch in epochs]
     return {
         "protection": name,
         **{column: f"{mean(key, epochs):.4f}" for column, key in FORGETTING.items()},

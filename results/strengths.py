@@ -68,12 +68,12 @@ def config_of(name: str, protection: str, strength: float) -> SearchConfig:
 
 
 def measure(config: SearchConfig) -> dict[str, Any]:
-    records = [r for r in run(config) if r["epoch"] >= config.schedule.epochs // 2]
+    records = [r for r in run(config) if r.epoch >= config.schedule.epochs // 2]
     means = {
-        key: statistics.fmean(found) if (found := [r[key] for r in records if r[key] is not None]) else None
+        key: statistics.fmean(found) if (found := [v for r in records if (v := r.number(key)) is not None]) else None
         for key in ("error_first", "error_second", "forgetting_mean", "strategy_mean_reward")
     }
-    return {**means, "num_diverged": sum(r["num_diverged"] for r in records)}
+    return {**means, "num_diverged": sum(r.num_diverged for r in records)}
 
 
 def main() -> None:

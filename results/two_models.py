@@ -1,16 +1,15 @@
 """Pages of `forgetless two-model`: two models on MNIST, or a chain; later ones reuse layers of earlier ones."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from page import HERE, Cells, Page, load, only, percent, run_block, shown, table, varying
 
 from forgetless.experiments.two_model import TwoModelResult
+from forgetless.experiments.two_model.records import RunRecord
 from forgetless.forgetting import mean_interval
 from forgetless.report.words import duration, later_models, listed, points, span
-
-Run = Mapping[str, Any]
 
 ARM = ("shared", "A stopped at", "protection", "strength")
 TEST = ("A before", "A after", "forgetting, points", "reduction, %", "B", "B against unprotected, points")
@@ -119,17 +118,17 @@ def relu() -> Page:
 
 
 def alpha() -> Page:
-    arms = [s for s in result_of("mnist-alpha-adam").summary() if s["protection"] == "wpl"]
-    least = next(s for s in arms if s["strength"] == 1)
-    more = [s for s in arms if s["strength"] >= 10]
-    worst = max(abs(s["cost_b"]["mean"]) for s in arms)
+    arms = [s for s in result_of("mnist-alpha-adam").summary() if s.protection == "wpl"]
+    least = next(s for s in arms if s.strength == 1)
+    more = [s for s in arms if s.strength >= 10]
+    worst = max(abs(s.cost_b.mean) for s in arms)
     return Page(
         name="two-model-alpha",
         title="Strength α",
         question="How does the strength of weight plasticity, α from 0 to 10¹², change what A and B reach? A is "
         "trained to convergence.",
-        answer=f"A loses {points(least['forgetting']['mean'])} points at α = 1 and none from 10 to 10¹².",
-        more=f"There A's forgetting is {span([s['forgetting']['mean'] for s in more], 2)} points. B's mean accuracy is "
+        answer=f"A loses {points(least.forgetting.mean)} points at α = 1 and none from 10 to 10¹².",
+        more=f"There A's forgetting is {span([s.forgetting.mean for s in more], 2)} points. B's mean accuracy is "
         f"within {points(worst)} points of unprotected B's at every α. α = 0 is plain training, bit for bit.",
         parts=[block_of("mnist-alpha-adam"), *tables(rows_of("mnist-alpha-adam"))],
     )
@@ -137,10 +136,9 @@ def alpha() -> Page:
 
 def chain() -> Page:
     result = result_of("mnist-chain")
-    lost = {s["protection"]: [m["forgetting"]["mean"] for m in s["models"][:-1]] for s in result.summary()}
+    lost = {s.protection: [m.forgetting.mean for m in s.models[:-1]] for s in result.summary()}
     each = [
-        {"protection": s["protection"], **{m["model"]: percent(m["forgetting"]) for m in s["models"]}}
-        for s in result.summary()
+        {"protection": s.protection, **{m.model: percent(m.forgetting) for m in s.models}} for s in result.summary()
     ]
     return Page(
         name="two-model-chain",
@@ -224,13 +222,13 @@ def best_tables(name: str) -> list[str]:
             if stop != convergence:
                 continue
             gains = [together(run) - together(free) for run, free in zip(runs, plain, strict=True)]
-            loss = mean_interval([run["loss_a_after"] - run["loss_a_before"] for run in runs])
+            loss = mean_interval([run.loss_a_after - run.loss_a_before for run in runs])
             row = {
                 "protection": protection,
                 "strength": strength_of(runs[0]),
                 "A before": points(mean(runs, "accuracy_a_before"), 2),
                 "A after": points(mean(runs, "accuracy_a_after"), 2),
-                "forgetting, points": percent(mean_interval([run["forgetting"] for run in runs])),
+                "forgetting, points": percent(mean_interval([run.forgetting for run in runs])),
                 "A's loss": shown(loss, 1, 3),
                 "B": points(mean(runs, "accuracy_b"), 2),
                 "together": "–" if protection == "none" else percent(mean_interval(gains)),
@@ -241,71 +239,73 @@ def best_tables(name: str) -> list[str]:
     return parts
 
 
-def at_best(name: str) -> dict[tuple[float, str], list[Run]]:
+def at_best(name: str) -> dict[tuple[float, str], list[RunRecord]]:
     """Stop of A and protection → the runs of the strength that is best on the validation images."""
-    groups: dict[tuple[float, str], dict[float | None, list[Run]]] = {}
+    groups: dict[tuple[float, str], dict[float | None, list[RunRecord]]] = {}
     for run in result_of(name).runs:
-        strengths = groups.setdefault((run["convergence"], run["protection"]), {})
-        strengths.setdefault(run["strength"], []).append(run)
+        strengths = groups.setdefault((run.convergence, run.protection), {})
+        strengths.setdefault(run.strength, []).append(run)
     return {
         key: max(strengths.values(), key=lambda runs: statistics.fmean(map(kept_and_learnt, runs)))
         for key, strengths in groups.items()
     }
 
 
-def kept_and_learnt(run: Run) -> float:
+def kept_and_learnt(run: RunRecord) -> float:
     """By which a strength is selected: what A and B reach together on the validation images, up to a constant."""
-    return float(run["validation_b"] - run["validation_forgetting"])
+    return float(run.validation_b - run.validation_forgetting)
 
 
-def together(run: Run) -> float:
-    return float(run["accuracy_a_after"] + run["accuracy_b"]) / 2
+def together(run: RunRecord) -> float:
+    return float(run.accuracy_a_after + run.accuracy_b) / 2
 
 
-def mean(runs: Sequence[Run], key: str) -> float:
-    return statistics.fmean(run[key] for run in runs)
+def mean(runs: Sequence[RunRecord], key: str) -> float:
+    return statistics.fmean(getattr(run, key) for run in runs)
 
 
 def means(name: str, key: str, protection: str) -> list[float]:
     """Of every arm under a protection."""
-    return [s[key]["mean"] for s in result_of(name).summary() if s["protection"] == protection]
+    return [getattr(s, key).mean for s in result_of(name).summary() if s.protection == protection]
 
 
 def lost_by(name: str) -> dict[str, str]:
     """Protection → the span of what A loses over its arms, in points."""
-    protections = {s["protection"] for s in result_of(name).summary()}
+    protections = {s.protection for s in result_of(name).summary()}
     return {protection: span(means(name, "forgetting", protection)) for protection in protections}
 
 
 def block_of(name: str) -> str:
     result = result_of(name)
-    seconds = duration(sum(run["seconds"] for run in result.runs))
+    seconds = duration(sum(run.seconds for run in result.runs))
     trained = f"Training {listed(later_models(result))} took {seconds} in all; A's time was not recorded."
     return run_block(HERE / "two-model" / name, trained)
 
 
-def strength_of(run: Mapping[str, Any]) -> str:
-    return "" if run["strength"] is None else f"{run['strength']:g}"
+def strength_of(run: Any) -> str:
+    return "" if run.strength is None else f"{run.strength:g}"
 
 
 def rows_of(name: str) -> list[Cells]:
     """Every arm, with all of its numbers."""
     result = result_of(name)
     rows = []
-    for s in sorted(result.summary(), key=lambda s: (s["shared"], -s["convergence"])):
+    for s in sorted(result.summary(), key=lambda s: (s.shared, -s.convergence)):
         same = ("shared", "convergence", "protection", "strength")
-        runs = [run for run in result.runs if all(run[key] == s[key] for key in same)]
-        stopped = "convergence" if s["convergence"] == 1 else f"{s['convergence']:.0%}"
-        arm = dict(zip(ARM, (str(s["shared"]), stopped, s["protection"], strength_of(s)), strict=True))
+        runs = [run for run in result.runs if all(getattr(run, key) == getattr(s, key) for key in same)]
+        stopped = "convergence" if s.convergence == 1 else f"{s.convergence:.0%}"
+        arm = dict(zip(ARM, (str(s.shared), stopped, s.protection, strength_of(s)), strict=True))
         test = (
-            f"{100 * s['accuracy_a_before']['mean']:.2f}",
-            f"{100 * s['accuracy_a_after']['mean']:.2f}",
-            percent(s["forgetting"]),
-            percent(s["reduction"]),
-            f"{100 * s['accuracy_b']['mean']:.2f}",
-            shown(s["cost_b"], -100, 2),
+            f"{100 * s.accuracy_a_before.mean:.2f}",
+            f"{100 * s.accuracy_a_after.mean:.2f}",
+            percent(s.forgetting),
+            percent(s.reduction),
+            f"{100 * s.accuracy_b.mean:.2f}",
+            shown(s.cost_b, -100, 2),
         )
-        selected_by = [sum(run[key] for run in runs) / len(runs) for key in ("validation_forgetting", "validation_b")]
+        selected_by = [
+            sum(getattr(run, key) for run in runs) / len(runs) for key in ("validation_forgetting", "validation_b")
+        ]
         validation = [f"{round(100 * value, 2) + 0:.2f}" for value in selected_by]
         rows.append(arm | dict(zip(TEST + VALIDATION, (*test, *validation), strict=True)))
     return rows

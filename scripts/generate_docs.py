@@ -4,6 +4,7 @@ $ python scripts/generate_docs.py          # writes
 $ python scripts/generate_docs.py --check  # exit code 1 and the names of the pages that are not up to date
 """
 
+import dataclasses
 import inspect
 import re
 import sys
@@ -11,18 +12,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 from forgetless.comparison import ComparisonConfig
+from forgetless.comparison.run import FailureRecord
 from forgetless.evaluation.config import EvaluateConfig
 from forgetless.experiments.two_model import TwoModelConfig
-from forgetless.options import CommandOption, command_options
+from forgetless.experiments.two_model.records import ArmSummary, CurveRecord, ModelRecord, RunRecord
+from forgetless.options import CommandOption, command_options, field_docs
 from forgetless.protection import PROTECTIONS
+from forgetless.records import Record
 from forgetless.search import SearchConfig
+from forgetless.search.records import DerivedRecord, EpochRecord, SearchSummary
 from forgetless.spaces import SPACES
 from forgetless.strategies import STRATEGIES
+from forgetless.strategies.base import Strategy
 from forgetless.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 _REGION = re.compile(r"(<!-- made: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
+RECORDS = {
+    "two-model": RunRecord,
+    "model": ModelRecord,
+    "curve": CurveRecord,
+    "two-model-summary": ArmSummary,
+    "epoch": EpochRecord,
+    "derived": DerivedRecord,
+    "search-summary": SearchSummary,
+    "failed": FailureRecord,
+}
 COMMANDS = {
     "two-model": TwoModelConfig,
     "search": SearchConfig,
@@ -65,6 +81,39 @@ def kinds() -> str:
     return "\n".join(parts)
 
 
+def record(kind: type[Record]) -> str:
+    """A table of the keys of a record, from the docstring of its class; those of a strategy's own are not in it."""
+    docs = field_docs(kind)
+    keys = [field.name for field in dataclasses.fields(kind) if field.name != kind.flat]
+    event = [("event", f"(text) `{kind.event}`")] if kind.event else []
+    return _keys([*event, *((key, docs[key]) for key in keys)])
+
+
+def strategy_keys() -> str:
+    """A table of what each strategy tells of its steps."""
+    own = {"all": Strategy.measured} | {name: vars(STRATEGIES[name]).get("measured", {}) for name in STRATEGIES}
+    found: dict[str, list[str]] = {}
+    for name, measured in own.items():
+        for key, text in measured.items():
+            unit, meaning = _unit(text)
+            found.setdefault(f"`strategy_{key}`", []).append(f"| {name} | {unit} | {_cell(meaning)} |")
+    rows = [f"| {key} {row}" for key, rows_ in found.items() for row in rows_]
+    return "\n".join(["| key | strategy | unit | meaning |", "|---|---|---|---|", *rows, ""])
+
+
+def _keys(entries: list[tuple[str, str]]) -> str:
+    rows = [f"| `{key}` | {unit} | {_cell(text)} |" for key, (unit, text) in ((k, _unit(t)) for k, t in entries)]
+    return "\n".join(["| key | unit | meaning |", "|---|---|---|", *rows, ""])
+
+
+def _unit(text: str) -> tuple[str, str]:
+    """The unit, which is in parentheses in front, and the rest."""
+    found = re.match(r"\(([^()]*)\) (.*)", text)
+    if found is None:
+        raise ValueError(f"Expected a unit in parentheses in front of {text!r}.")
+    return found[1], found[2]
+
+
 def _first(kind: type) -> str:
     """The first sentence of a docstring."""
     text = " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split())
@@ -78,6 +127,8 @@ def _cell(text: str) -> str:
 MAKERS: dict[str, Callable[[], str]] = {
     "plugins": plugins,
     "kinds": kinds,
+    "strategy-keys": strategy_keys,
+    **{f"record-{name}": lambda kind=kind: record(kind) for name, kind in RECORDS.items()},
     **{f"options-{command}": lambda command=command: options(command) for command in COMMANDS},
 }
 

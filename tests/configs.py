@@ -4,6 +4,7 @@
 --nas201.units 2 --epochs 3 --wpl.strength 10` makes.
 """
 
+import dataclasses
 import shlex
 
 from forgetless.comparison import ComparisonConfig
@@ -104,3 +105,15 @@ def _from_words(kind, words):
     app = App(default_parameter=Parameter(consume_multiple=True, negative=(), json_list=False))
     app.default(configured(give, show_all=True))
     return app(shlex.split(words), exit_on_error=False, print_error=False, result_action="return_value")
+
+
+def recorded(result, changes):
+    """The same result, in whose records the values are others that `changes` gives, a dict for each record."""
+    name = "runs" if hasattr(result, "runs") else "records"
+    records = [dataclasses.replace(record, **changes(record)) for record in getattr(result, name)]
+    return dataclasses.replace(result, **{name: records})
+
+
+def without_time(records):
+    """Records as dicts, without what differs between two runs of one command."""
+    return [{key: value for key, value in record.to_dict().items() if key != "seconds"} for record in records]

@@ -14,6 +14,7 @@ from forgetless.comparison import units
 from forgetless.comparison.result import ComparisonResult
 from forgetless.errors import InputError
 from forgetless.experiments import load_result
+from forgetless.records import plain
 from forgetless.runs import RunFolder
 from forgetless.runs.states import load_state
 
@@ -139,7 +140,7 @@ def everything(path):
     """All that reading a run folder tells: results, and the states that can be read."""
     folder = RunFolder(path)
     result = load_result(folder)
-    told = json.dumps(result.summary())
+    told = json.dumps(plain(result.summary()))
     begun = units(folder, result.config) if isinstance(result, ComparisonResult) else []
     below = [RunFolder(unit.path) for unit in begun if (unit.path / "config.toml").exists()]
     states = []

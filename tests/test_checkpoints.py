@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from configs import search_config, two_model_config
+from configs import search_config, two_model_config, without_time
 from forgetless import interruption
 from forgetless.checkpoints import Checkpoints, seconds_of
 from forgetless.errors import InputError
@@ -62,10 +62,6 @@ def stored(state):
     torch.save(dict(state), file)
     file.seek(0)
     return torch.load(file, weights_only=True)
-
-
-def without_time(records):
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 
 def go_on_with_search(config, records, state):

@@ -1,6 +1,8 @@
 """Names, numbers and trainings at the edge of what is possible: done right, or refused in one sentence."""
 
+import dataclasses
 import json
+import math
 import sys
 
 import pytest
@@ -13,6 +15,7 @@ from forgetless.errors import DivergedError, InputError, printable
 from forgetless.experiments import load_result, two_model
 from forgetless.experiments.two_model import TwoModelConfig, TwoModelResult, running
 from forgetless.protection import Evidence, make_protection
+from forgetless.records import plain
 from forgetless.report import headline, summary_table
 from forgetless.runs import CONFIG, RunFolder
 from forgetless.schema import mismatch
@@ -209,12 +212,12 @@ def test_two_models_that_diverge_are_results(tmp_path):
     assert result.runs == []
     assert len(result.diverged) == len(two_model.arms(DIVERGING))
     assert result.summary() == []
-    assert result.diverged[0]["accuracy_a_after"] is None
+    assert math.isnan(result.diverged[0].accuracy_a_after)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert "NaN" not in "".join(lines)
     assert [json.loads(line)["protection"] for line in lines[:2]] == ["none", "freeze"]
     read = load_result(folder)
-    assert read.diverged == folder.records() == result.diverged
+    assert plain(read.diverged) == folder.records() == plain(result.diverged)
     assert "Diverged, and in no mean: none with seeds 0 and 1; freeze" in " ".join(
         " ".join(printed(summary_table(read))).split()
     )
@@ -235,24 +238,24 @@ def test_a_seed_that_diverged_is_in_no_mean_and_in_no_pair():
     runs = two_model.run(config).runs
 
     def lost(record, seed, protection):
-        gone = (record["seed"], record["protection"]) == (seed, protection)
-        return record | {"accuracy_b": None, "forgetting": None} if gone else record
+        gone = (record.seed, record.protection) == (seed, protection)
+        return dataclasses.replace(record, accuracy_b=math.nan, forgetting=math.nan) if gone else record
 
     whole = TwoModelResult.of(config, runs).summary()
-    assert [entry["num_diverged"] for entry in whole] == [0, 0]
+    assert [entry.num_diverged for entry in whole] == [0, 0]
     for protection in ("none", "wpl"):
         found = TwoModelResult.of(config, [lost(record, 1, protection) for record in runs])
         assert len(found.diverged) == 1
-        by = {entry["protection"]: entry for entry in found.summary()}
-        assert by[protection]["num_diverged"] == 1
-        assert by[protection]["num_seeds"] == 2
-        kept = TwoModelResult(config, [record for record in runs if record["seed"] != 1])
-        assert by["wpl"]["reduction"] == kept.summary()[1]["reduction"]
-        assert by["wpl"]["cost_b"] == kept.summary()[1]["cost_b"]
-    alone = [lost(record, record["seed"], "none") for record in runs]
+        by = {entry.protection: entry for entry in found.summary()}
+        assert by[protection].num_diverged == 1
+        assert by[protection].num_seeds == 2
+        kept = TwoModelResult(config, [record for record in runs if record.seed != 1])
+        assert by["wpl"].reduction == kept.summary()[1].reduction
+        assert by["wpl"].cost_b == kept.summary()[1].cost_b
+    alone = [lost(record, record.seed, "none") for record in runs]
     assert headline(TwoModelResult.of(config, alone)).startswith("Without protection every run diverged, so there is")
-    unfinished = TwoModelResult.of(config, [r for r in runs if (r["seed"], r["protection"]) != (1, "none")])
-    assert unfinished.summary()[-1]["cost_b"] is None  # that arm is still to come
+    unfinished = TwoModelResult.of(config, [r for r in runs if (r.seed, r.protection) != (1, "none")])
+    assert unfinished.summary()[-1].cost_b is None  # that arm is still to come
 
 
 def test_a_search_whose_batches_are_all_skipped_is_a_result():
@@ -261,7 +264,7 @@ def test_a_search_whose_batches_are_all_skipped_is_a_result():
     options |= {"evaluation_batches": 1, "strategy_steps": 1, "samples_per_step": 2}
     config = search_config(space="nas201", learning_rate=1e10, protect_from=0, protection=("wpl",), **options)
     records = run(config)
-    skipped = [record["num_passed_over"] for record in records if record["event"] == "epoch"]
+    skipped = [record.num_passed_over for record in records if record.event == "epoch"]
     assert len(skipped) == 3
     assert max(skipped) >= config.schedule.batches_per_model
     assert len(records) == 4

@@ -14,7 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from configs import changed, search_config
+from configs import changed, recorded, search_config
 from forgetless.cli import main
 from forgetless.errors import InputError
 from forgetless.experiments import load_result
@@ -437,19 +437,19 @@ def test_curve_and_summary_of_the_search(whole):
     assert [ax.get_title("left")[:3] for ax in forgetting_curves(result).axes] == ["(a)", "(b)", "(c)", "(d)", "(e)"]
     drawn = forgetting_curves(result).axes[4].lines
     (line,) = (line for line in drawn if line.get_gid() == "none")
-    parts = [record["multi_model_part"] for record in result.epochs("none")]
+    parts = [record.multi_model_part for record in result.epochs("none")]
     np.testing.assert_allclose(line.get_ydata(), 100 * np.array(parts))
-    entries = {entry["protection"]: entry for entry in result.summary()}
+    entries = {entry.protection: entry for entry in result.summary()}
     free, held = (
-        np.mean([result.epochs(arm)[epoch]["multi_model_part"] for epoch in result.forgetting_epochs])
+        np.mean([result.epochs(arm)[epoch].multi_model_part for epoch in result.forgetting_epochs])
         for arm in ("none", "wpl")
     )
-    assert entries["none"]["multi_model_part"]["mean"] == pytest.approx(free)
+    assert entries["none"].multi_model_part.mean == pytest.approx(free)
     if free > 0:
-        assert entries["wpl"]["reduction_multi_model"]["mean"] == pytest.approx(1 - held / free)
-    without = dataclasses.replace(result, records=[{**r, "multi_model_part": None} for r in result.records])
+        assert entries["wpl"].reduction_multi_model.mean == pytest.approx(1 - held / free)
+    without = recorded(result, lambda record: {"multi_model_part": None} if record.event == "epoch" else {})
     assert len(forgetting_curves(without).axes) == 4
-    assert without.summary()[0]["multi_model_part"] is None
+    assert without.summary()[0].multi_model_part is None
 
 
 def test_curve_joins_the_measured_epochs_only(whole):

@@ -10,6 +10,7 @@ from configs import search_config, two_model_config
 from forgetless.cli import main
 from forgetless.experiments import RUN_KINDS
 from forgetless.experiments.pieces import PIECES, Piece, run_piece
+from forgetless.records import plain
 from forgetless.runs import METRICS, RunFolder
 
 SEARCH = (
@@ -80,7 +81,7 @@ def test_what_one_process_began_several_go_on_with(whole, tmp_path):
     kind, config = RUN_KINDS[name], make(words)
     kept = kind.read(config, folder)[:5]
     with folder.writing():
-        folder.replace_records(kept)
+        folder.replace_records(plain(kept))
     (copy / "checkpoint.pt").unlink(missing_ok=True)
     (copy / "checkpoint-before.pt").unlink(missing_ok=True)
     assert main(["resume", str(copy), "--workers", "2"]) == 0
@@ -96,7 +97,7 @@ def test_a_piece_that_fails_is_named_and_the_others_are_done(tmp_path, capfd):
     assert main(["resume", str(folder.path)]) == 1
     assert f"{name} failed" in capfd.readouterr().err
     kept = RUN_KINDS["search"].read(config, RunFolder(folder.path))
-    assert {(r["seed"], r["protection"]) for r in kept} == {
+    assert {(r.seed, r.protection) for r in kept} == {
         *((0, "none"), (1, "none"), (1, "wpl"), (1, "matched-lr")),
         *(((0, "wpl"), (0, "matched-lr")) if name != "seed-0-wpl" else ()),
     } - ({(0, "none")} if name == "seed-0-none" else set())

@@ -173,8 +173,8 @@ def test_the_same_from_python(loaded, tmp_path):
     result = forgetless.run_search(config)
     main([*WORDS.split(), "--output", str(tmp_path / "run")])
     stored = load_result(RunFolder(tmp_path / "run"))
-    assert [r["forgetting_mean"] for r in result.epochs()] == [r["forgetting_mean"] for r in stored.epochs()]
-    assert {entry["protection"] for entry in result.summary()} == {"none", "magnitude"}
+    assert [r.forgetting_mean for r in result.epochs()] == [r.forgetting_mean for r in stored.epochs()]
+    assert {entry.protection for entry in result.summary()} == {"none", "magnitude"}
 
 
 def test_python_takes_what_is_not_registered():
@@ -212,7 +212,7 @@ def test_python_takes_what_is_not_registered():
         config, space=space, task=ImageClassification(data, 16), protections=[MyL2Options(strength=3.0)]
     )
     assert result.config.optimizer.learning_rate == 0.1  # what fits images, though the configuration was of text
-    assert [record["protection"] for record in result.epochs()] == ["my-l2", "my-l2"]
+    assert [record.protection for record in result.epochs()] == ["my-l2", "my-l2"]
     assert result.unit.name == "points of accuracy"
     assert "my-space" not in SPACES
     assert "my-l2" not in PROTECTIONS

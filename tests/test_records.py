@@ -1,7 +1,8 @@
 """Records that are whole, but not those of their run."""
 
 import copy
-from typing import Literal, NotRequired, TypedDict
+from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -12,8 +13,9 @@ from forgetless.comparison import read_failures
 from forgetless.errors import InputError
 from forgetless.experiments import load_result
 from forgetless.experiments.two_model import arms
+from forgetless.records import plain
 from forgetless.runs import RunFolder
-from forgetless.schema import Number, _predicate, mismatch
+from forgetless.schema import Measured, Number, _predicate, mismatch
 from test_report import made_up as made_up_two_model
 from test_report_search import made_up as made_up_search
 
@@ -65,7 +67,7 @@ MADE_UP = {"two-model": lambda: made_up_two_model(seeds=2), "search": made_up_se
 def test_records_of_no_such_run_are_refused_by_line(tmp_path, experiment, name):
     damage, message = DAMAGED[experiment][name]
     result = MADE_UP[experiment]()
-    records = result.runs if experiment == "two-model" else result.records
+    records = plain(result.runs if experiment == "two-model" else result.records)
     folder = RunFolder.create(tmp_path / "run", {"experiment": experiment, **result.config.to_dict()})
     folder.replace_records(records)
     load_result(folder)
@@ -119,13 +121,27 @@ VALUES = st.recursive(
 )
 
 
-class _Made(TypedDict):
-    a: Number
-    b: NotRequired[list[tuple[str, Number]]]
-    seed: NotRequired[dict[str, float]]
+@dataclass(frozen=True)
+class _Made:
+    a: Measured
+    b: list[tuple[str, Number]] | None = None
+    seed: dict[str, float] | None = None
 
 
-KINDS = [_Made, Number, float, int, str, bool, list[Number], dict[str, float], tuple[int, ...], Literal["a", 1], None]
+KINDS = [
+    _Made,
+    Number,
+    Measured,
+    float,
+    int,
+    str,
+    bool,
+    list[Number],
+    dict[str, float],
+    tuple[int, ...],
+    Literal["a", 1],
+    None,
+]
 
 
 @given(VALUES, st.sampled_from([*KINDS, list[_Made], int | str, tuple[str, Number]]))

@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import changed, two_model_config
+from configs import changed, recorded, two_model_config
 from forgetless.errors import InputError
 from forgetless.experiments import load_result, two_model
 from forgetless.experiments.two_model import TwoModelResult, arms
+from forgetless.experiments.two_model.records import RunRecord
 from forgetless.forgetting import mean_interval
 from forgetless.options import command_line
 from forgetless.protection import PROTECTIONS
+from forgetless.records import made_of
 from forgetless.report import (
     accuracy_curves,
     chain_forgetting,
@@ -55,30 +57,33 @@ def made_up(lost=LOST, *, keep=lambda arm: True, spread=0.01, **options):
         accuracy = [before, b, *([0.88] * (config.chain.models - 2))]
         forgotten = [f, *([0.05 * (arm.protection == "none")] * (config.chain.models - 2)), 0.0]
         runs.append(
-            {
-                **dataclasses.asdict(arm),
-                "wiring": str(config.chain.wiring),
-                "accuracy_a_before": before,
-                "accuracy_a_after": before - f,
-                "accuracy_a_min": before - f,
-                "accuracy_b": b,
-                "forgetting": f,
-                "validation_forgetting": f + 0.001,
-                "validation_b": b + 0.001,
-                "steps_of_a": 100,
-                "mean_step": 0.5 if arm.protection in {"matched-lr", "wpl"} else 1.0,
-                "shared_learning_rate": 0.005,
-                "models": [
-                    {"model": letter, "accuracy_before": a, "accuracy_after": a - g, "forgetting": g}
-                    for letter, a, g in zip(letters, accuracy, forgotten, strict=True)
-                ],
-                "curve": {
-                    "iteration": iterations,
-                    "accuracy_a": list(before - f * part),
-                    "accuracy_b": list(0.1 + (b - 0.1) * part),
+            made_of(
+                {
+                    **dataclasses.asdict(arm),
+                    "wiring": str(config.chain.wiring),
+                    "accuracy_a_before": before,
+                    "accuracy_a_after": before - f,
+                    "accuracy_a_min": before - f,
+                    "accuracy_b": b,
+                    "forgetting": f,
+                    "validation_forgetting": f + 0.001,
+                    "validation_b": b + 0.001,
+                    "steps_of_a": 100,
+                    "mean_step": 0.5 if arm.protection in {"matched-lr", "wpl"} else 1.0,
+                    "shared_learning_rate": 0.005,
+                    "models": [
+                        {"model": letter, "accuracy_before": a, "accuracy_after": a - g, "forgetting": g}
+                        for letter, a, g in zip(letters, accuracy, forgotten, strict=True)
+                    ],
+                    "curve": {
+                        "iteration": iterations,
+                        "accuracy_a": list(before - f * part),
+                        "accuracy_b": list(0.1 + (b - 0.1) * part),
+                    },
+                    "seconds": 1.5,
                 },
-                "seconds": 1.5,
-            }
+                RunRecord,
+            )
         )
     return TwoModelResult(config, runs)
 
@@ -88,16 +93,16 @@ def stored(path, result, **options):
     config = changed(result.config, **options)
     folder = RunFolder.create(path, {"experiment": "two-model", **config.to_dict()})
     for run in result.runs:
-        folder.append(run)
+        folder.append(run.to_dict())
     return folder
 
 
 def mean_of(result, protection, key, **where):
     return 100 * np.mean(
         [
-            run[key]
+            getattr(run, key)
             for run in result.runs
-            if run["protection"] == protection and all(run[name] == value for name, value in where.items())
+            if run.protection == protection and all(getattr(run, name) == value for name, value in where.items())
         ]
     )
 
@@ -116,11 +121,11 @@ def test_curves_are_the_means_of_the_records():
     assert len(figure.axes) == 2
     for ax, convergence in zip(figure.axes, (1.0, 0.43), strict=True):
         for protection in LOST:
-            runs = [r for r in result.runs if r["protection"] == protection and r["convergence"] == convergence]
+            runs = [r for r in result.runs if r.protection == protection and r.convergence == convergence]
             for letter, key in (("A", "accuracy_a"), ("B", "accuracy_b")):
                 x, y = line(ax, f"{protection} {letter}")
-                np.testing.assert_array_equal(x, runs[0]["curve"]["iteration"])
-                np.testing.assert_allclose(y, 100 * np.mean([r["curve"][key] for r in runs], axis=0))
+                np.testing.assert_array_equal(x, runs[0].curve.iteration)
+                np.testing.assert_allclose(y, 100 * np.mean([getattr(r.curve, key) for r in runs], axis=0))
         assert line(ax, "before")[1][0] == pytest.approx(
             mean_of(result, "none", "accuracy_a_before", convergence=convergence)
         )
@@ -131,7 +136,7 @@ def test_curves_are_the_means_of_the_records():
 def test_the_band_spans_the_seeds():
     result = made_up(protection=("none",))
     (band,) = accuracy_curves(result).axes[0].collections
-    last = [r["accuracy_a_after"] * 100 for r in result.runs]
+    last = [r.accuracy_a_after * 100 for r in result.runs]
     end = band.get_paths()[0].vertices[:, 1][band.get_paths()[0].vertices[:, 0] == 100]
     assert (end.min(), end.max()) == pytest.approx((min(last), max(last)))
     assert not accuracy_curves(made_up(protection=("none",), seeds=1)).axes[0].collections
@@ -142,12 +147,12 @@ def test_bars_dots_and_intervals_are_those_of_the_records():
     figure = forgetting_bars(result)
     for ax, shared in zip(figure.axes, (1, 3), strict=True):
         for bar, dots, protection in zip(ax.patches, ax.collections, result.config.arms, strict=True):
-            runs = [r for r in result.runs if r["protection"] == protection and r["shared"] == shared]
+            runs = [r for r in result.runs if r.protection == protection and r.shared == shared]
             assert bar.get_gid() == protection
             assert bar.get_width() == pytest.approx(mean_of(result, protection, "forgetting", shared=shared))
-            np.testing.assert_allclose(dots.get_offsets()[:, 0], [100 * r["forgetting"] for r in runs])
+            np.testing.assert_allclose(dots.get_offsets()[:, 0], [100 * r.forgetting for r in runs])
         interval = mean_interval(
-            [100 * r["forgetting"] for r in result.runs if r["protection"] == "none" and r["shared"] == shared]
+            [100 * r.forgetting for r in result.runs if r.protection == "none" and r.shared == shared]
         )
         first = next(drawn for drawn in ax.lines if drawn.get_gid() == "interval")
         low, high = ax.get_xlim()
@@ -194,19 +199,21 @@ def test_a_chain_is_drawn_model_by_model():
 
 
 def test_several_alphas_are_chosen_between_on_validation_data_alone():
-    result = made_up(wpl_strength=(1e3, 1e4, 1e5))
-    for run in result.runs:
-        if run["protection"] == "wpl":
-            run["validation_forgetting"] = {1e3: 0.05, 1e4: 0.01, 1e5: 0.0}[run["strength"]]
-            run["validation_b"] = {1e3: 0.9, 1e4: 0.9, 1e5: 0.8}[run["strength"]]
-            run["forgetting"] = {1e3: -0.5, 1e4: 0.011, 1e5: -0.5}[run["strength"]]
+    changes = {
+        1e3: {"validation_forgetting": 0.05, "validation_b": 0.9, "forgetting": -0.5},
+        1e4: {"validation_forgetting": 0.01, "validation_b": 0.9, "forgetting": 0.011},
+        1e5: {"validation_forgetting": 0.0, "validation_b": 0.8, "forgetting": -0.5},
+    }
+    result = recorded(
+        made_up(wpl_strength=(1e3, 1e4, 1e5)), lambda run: changes[run.strength] if run.protection == "wpl" else {}
+    )
     assert chosen_strength(result, "wpl") == chosen_strength(result, "matched-lr") == 1e4
     assert chosen_strength(result, "l2") == 1.0
     assert chosen_strength(result, "none") is None
     bars = {bar.get_gid(): bar.get_width() for bar in forgetting_bars(result).axes[0].patches}
     assert bars["wpl"] == pytest.approx(1.1)
     # A strength that is better but lacks a seed is compared on the seeds that all have; equal ones go to the lowest.
-    fewer = TwoModelResult(result.config, [r for r in result.runs if (r["seed"], r["strength"]) != (2, 1e4)])
+    fewer = TwoModelResult(result.config, [r for r in result.runs if (r.seed, r.strength) != (2, 1e4)])
     assert chosen_strength(fewer, "wpl") == 1e4
     equal = made_up(wpl_strength=(1e5, 1e3))
     assert chosen_strength(equal, "wpl") == 1e3
@@ -471,15 +478,11 @@ def test_headline_is_honest(case):
 
 
 def test_a_control_arm_that_could_not_be_matched_is_told():
-    result = made_up()
-    for run in result.runs:
-        if run["protection"] == "wpl":
-            run["mean_step"] = 0.25
+    result = recorded(made_up(), lambda run: {"mean_step": 0.25} if run.protection == "wpl" else {})
     assert "with steps of 200 % the protected arm's size, as they could not be matched" in headline(result)
     # What is too much in one seed is not made good by too little in another.
-    for run in result.runs:
-        if run["protection"] == "wpl":
-            run["mean_step"] = {0: 0.4, 1: 0.625}.get(run["seed"], 0.5)
+    steps = {0: 0.4, 1: 0.625}
+    result = recorded(result, lambda run: {"mean_step": steps.get(run.seed, 0.5)} if run.protection == "wpl" else {})
     assert "in 2 of 3 seeds with steps of 80 to 125 % the protected" in headline(result)
 
 
@@ -497,9 +500,9 @@ def test_the_table_holds_the_summary_in_80_columns():
     assert not any("…" in text for text in lines)
     rows = [text.split() for text in lines if text.startswith("wpl")]
     assert len(rows) == 4
-    wpl = next(e for e in result.summary() if e["protection"] == "wpl")
-    assert rows[0][:3] == ["wpl", "1e3", f"{100 * wpl['accuracy_a_before']['mean']:.1f}"]
-    assert f"{100 * wpl['reduction']['mean']:.1f}" in rows[0]
+    wpl = next(e for e in result.summary() if e.protection == "wpl")
+    assert rows[0][:3] == ["wpl", "1e3", f"{100 * wpl.accuracy_a_before.mean:.1f}"]
+    assert f"{100 * wpl.reduction.mean:.1f}" in rows[0]
     assert "A stopped at 43 %" in lines
     assert lines[-2] == "In % and points of test accuracy; ± and [ ]: 95 % interval over 3 seeds."
     assert len([text for text in table_lines(made_up(seeds=1)) if "±" in text]) == 0

@@ -9,13 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import search_config
+from configs import recorded, search_config
 from forgetless.errors import InputError
 from forgetless.experiments import load_result
+from forgetless.forgetting import Interval
+from forgetless.records import made_of, plain
 from forgetless.report import cell_drawing, forgetting_curves, report_html, search_headline, search_table
 from forgetless.report.canvas import colour, data_uri
 from forgetless.runs import RunFolder
 from forgetless.search import run, search_arms
+from forgetless.search.records import DerivedRecord, EpochRecord
 from forgetless.search.result import SearchResult
 from forgetless.spaces.cell import CellSpace
 from forgetless.spaces.nas201 import Nas201Space
@@ -47,36 +50,49 @@ def made_up(lost=LOST, *, keep=lambda record: True, spread=0.01, **options):
             f = given_(arm.seed, epoch) if callable(given_) else given_ + noise * (arm.protection == "none")
             reward = 0.1 * (epoch + 1) + noise + (0.05 if arm.protection == "wpl" else 0)
             records.append(
-                {
-                    "event": "epoch",
-                    **dataclasses.asdict(arm),
-                    "epoch": epoch,
-                    "forgetting_mean": f,
-                    "forgetting_best": None if f is None else 2 * f,
-                    "forgetting_max": None if f is None else 3 * f,
-                    "num_models": 0 if f is None else 10,
-                    "num_diverged": 10 if f is None else 0,
-                    "error_first": 6 * scale,
-                    "error_second": 6 * scale + (f or 0),
-                    "penalty": 0.1,
-                    "mean_step": 0.5 if arm.protection in {"matched-lr", "wpl"} else 1.0,
-                    "learning_rate": 10.0,
-                    "strategy_mean_reward": reward,
-                    "seconds": {"train": 2.0, "learn": 1.0},
-                }
+                made_of(
+                    {
+                        "event": "epoch",
+                        **dataclasses.asdict(arm),
+                        "epoch": epoch,
+                        "forgetting_mean": f,
+                        "forgetting_best": None if f is None else 2 * f,
+                        "forgetting_max": None if f is None else 3 * f,
+                        "num_models": 0 if f is None else 10,
+                        "num_diverged": 10 if f is None else 0,
+                        "multi_model_part": None,
+                        "error_first": 6 * scale,
+                        "error_consolidated": 6 * scale,
+                        "error_second": 6 * scale + (f or 0),
+                        "is_protected": False,
+                        "penalty": 0.1,
+                        "mean_step": 0.5 if arm.protection in {"matched-lr", "wpl"} else 1.0,
+                        "mean_net_step": 0.1,
+                        "num_passed_over": 0,
+                        "learning_rate": 10.0,
+                        "strategy_mean_reward": reward,
+                        "seconds": {"train": 2.0, "learn": 1.0},
+                    },
+                    EpochRecord,
+                )
             )
         if config.selection.final_samples:
             errors = {"derived": scale * (5 + noise), "random": scale * 5.5}
             records.append(
-                {
-                    "event": "derived",
-                    **dataclasses.asdict(arm),
-                    "architecture": architecture,
-                    "reward": 0.6,
-                    "random_architecture": architecture,
-                    **{f"{name}_{split}_error": e for name, e in errors.items() for split in ("validation", "test")},
-                    "seconds": {"derive": 5.0},
-                }
+                made_of(
+                    {
+                        "event": "derived",
+                        **dataclasses.asdict(arm),
+                        "architecture": architecture,
+                        "reward": 0.6,
+                        "random_architecture": architecture,
+                        **{
+                            f"{name}_{split}_error": e for name, e in errors.items() for split in ("validation", "test")
+                        },
+                        "seconds": {"derive": 5.0},
+                    },
+                    DerivedRecord,
+                )
             )
     return SearchResult(config, [record for record in records if keep(record)])
 
@@ -85,12 +101,12 @@ def stored(path, result, **config):
     """A run folder that holds a search."""
     folder = RunFolder.create(path, {"experiment": "search", **result.config.to_dict(), **config})
     for record in result.records:
-        folder.append(record)
+        folder.append(record.to_dict())
     return folder
 
 
 def entry(result, protection):
-    return next(each for each in result.summary() if each["protection"] == protection)
+    return next(each for each in result.summary() if each.protection == protection)
 
 
 # The summary
@@ -102,13 +118,13 @@ def test_forgetting_is_averaged_over_the_last_half_and_rewards_over_the_last_qua
     found = entry(result, "none")
     by_seed = [(1e2 + 1e3 + 1e4) / 3, 2 * (1e2 + 1e3 + 1e4) / 3]
     mean, half = np.mean(by_seed), 12.7062 * np.std(by_seed, ddof=1) / math.sqrt(2)
-    assert list(found["forgetting_mean"].values()) == pytest.approx([mean, mean - half, mean + half], rel=1e-5)
-    assert found["forgetting_best"]["mean"] == pytest.approx(2 * mean)
-    assert found["forgetting_max"]["mean"] == pytest.approx(3 * mean)
-    assert found["reward"] == {"mean": pytest.approx(0.45), "low": pytest.approx(0.45), "high": pytest.approx(0.45)}
-    assert found["seconds"] == 2 * (5 * 3.0 + 5.0)
-    assert (found["num_seeds"], found["num_models"], found["num_diverged"]) == (2, 100, 0)
-    assert [found[f"reduction_{name}"] for name in ("mean", "best", "max")] == [None] * 3
+    assert list(dataclasses.astuple(found.forgetting_mean)) == pytest.approx([mean, mean - half, mean + half], rel=1e-5)
+    assert found.forgetting_best.mean == pytest.approx(2 * mean)
+    assert found.forgetting_max.mean == pytest.approx(3 * mean)
+    assert dataclasses.astuple(found.reward) == pytest.approx((0.45, 0.45, 0.45))
+    assert found.seconds == 2 * (5 * 3.0 + 5.0)
+    assert (found.num_seeds, found.num_models, found.num_diverged) == (2, 100, 0)
+    assert [found.reduction_mean, found.reduction_best, found.reduction_max] == [None] * 3
 
 
 @pytest.mark.parametrize(("epochs", "half", "quarter"), [(1, [0], [0]), (2, [1], [1]), (8, [4, 5, 6, 7], [6, 7])])
@@ -121,9 +137,14 @@ def protected_from(starts, lost, **options):
     """A search of 8 epochs whose protected arm is protected from one epoch per seed on; `lost` is the unprotected's."""
     arms = {"none": lambda seed, epoch: lost[epoch], "wpl": 0.0}
     result = made_up(arms, protection=tuple(arms), epochs=8, seeds=len(starts), spread=0.0, **options)
-    for record in result.epochs("wpl"):
-        record["is_protected"] = record["epoch"] >= starts[record["seed"]]
-    return result
+    return recorded(
+        result,
+        lambda record: (
+            {"is_protected": record.epoch >= starts[record.seed]}
+            if record.event == "epoch" and record.protection == "wpl"
+            else {}
+        ),
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,12 +160,12 @@ def test_forgetting_is_averaged_where_the_unprotected_arm_forgets_and_the_other_
     result = protected_from(starts, lost)
     assert result.forgetting_epochs == epochs
     mean = sum(lost[epoch] for epoch in epochs) / len(epochs)
-    assert entry(result, "none")["forgetting_mean"]["mean"] == pytest.approx(mean)
+    assert entry(result, "none").forgetting_mean.mean == pytest.approx(mean)
 
 
 def test_unfinished_seeds_do_not_decide_which_epochs_are_averaged():
     result = protected_from((1, 4), [0.1] * 8)
-    keep = [r for r in result.records if not (r["seed"] == 1 and r["event"] == "epoch" and r["epoch"] == 7)]
+    keep = [r for r in result.records if not (r.seed == 1 and r.event == "epoch" and r.epoch == 7)]
     assert SearchResult(result.config, keep).forgetting_epochs == range(1, 8)
 
 
@@ -160,11 +181,11 @@ def test_reductions_and_gains_pair_the_seeds():
         protection=("none", "wpl"),
     )
     found = entry(result, "wpl")
-    assert found["reduction_mean"]["mean"] == pytest.approx(1 - 0.03 / 0.2)
+    assert found.reduction_mean.mean == pytest.approx(1 - 0.03 / 0.2)
     # Seed by seed 100, 85 and 80 % are prevented: no resample of pairs leaves that range, one of single values would.
-    assert 0.8 - 1e-9 <= found["reduction_mean"]["low"] <= found["reduction_mean"]["high"] <= 1 + 1e-9
-    assert found["derived_test_error"]["mean"] == pytest.approx(5.0)
-    assert found["gain"]["mean"] == pytest.approx(0.5)
+    assert 0.8 - 1e-9 <= found.reduction_mean.low <= found.reduction_mean.high <= 1 + 1e-9
+    assert found.derived_test_error.mean == pytest.approx(5.0)
+    assert found.gain.mean == pytest.approx(0.5)
     difference = result.difference("wpl", "none", "forgetting_mean", result.forgetting_epochs)
     assert difference.mean == pytest.approx(0.03 - 0.2)
 
@@ -172,12 +193,12 @@ def test_reductions_and_gains_pair_the_seeds():
 def test_only_whole_seeds_count_and_no_reduction_is_over_other_seeds():
     whole = made_up(protection=("wpl", "none"))
     part = made_up(
-        protection=("wpl", "none"), keep=lambda r: (r["seed"], r["protection"], r.get("epoch", 4)) != (2, "none", 4)
+        protection=("wpl", "none"), keep=lambda r: (r.seed, r.protection, getattr(r, "epoch", 4)) != (2, "none", 4)
     )
     assert part.seeds("none") == [0, 1]
-    assert entry(part, "none")["num_seeds"] == 2
-    assert entry(part, "wpl")["reduction_mean"] is None
-    assert entry(part, "wpl")["forgetting_mean"] == entry(whole, "wpl")["forgetting_mean"]
+    assert entry(part, "none").num_seeds == 2
+    assert entry(part, "wpl").reduction_mean is None
+    assert entry(part, "wpl").forgetting_mean == entry(whole, "wpl").forgetting_mean
     assert part.progress == (5, 6)
 
 
@@ -186,8 +207,8 @@ def test_models_that_diverged_are_left_out_and_counted():
         {"none": lambda seed, epoch: None if epoch == 4 or seed == 2 else 0.1 * epoch}, protection=("none",)
     )
     found = entry(result, "none")
-    assert found["forgetting_mean"]["mean"] == pytest.approx(0.25)  # epochs 2 and 3 of seeds 0 and 1
-    assert (found["num_seeds"], found["num_models"], found["num_diverged"]) == (3, 80, 70)
+    assert found.forgetting_mean.mean == pytest.approx(0.25)  # epochs 2 and 3 of seeds 0 and 1
+    assert (found.num_seeds, found.num_models, found.num_diverged) == (3, 80, 70)
     assert "70 trained models diverged and are left out of the averages." in search_headline(result)
     assert "Diverged models, left out: none 70." in printed(search_table(result))
 
@@ -195,8 +216,8 @@ def test_models_that_diverged_are_left_out_and_counted():
 def test_what_is_not_known_is_none():
     result = made_up(protection=("wpl",), seeds=1, final_samples=0)
     found = entry(result, "wpl")
-    assert found["forgetting_mean"] == {"mean": pytest.approx(0.05), "low": None, "high": None}
-    assert [found[key] for key in ("derived_test_error", "random_test_error", "gain")] == [None] * 3
+    assert found.forgetting_mean == Interval(pytest.approx(0.05), None, None)
+    assert [found.derived_test_error, found.random_test_error, found.gain] == [None] * 3
     assert result.progress == (1, 1)
     assert SearchResult(result.config, []).summary() == []
 
@@ -319,9 +340,9 @@ def test_means_of_two_arms_are_over_the_seeds_that_both_have():
     """Seed 2 is wpl's no more: what the unprotected arm lost and won there is in no sentence."""
     lost = {"none": lambda seed, epoch: 0.2 if seed < 2 else 9.0, "wpl": lambda seed, epoch: 0.05}
     options = {"protection": ("none", "wpl"), "spread": 0.0}
-    result = made_up(lost, **options, keep=lambda r: (r["seed"], r["protection"]) != (2, "wpl"))
+    result = made_up(lost, **options, keep=lambda r: (r.seed, r.protection) != (2, "wpl"))
     for record in result.epochs("none", 2):
-        record["strategy_mean_reward"] = 77.0
+        record.strategy["mean_reward"] = 77.0
     text = search_headline(result)
     assert text.startswith("So far, with 5 of 6 searches finished: By the end of the epoch models lose 0.200")
     assert "0.400 without, 0.100 with; the one that loses most: 0.600 and 0.150" in text
@@ -330,9 +351,13 @@ def test_means_of_two_arms_are_over_the_seeds_that_both_have():
 
 def test_a_control_arm_that_could_not_be_matched_is_told():
     """Seed by seed: 200 and 50 % in two of them are not 100 % together."""
-    result = made_up()
-    for record in result.epochs("wpl"):
-        record["mean_step"] = (0.25, 1.0, 0.5)[record["seed"]]
+    steps = (0.25, 1.0, 0.5)
+    result = recorded(
+        made_up(),
+        lambda record: (
+            {"mean_step": steps[record.seed]} if record.event == "epoch" and record.protection == "wpl" else {}
+        ),
+    )
     assert "(in 2 of 3 seeds with steps of 50 to 200 % the protected arm's size)" in search_headline(result)
 
 
@@ -347,7 +372,7 @@ def test_curves_are_the_means_of_the_records():
         for protection in LOST:
             x, y = line(ax, protection)
             assert list(x) == [1, 2, 3, 4, 5]
-            records = [[r[key] for r in result.epochs(protection) if r["epoch"] == epoch] for epoch in range(5)]
+            records = [[r.number(key) for r in result.epochs(protection) if r.epoch == epoch] for epoch in range(5)]
             np.testing.assert_allclose(y, np.mean(records, axis=1))
             (drawn,) = [each for each in ax.lines if each.get_gid() == protection]
             assert drawn.get_color() == colour(protection)
@@ -471,7 +496,7 @@ def test_two_models_and_searches_on_one_page(tmp_path):
 
 
 def test_unfinished_searches_say_so(tmp_path):
-    result = made_up(keep=lambda r: r["seed"] == 0 and r["protection"] == "none" and r.get("epoch", 9) < 2)
+    result = made_up(keep=lambda r: r.seed == 0 and r.protection == "none" and getattr(r, "epoch", 9) < 2)
     page = Page(report_html([stored(tmp_path / "run", result)]))
     assert "No search has all its epochs yet: 2 epochs so far." in page.text
     assert "0 of 15 searches are finished" in page.text
@@ -494,7 +519,7 @@ def test_real_searches_become_a_page_and_every_key_is_documented(tmp_path):
     assert "one seed" in expect_whole(report_html([folder])).text
     pages = Path(__file__).parents[1] / "docs"
     documented = (pages / "metrics.md").read_text(encoding="utf-8").split("# Searches")[1]
-    for record in (*result.records, *result.summary()):
+    for record in plain([*result.records, *result.summary()]):
         for key in record:
             assert f"`{key}`" in documented
 
@@ -503,7 +528,9 @@ def test_damaged_records_are_refused(tmp_path):
     folder = stored(tmp_path / "run", made_up(seeds=1, protection=("wpl",)))
     report_html([folder])
     folder.append({"event": "epoch", "seed": 0})
-    with pytest.raises(InputError, match=r"Expected a record of search in line 7 of .* it lacks epoch, error_first"):
+    with pytest.raises(
+        InputError, match=r"Expected a record of search in line 7 of .* it lacks epoch, error_consolidated"
+    ):
         report_html([folder])
 
 
@@ -516,8 +543,7 @@ def test_the_table_is_80_columns_wide_and_leaves_nothing_out(space, factor):
     """Every value is there, with all its digits, whatever its width; a cell may go on in the next line."""
     lost = {name: lambda seed, epoch, f=f: factor * (f - 0.07 + 0.028 * seed) for name, f in LOST.items()}
     result = made_up(lost, seeds=2, spread=0.05 * factor, space=space)
-    for record in result.records:
-        record["seconds"] = {"train": 45_240 / 12 if record["protection"] == "wpl" else 115 / 12}
+    result = recorded(result, lambda r: {"seconds": {"train": 45_240 / 12 if r.protection == "wpl" else 115 / 12}})
     lines = printed(search_table(result))
     assert max(map(len, lines)) <= 80
     assert not any("…" in text for text in lines)
@@ -525,7 +551,8 @@ def test_the_table_is_80_columns_wide_and_leaves_nothing_out(space, factor):
     scale, digits = (1, 3) if space == "recurrent" else (100, 1)
     for found in result.summary():
         for key in ("forgetting_mean", "forgetting_best", "forgetting_max", "derived_test_error", "gain"):
-            mean, half = found[key]["mean"], found[key]["high"] - found[key]["mean"]
+            interval = getattr(found, key)
+            mean, half = interval.mean, interval.high - interval.mean
             assert {f"{scale * mean:.{digits}f}".replace("-", "−"), f"±{scale * half:.{digits}f}"} <= words
     assert {"12", "34", "55"} <= words
 
@@ -537,8 +564,7 @@ def test_the_table_fits_typical_values_without_a_break():
         seeds=2,
         spread=0.04,
     )
-    for record in result.records:
-        record["seconds"] = {"train": 45_240 / 12 if record["protection"] == "wpl" else 115 / 12}
+    result = recorded(result, lambda r: {"seconds": {"train": 45_240 / 12 if r.protection == "wpl" else 115 / 12}})
     lines = printed(search_table(result))
     assert sum(text.startswith("wpl ") for text in lines) == 2
     assert next(text for text in lines if text.startswith("wpl")).split()[1:3] == ["−0.086", "±0.254"]

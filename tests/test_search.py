@@ -7,10 +7,11 @@ from functools import partialmethod
 import pytest
 import torch
 
-from configs import changed, search_config
+from configs import changed, search_config, without_time
 from forgetless.errors import InputError
 from forgetless.evaluation.searches import finished_searches
 from forgetless.importance import TrainingFisher
+from forgetless.records import plain
 from forgetless.runs import CHECKPOINT, RunFolder
 from forgetless.search import (
     Search,
@@ -19,6 +20,7 @@ from forgetless.search import (
     load_task,
     make_space,
     measure_arms,
+    read_records,
     reconcile,
     run,
     search_arms,
@@ -68,10 +70,6 @@ SMALL_TEXT = search_config(
 )
 
 
-def without_time(records):
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
-
-
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     """A whole run, with a copy of the folder's files after each record."""
@@ -80,7 +78,7 @@ def stored(tmp_path_factory):
 
     def keep(record, state):
         folder.save_checkpoint(state)
-        folder.append(json.loads(json.dumps(record)))
+        folder.append(record.to_dict())
         snapshots.append({path.name: path.read_bytes() for path in folder.path.iterdir()})
 
     return run(TINY, on_epoch=keep), snapshots
@@ -93,25 +91,25 @@ def resumed(tmp_path, files):
         (path / name).write_bytes(content)
     folder = RunFolder(path)
     checkpoint = folder.load_checkpoint()
-    records = reconcile(TINY, folder.records(), checkpoint)
+    records = reconcile(TINY, read_records(TINY, folder), checkpoint)
     return run(TINY, records=records, checkpoint=checkpoint)
 
 
 def test_records_of_every_arm_and_epoch(stored):
     records, _ = stored
-    assert [(r["protection"], r["event"]) for r in records] == [
+    assert [(r.protection, r.event) for r in records] == [
         (protection, event) for protection in ("none", "wpl") for event in ("epoch", "epoch", "epoch", "derived")
     ]
-    json.dumps(records, allow_nan=False)
-    assert all(r["num_models"] + r["num_diverged"] == 3 for r in records if r["event"] == "epoch")
+    json.dumps(plain(records), allow_nan=False)
+    assert all(r.num_models + r.num_diverged == 3 for r in records if r.event == "epoch")
 
 
 def test_first_model_trains_alike_in_every_arm(stored):
     """Nothing is held before the first model is consolidated."""
     config = changed(TINY, models_per_epoch=1, epochs=1, final_samples=0)
     plain, held = run(config)
-    assert plain["error_first"] == held["error_first"]
-    assert plain["mean_step"] == held["mean_step"]
+    assert plain.error_first == held.error_first
+    assert plain.mean_step == held.mean_step
 
 
 @pytest.mark.parametrize("after", [0, 2, 3, 4, 6])
@@ -194,8 +192,8 @@ def test_training_importance_is_the_fisher_on_average_at_every_batch_size(batch_
 def test_held_out_importance_is_the_fisher():
     config = changed(TINY, importance="held-out", protection=("wpl",), epochs=1, final_samples=0)
     (record,) = run(config)
-    assert record["penalty"] >= 0
-    assert math.isfinite(record["error_second"])
+    assert record.penalty >= 0
+    assert math.isfinite(record.error_second)
 
 
 def test_text_search_with_every_control():
@@ -209,20 +207,21 @@ def test_text_search_with_every_control():
     )
     records = run(config)
     assert len(records) == 2 * 5
-    by = {(r["protection"], r["epoch"]): r for r in records}
-    assert by["freeze", 1]["mean_step"] < by["none", 1]["mean_step"]
+    by = {(r.protection, r.epoch): r for r in records}
+    assert by["freeze", 1].mean_step < by["none", 1].mean_step
 
 
 def test_arms_are_the_same_until_protection_begins():
     config = changed(TINY, protection=("none", "matched-lr", "wpl"), protect_from=2, final_samples=0)
-    by = {(r["protection"], r["epoch"]): r for r in without_time(run(config))}
+    by = {(r.protection, r.epoch): r for r in run(config)}
 
     def numbers(protection, epoch):
-        return {name: value for name, value in by[protection, epoch].items() if name != "protection"}
+        (record,) = without_time([by[protection, epoch]])
+        return {name: value for name, value in record.items() if name != "protection"}
 
     assert all(numbers(name, epoch) == numbers("none", epoch) for name in ("wpl", "matched-lr") for epoch in (0, 1))
-    assert [by["wpl", epoch]["is_protected"] for epoch in (0, 1, 2)] == [False, False, True]
-    assert by["wpl", 2]["mean_step"] != by["none", 2]["mean_step"]
+    assert [by["wpl", epoch].is_protected for epoch in (0, 1, 2)] == [False, False, True]
+    assert by["wpl", 2].mean_step != by["none", 2].mean_step
 
 
 @pytest.mark.parametrize(("rule", "measure"), [("ema", "mean_step"), ("merge", "mean_net_step")])
@@ -237,7 +236,7 @@ def test_the_control_arm_moves_as_far_as_the_protected_one(rule, measure):
         epochs=4,
         models_per_epoch=6,
     )
-    by = {(r["protection"], r["epoch"]): r[measure] for r in run(config)}
+    by = {(r.protection, r.epoch): getattr(r, measure) for r in run(config)}
     for epoch in (1, 2, 3):
         assert by["wpl", epoch] < 0.8 * by["none", epoch]
         assert by["matched-lr", epoch] == pytest.approx(by["wpl", epoch], rel=0.25)
@@ -257,9 +256,9 @@ def test_only_the_protected_weights_of_the_control_arm_are_slowed():
 def test_a_gradient_that_is_not_finite_is_passed_over():
     config = changed(SMALL_TEXT, learning_rate=1e30, epochs=1)
     (record,) = run(config)
-    assert record["num_passed_over"] > 0
-    assert record["num_diverged"] > 0
-    json.dumps(record, allow_nan=False)
+    assert record.num_passed_over > 0
+    assert record.num_diverged > 0
+    json.dumps(record.to_dict(), allow_nan=False)
 
 
 def test_protection_begins_after_the_first_epoch_in_which_models_forget():
@@ -268,8 +267,8 @@ def test_protection_begins_after_the_first_epoch_in_which_models_forget():
     forgotten = False
     for _ in range(config.schedule.epochs):
         record = search.one_epoch({}, lambda phase, values: None)
-        assert record["is_protected"] == forgotten
-        forgotten |= record["forgetting_mean"] > 0
+        assert record.is_protected == forgotten
+        forgotten |= record.forgetting_mean > 0
     assert forgotten
 
 
@@ -337,7 +336,7 @@ def test_every_strategy_goes_on_bit_for_bit(strategy, monkeypatch):
     assert len(records) == 3
     again = run(config, records=records[:1], checkpoint=torch.load(io.BytesIO(states[0]), weights_only=True))
     assert without_time(again) == without_time(records)
-    json.dumps(records, allow_nan=False)
+    json.dumps(plain(records), allow_nan=False)
 
 
 def test_gdas_descends_on_the_reward_split_and_leaves_no_gradients(monkeypatch):
@@ -382,19 +381,19 @@ def test_no_search_selects_what_it_draws_and_measures_nothing(monkeypatch):
         monkeypatch.setattr(owner, name, refuse)
     states, shown = [], []
     records = run(config, on_epoch=lambda record, state: states.append(state), on_progress=shown.append)
-    assert [(r["event"], r["seed"]) for r in records] == [("derived", 0), ("derived", 1)]
+    assert [(r.event, r.seed) for r in records] == [("derived", 0), ("derived", 1)]
     for record in records:
-        drawn = RandomStrategy(make_space(config), record["seed"]).propose(6)
-        assert [record["architecture"], None] == record["candidates"][0]
-        assert record["candidates"] == [[str(cell), None] for cell in dict.fromkeys(drawn)]
-        assert record["reward"] is None
-        assert record["derived_test_error"] is not None
+        drawn = RandomStrategy(make_space(config), record.seed).propose(6)
+        assert (record.architecture, None) == record.candidates[0]
+        assert record.candidates == [(str(cell), None) for cell in dict.fromkeys(drawn)]
+        assert record.reward is None
+        assert record.derived_test_error is not None
     assert [progress.total for progress in shown] == [2, 2]
     again = run(config, records=records[:1], checkpoint=states[0])
     assert without_time(again) == without_time(records)
     assert reconcile(config, records, states[1]) == records
     (search, _) = finished_searches("runs/one", config, records)
-    assert [[str(cell), None] for cell in search.ranking] == records[0]["candidates"]
+    assert [(str(cell), None) for cell in search.ranking] == records[0].candidates
     assert search.seconds == 0
     for measure in (measure_arms, lambda *a: shared_weight_rewards(*a, [])):
         with pytest.raises(InputError, match="Expected a search that trains shared weights, but got one with"):
@@ -407,19 +406,19 @@ def test_candidates_are_ranked_best_first_and_what_diverged_last(monkeypatch):
     given = iter([0.2, math.nan, 0.9, 0.5, *[0.1] * 20])
     monkeypatch.setattr(search.rewards, "of", lambda architecture: next(given))
     derived = search.derive(lambda phase, values: None)
-    rewards = [reward for _, reward in derived["candidates"]]
+    rewards = [reward for _, reward in derived.candidates]
     finite = [reward for reward in rewards if reward is not None]
     assert rewards == [*sorted(finite, reverse=True), None]
-    assert [derived["architecture"], derived["reward"]] == derived["candidates"][0] == [derived["architecture"], 0.9]
-    assert len({text for text, _ in derived["candidates"]}) == len(rewards)
+    assert (derived.architecture, derived.reward) == derived.candidates[0] == (derived.architecture, 0.9)
+    assert len({text for text, _ in derived.candidates}) == len(rewards)
 
 
 def test_merging_moves_the_weights_and_the_error_right_after_it_is_recorded():
     config = changed(SMALL_TEXT, protection=("l2",), l2_decay=1.0)
     kept, merged = (run(changed(config, l2_rule=rule))[1] for rule in ("replace", "merge"))
-    assert kept["error_consolidated"] == kept["error_first"]
-    assert merged["error_consolidated"] != merged["error_first"]
-    assert merged["mean_step"] < kept["mean_step"]
+    assert kept.error_consolidated == kept.error_first
+    assert merged.error_consolidated != merged.error_first
+    assert merged.mean_step < kept.mean_step
 
 
 def test_reward_of_text_is_80_over_perplexity():

@@ -252,9 +252,9 @@ def test_in_two_models_the_tolerance_is_kept_on_the_importance_split(wiring, sha
         assert lost[Arm(0, shared, 1.0, "none", None)] > 0.2
         assert lost[Arm(0, shared, 1.0, "wpl-tolerance", 0.1)] > 0.03
     for run_ in result.runs:
-        assert run_["loss_a_before"] > 0
-        assert run_["validation_loss_a_after"] > 0
-    assert len({r["loss_a_after"] for r in result.runs if r["convergence"] == 1}) == 3
+        assert run_.loss_a_before > 0
+        assert run_.validation_loss_a_after > 0
+    assert len({r.loss_a_after for r in result.runs if r.convergence == 1}) == 3
 
 
 def test_records_have_the_mean_cross_entropy_of_the_whole_split():
@@ -266,7 +266,7 @@ def test_records_have_the_mean_cross_entropy_of_the_whole_split():
             pairs = list(task.batches(split, 7))
             each = torch.cat([F.cross_entropy(trainer.models[0](x), y, reduction="none") for x, y in pairs])
             assert found == pytest.approx(each.double().mean().item(), rel=1e-5)
-    assert run(config).runs[0]["loss_a_before"] == trainer._losses(trainer.models[0])["test"]
+    assert run(config).runs[0].loss_a_before == trainer._losses(trainer.models[0])["test"]
 
 
 def test_tolerances_are_called_so_in_labels_tables_and_figures():

@@ -1,21 +1,25 @@
-import copy
+import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from configs import changed, two_model_config
+from configs import changed, recorded, two_model_config, without_time
 from forgetless import diagonal_fisher, matching
 from forgetless.errors import InputError
 from forgetless.experiments import two_model
-from forgetless.experiments.two_model import Arm, TwoModelConfig, TwoModelResult, arms, run
+from forgetless.experiments.two_model import Arm, TwoModelConfig, arms, run
 from forgetless.experiments.two_model.mlp import chain_of_models, shared_parameters
+from forgetless.experiments.two_model.records import RunRecord
 from forgetless.experiments.two_model.training import Trainer
+from forgetless.forgetting import Interval
 from forgetless.plasticity import WeightPlasticity
 from forgetless.tasks.images import ImageClassification
+from test_report import made_up
 
 SMALL = {"seeds": 1, "iterations": 40, "iterations_a": 60, "evaluate_every": 20, "width": 24}
 STRONG = {"wpl_strength": (1e7,)}
@@ -26,54 +30,50 @@ def result():
     return run(two_model_config(**SMALL | STRONG | {"seeds": 2}, convergence=(1.0, 0.6)))
 
 
-def without_time(runs):
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in runs]
-
-
 def test_every_arm_is_run_once(result):
-    made = [Arm(r["seed"], r["shared"], r["convergence"], r["protection"], r["strength"]) for r in result.runs]
+    made = [r.arm for r in result.runs]
     assert made == arms(result.config)
     assert len(made) == 2 * 2 * 5
 
 
 def test_later_seeds_alone_give_the_same_numbers(result):
     later = run(changed(result.config, first_seed=1, seeds=1)).runs
-    assert without_time(later) == without_time([r for r in result.runs if r["seed"] == 1])
+    assert without_time(later) == without_time([r for r in result.runs if r.seed == 1])
 
 
 def test_arms_of_one_seed_start_from_the_same_models_and_differ_afterwards(result):
     for convergence in (1.0, 0.6):
-        group = [r for r in result.runs if r["seed"] == 0 and r["convergence"] == convergence]
-        assert len({(r["accuracy_a_before"], r["steps_of_a"]) for r in group}) == 1
-        assert len({r["curve"]["accuracy_b"][0] for r in group}) == 1
-        assert len({json.dumps(r["curve"]) for r in group}) > 2
+        group = [r for r in result.runs if r.seed == 0 and r.convergence == convergence]
+        assert len({(r.accuracy_a_before, r.steps_of_a) for r in group}) == 1
+        assert len({r.curve.accuracy_b[0] for r in group}) == 1
+        assert len({json.dumps(r.curve.to_dict()) for r in group}) > 2
 
 
 def test_the_numbers_of_a_run_agree_with_each_other(result):
     for r in result.runs:
-        assert r["forgetting"] == r["accuracy_a_before"] - r["accuracy_a_after"]
-        assert r["curve"]["iteration"] == [0, 2, 5, 10, 20, 40]
-        assert r["curve"]["accuracy_a"][0] == r["accuracy_a_before"]
-        assert r["curve"]["accuracy_a"][-1] == r["accuracy_a_after"]
-        assert r["curve"]["accuracy_b"][-1] == r["accuracy_b"]
-        assert r["accuracy_a_min"] == min(r["curve"]["accuracy_a"])
-        assert r["models"][0]["forgetting"] == r["forgetting"]
-        assert r["models"][1]["accuracy_before"] == r["accuracy_b"]
-        assert r["mean_step"] >= 0
+        assert r.forgetting == r.accuracy_a_before - r.accuracy_a_after
+        assert r.curve.iteration == [0, 2, 5, 10, 20, 40]
+        assert r.curve.accuracy_a[0] == r.accuracy_a_before
+        assert r.curve.accuracy_a[-1] == r.accuracy_a_after
+        assert r.curve.accuracy_b[-1] == r.accuracy_b
+        assert r.accuracy_a_min == min(r.curve.accuracy_a)
+        assert r.models[0].forgetting == r.forgetting
+        assert r.models[1].accuracy_before == r.accuracy_b
+        assert r.mean_step >= 0
 
 
 def test_freeze_forgets_nothing_and_protection_helps(result):
-    by = {(s["protection"], s["convergence"]): s for s in result.summary()}
+    by = {(s.protection, s.convergence): s for s in result.summary()}
     for convergence in (1.0, 0.6):
         plain, frozen = by["none", convergence], by["freeze", convergence]
-        assert frozen["forgetting"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
-        assert plain["forgetting"]["mean"] > 0.1
-        assert by["wpl", convergence]["forgetting"]["mean"] < plain["forgetting"]["mean"]
-        assert frozen["reduction"]["mean"] == 1.0
+        assert frozen.forgetting == Interval(0.0, 0.0, 0.0)
+        assert plain.forgetting.mean > 0.1
+        assert by["wpl", convergence].forgetting.mean < plain.forgetting.mean
+        assert frozen.reduction.mean == 1.0
 
 
 def test_a_stopped_early_is_stopped_early(result):
-    steps = {(r["seed"], r["convergence"]): r["steps_of_a"] for r in result.runs}
+    steps = {(r.seed, r.convergence): r.steps_of_a for r in result.runs}
     for seed in (0, 1):
         assert steps[seed, 1.0] == 60
         assert 1 <= steps[seed, 0.6] < 60
@@ -81,14 +81,12 @@ def test_a_stopped_early_is_stopped_early(result):
 
 def test_the_matched_arm_steps_as_far_as_the_protected_one(result):
     for r in result.runs:
-        if r["protection"] == "matched-lr":
+        if r.protection == "matched-lr":
             wpl = next(
-                o
-                for o in result.runs
-                if o["protection"] == "wpl" and (o["seed"], o["convergence"]) == (r["seed"], r["convergence"])
+                o for o in result.runs if o.protection == "wpl" and (o.seed, o.convergence) == (r.seed, r.convergence)
             )
-            assert r["shared_learning_rate"] < 0.005
-            assert r["mean_step"] == pytest.approx(wpl["mean_step"], rel=0.05)
+            assert r.shared_learning_rate < 0.005
+            assert r.mean_step == pytest.approx(wpl.mean_step, rel=0.05)
 
 
 def test_unprotected_training_is_a_plain_loop():
@@ -103,8 +101,8 @@ def test_unprotected_training_is_a_plain_loop():
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
-    assert record["accuracy_a_after"] == 1 - task.error(a, "test")
-    assert record["accuracy_b"] == 1 - task.error(b, "test")
+    assert record.accuracy_a_after == 1 - task.error(a, "test")
+    assert record.accuracy_b == 1 - task.error(b, "test")
 
 
 def test_wpl_in_the_harness_is_wpl_in_a_plain_loop():
@@ -122,14 +120,14 @@ def test_wpl_in_the_harness_is_wpl_in_a_plain_loop():
             optimizer.step()
         if model is a:
             plasticity.consolidate(a, diagonal_fisher(a, task.batches("importance"), task.loss))
-    assert record["accuracy_a_after"] == 1 - task.error(a, "test")
-    assert record["accuracy_b"] == 1 - task.error(b, "test")
+    assert record.accuracy_a_after == 1 - task.error(a, "test")
+    assert record.accuracy_b == 1 - task.error(b, "test")
 
 
 def test_alpha_zero_is_no_protection():
     result = run(two_model_config(**SMALL, protection=("none", "wpl"), wpl_strength=(0.0,)))
     plain, zero = result.runs
-    assert plain["curve"] == zero["curve"]
+    assert plain.curve == zero.curve
 
 
 @pytest.mark.parametrize("stop_after", [1, 4, 7])
@@ -140,7 +138,7 @@ def test_interrupted_and_resumed_gives_the_same_numbers(result, stop_after):
     finished = []
 
     def keep(record):
-        finished.append(json.loads(json.dumps(record)))  # as the run folder does
+        finished.append(RunRecord.from_dict(json.loads(json.dumps(record.to_dict())), "a record", "the run folder"))
         if len(finished) == stop_after:
             raise PowerCutError
 
@@ -153,32 +151,29 @@ def test_interrupted_and_resumed_gives_the_same_numbers(result, stop_after):
 def test_a_chain_reports_every_model():
     config = two_model_config(**SMALL, models=4, protection=("none", "freeze"))
     plain, frozen = run(config).runs
-    assert [m["model"] for m in plain["models"]] == ["A", "B", "C", "D"]
-    assert plain["curve"]["iteration"][-1] == 3 * 40
-    assert plain["models"][3]["forgetting"] == 0.0  # the last one was overwritten by nobody
-    assert all(m["forgetting"] == 0.0 for m in frozen["models"])
-    assert sum(m["forgetting"] for m in plain["models"]) > 0.1
+    assert [m.model for m in plain.models] == ["A", "B", "C", "D"]
+    assert plain.curve.iteration[-1] == 3 * 40
+    assert plain.models[3].forgetting == 0.0  # the last one was overwritten by nobody
+    assert all(m.forgetting == 0.0 for m in frozen.models)
+    assert sum(m.forgetting for m in plain.models) > 0.1
 
 
 def test_summary_against_numpy(result):
-    plain = [r for r in result.runs if r["protection"] == "none" and r["convergence"] == 1.0]
-    held = [r for r in result.runs if r["protection"] == "wpl" and r["convergence"] == 1.0]
-    summary = next(s for s in result.summary() if s["protection"] == "wpl" and s["convergence"] == 1.0)
-    forgotten, free = ([r["forgetting"] for r in runs] for runs in (held, plain))
-    assert summary["forgetting"]["mean"] == pytest.approx(np.mean(forgotten))
-    assert summary["reduction"]["mean"] == pytest.approx(1 - np.mean(forgotten) / np.mean(free))
-    assert summary["cost_b"]["mean"] == pytest.approx(
-        np.mean([p["accuracy_b"] - h["accuracy_b"] for p, h in zip(plain, held, strict=True)])
+    plain = [r for r in result.runs if r.protection == "none" and r.convergence == 1.0]
+    held = [r for r in result.runs if r.protection == "wpl" and r.convergence == 1.0]
+    summary = next(s for s in result.summary() if s.protection == "wpl" and s.convergence == 1.0)
+    forgotten, free = ([r.forgetting for r in runs] for runs in (held, plain))
+    assert summary.forgetting.mean == pytest.approx(np.mean(forgotten))
+    assert summary.reduction.mean == pytest.approx(1 - np.mean(forgotten) / np.mean(free))
+    assert summary.cost_b.mean == pytest.approx(
+        np.mean([p.accuracy_b - h.accuracy_b for p, h in zip(plain, held, strict=True)])
     )
-    assert summary["num_seeds"] == 2
+    assert summary.num_seeds == 2
 
 
 def test_no_forgetting_to_reduce_is_no_percentage(result):
-    runs = copy.deepcopy(result.runs)
-    for r in runs:
-        if r["protection"] == "none":
-            r["forgetting"] = -0.01
-    assert {s["reduction"] and s["reduction"]["mean"] for s in TwoModelResult(result.config, runs).summary()} == {None}
+    gained = recorded(result, lambda run: {"forgetting": -0.01} if run.protection == "none" else {})
+    assert {entry.reduction for entry in gained.summary()} == {None}
 
 
 def test_every_alpha_up_to_1e12_stays_finite():
@@ -187,8 +182,8 @@ def test_every_alpha_up_to_1e12_stays_finite():
         config = two_model_config(**SMALL | options, optimizer=optimizer)
         assert len(arms(config)) == 5
         for r in run(config).runs:
-            assert math.isfinite(r["mean_step"])
-            assert r["accuracy_a_after"] > 0.3 or r["strength"] == 0
+            assert math.isfinite(r.mean_step)
+            assert r.accuracy_a_after > 0.3 or r.strength == 0
 
 
 COUPLED = {"protection": ("none", "coupling")}
@@ -289,8 +284,8 @@ def test_coupling_prevents_forgetting():
     options = {"protection": ("none", "coupling"), "coupling_num_rows": 20, "coupling_num_examples": 20}
     config = two_model_config(**SMALL, **options)
     plain, held = run(config).runs
-    assert plain["validation_forgetting"] > 0.02
-    assert held["validation_forgetting"] < 0.2 * plain["validation_forgetting"]
+    assert plain.validation_forgetting > 0.02
+    assert held.validation_forgetting < 0.2 * plain.validation_forgetting
 
 
 def test_training_batches_are_shuffled_passes():
@@ -322,9 +317,9 @@ def test_the_matched_arm_of_an_arm_that_does_not_move_does_not_move():
     config = two_model_config(**SMALL, protection=("none", "wpl", "matched-lr"), wpl_strength=(1e12,))
     task = two_model.load_task(config)
     trainer = Trainer(config, task, arms(config)[0])
-    still = trainer.run(Arm(0, 3, 1.0, "matched-lr", 1e12), {"mean_step": 0.0})
-    assert still["shared_learning_rate"] == 0
-    assert still["forgetting"] == 0
+    still = trainer.run(Arm(0, 3, 1.0, "matched-lr", 1e12), SimpleNamespace(mean_step=0.0))
+    assert still.shared_learning_rate == 0
+    assert still.forgetting == 0
 
 
 def test_the_closest_try_counts_where_none_is_close_enough(monkeypatch):
@@ -335,14 +330,15 @@ def test_the_closest_try_counts_where_none_is_close_enough(monkeypatch):
     trainer = Trainer(config, two_model.load_task(config), arms(config)[0])
     plain = trainer._train_rest
     monkeypatch.setattr(trainer, "_train_rest", lambda *a: tried.append(plain(*a)) or tried[-1])
-    kept = trainer.run(Arm(0, 3, 1.0, "matched-lr", 1e7), {"mean_step": 1e-3})
+    kept = trainer.run(Arm(0, 3, 1.0, "matched-lr", 1e7), SimpleNamespace(mean_step=1e-3))
     assert len(tried) == 3
-    assert abs(kept["mean_step"] - 1e-3) == min(abs(r["mean_step"] - 1e-3) for r in tried)
+    assert abs(kept.mean_step - 1e-3) == min(abs(r.mean_step - 1e-3) for r in tried)
 
 
 def test_a_diverged_try_is_never_the_closest(monkeypatch):
     config = two_model_config(**SMALL | STRONG, protection=("wpl", "matched-lr"))
     trainer = Trainer(config, two_model.load_task(config), arms(config)[0])
     steps = iter([math.nan, 0.5, 1.0])
-    monkeypatch.setattr(trainer, "_train_rest", lambda arm, rate: {"mean_step": next(steps)})
-    assert trainer.run(Arm(0, 3, 1.0, "matched-lr", 1e7), {"mean_step": 1.0})["mean_step"] == 1.0
+    any_run = made_up(seeds=1).runs[0]
+    monkeypatch.setattr(trainer, "_train_rest", lambda arm, rate: dataclasses.replace(any_run, mean_step=next(steps)))
+    assert trainer.run(Arm(0, 3, 1.0, "matched-lr", 1e7), SimpleNamespace(mean_step=1.0)).mean_step == 1.0

@@ -3,18 +3,22 @@
 Not pydantic: once that is imported, cyclopts validates the command line with it too, in other words.
 """
 
+import dataclasses
 import functools
 import math
 import types
 import typing
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Union, get_args, get_origin
 
 from forgetless.errors import InputError
 
 Number: TypeAlias = float | None
 """A finite number, or None where it was not finite: JSON has no infinity."""
+
+Measured: TypeAlias = Annotated[float, "null where it is not finite"]
+"""A number that is null in a file where it is not finite, and NaN in a record that is read from there."""
 
 
 def expect_type(value: object, kind: Any, what: str, where: str) -> None:
@@ -22,7 +26,7 @@ def expect_type(value: object, kind: Any, what: str, where: str) -> None:
 
     Args:
         value: From a file.
-        kind: A `TypedDict` or another annotation. 1 is a float; "1" and True are no numbers, and numbers are finite.
+        kind: A dataclass or another annotation. 1 is a float; "1" and True are no numbers, and numbers are finite.
         what: What it should be, for the message, such as `a record of search`.
         where: Where it was found, such as a path and a line.
 
@@ -49,8 +53,10 @@ def mismatch(value: object, kind: Any, place: str = "") -> str | None:
         place: The way to the value, for the message.
     """
     origin, of = get_origin(kind), get_args(kind)
-    if typing.is_typeddict(kind):
+    if dataclasses.is_dataclass(kind):
         return _mismatch_of_record(value, kind, place)
+    if kind == Measured:
+        return mismatch(value, Number, place)
     if origin in {Union, types.UnionType}:
         found = [mismatch(value, each, place) for each in of]
         return None if None in found else _wrong(value, kind, place)
@@ -77,9 +83,9 @@ def mismatch(value: object, kind: Any, place: str = "") -> str | None:
 def _predicate(kind: Any) -> Callable[[object], bool]:
     """Whether `mismatch` finds nothing, some ten times as fast: a report may be of a hundred thousand records."""
     origin, of = get_origin(kind), get_args(kind)
-    if typing.is_typeddict(kind):
+    if dataclasses.is_dataclass(kind):
         return _record_predicate(kind)
-    if kind == Number:
+    if kind in {Number, Measured}:
         return lambda value: value is None or _is_finite(value)
     if origin is list or (origin is tuple and of[-1] is Ellipsis):
         one = _predicate(of[0])
@@ -95,14 +101,15 @@ def _predicate(kind: Any) -> Callable[[object], bool]:
 
 
 def _record_predicate(kind: Any) -> Callable[[object], bool]:
-    predicates = {name: _predicate(of_key) for name, of_key in _kinds(kind).items()}
-    required = kind.__required_keys__
+    shape = shape_of(kind)
+    predicates = {name: _predicate(of_key) for name, of_key in shape.kinds.items()}
+    fits_flat, prefix, required = _predicate(shape.flat_kind), shape.prefix, shape.required
 
     def fits(value: object) -> bool:
         if type(value) is not dict or not required <= value.keys():
             return False
         for name, part in value.items():
-            fits_key = predicates.get(name)
+            fits_key = predicates.get(name) or (fits_flat if prefix and name.startswith(prefix) else None)
             if fits_key is None or not fits_key(part):
                 return False
         return True
@@ -122,19 +129,50 @@ def _is_whole(value: object) -> bool:
 def _mismatch_of_record(value: object, kind: Any, place: str) -> str | None:
     if not isinstance(value, Mapping):
         return _wrong(value, kind, place)
-    kinds = _kinds(kind)
-    lacking, unknown = kind.__required_keys__ - value.keys(), value.keys() - kinds.keys()
+    shape = shape_of(kind)
+    flat = {name for name in value if shape.prefix and str(name).startswith(shape.prefix)} - shape.kinds.keys()
+    lacking, unknown = shape.required - value.keys(), value.keys() - shape.kinds.keys() - flat
     within = f" in {place}" if place else ""
     if lacking:
         return f"it lacks {', '.join(sorted(lacking))}{within}"
     if unknown:
         return f"it has {', '.join(sorted(map(repr, unknown)))}{within}, which nothing writes"
+    kinds = {**dict.fromkeys(flat, shape.flat_kind), **shape.kinds}
     return _first(mismatch(each, kinds[name], _below(place, name)) for name, each in value.items())
 
 
+class Shape(NamedTuple):
+    """The keys of a dataclass in a file.
+
+    Attributes:
+        kinds: Key → what its value must be.
+        fields: The same of the keys that are fields.
+        required: The keys without a default.
+        prefix: Of the keys of the one field that is a mapping and lies flat among the others; empty if there is none.
+        flat_kind: What the values of that mapping must be.
+    """
+
+    kinds: dict[str, Any]
+    fields: dict[str, Any]
+    required: frozenset[str]
+    prefix: str
+    flat_kind: Any
+
+
 @functools.cache
-def _kinds(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def shape_of(kind: Any) -> Shape:
+    """The keys of a dataclass in a file; see `forgetless.records.Record` for those that are no fields.
+
+    Args:
+        kind: The class.
+    """
+    hints = typing.get_type_hints(kind, include_extras=True)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    required = frozenset(each.name for each in dataclasses.fields(kind) if each.default is dataclasses.MISSING)
+    flat, event = getattr(kind, "flat", ""), getattr(kind, "event", "")
+    flat_kind = get_args(fields.pop(flat))[1] if flat else None
+    first = {"event": Literal[event]} if event else {}
+    return Shape({**first, **fields}, fields, (required - {flat}) | first.keys(), f"{flat}_" if flat else "", flat_kind)
 
 
 def _first(found: typing.Iterable[str | None]) -> str | None:

@@ -3,9 +3,12 @@
 import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forgetless.errors import InputError
+
+if TYPE_CHECKING:
+    from forgetless.search.records import SearchRecord
 
 _IDENTITY = ("seed", "epoch")  # they are in the name of the arm's folder and on the axis
 
@@ -38,28 +41,29 @@ class EpochScalars:
         self.folder = folder
         self._writers: dict[str, Any] = {}
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: "SearchRecord") -> None:
         """Add one record, and force it to the disk; one that is no epoch's is passed over.
 
         Args:
             record: Of a search.
         """
-        if record["event"] != "epoch":
+        if record.event != "epoch":
             return
-        arm = f"seed{record['seed']}-{record['protection']}"
+        values = record.to_dict()
+        arm, epoch = f"seed{record.seed}-{record.protection}", values["epoch"]
         if arm not in self._writers:
             # Here, because TensorBoard takes a second to import.
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writers[arm] = SummaryWriter(self.folder / arm, purge_step=record["epoch"])
-        for name, value in _numbers(record):
-            self._writers[arm].add_scalar(name, value, record["epoch"])
+            self._writers[arm] = SummaryWriter(self.folder / arm, purge_step=epoch)
+        for name, value in _numbers(values):
+            self._writers[arm].add_scalar(name, value, epoch)
         self._writers[arm].flush()
 
 
-def _numbers(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     """Every number of a record by its key, `seconds/train` where it lies deeper."""
-    for key, value in record.items():
+    for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{prefix}{key}/")
         elif isinstance(value, int | float) and key not in _IDENTITY:

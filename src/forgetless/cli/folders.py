@@ -11,6 +11,7 @@ from forgetless.cli.terminal import exit_code_of, last_words, progress_bar, show
 from forgetless.configuration import Configuration
 from forgetless.errors import InputError
 from forgetless.experiments.base import RUN_KINDS, kind_of, load_config, load_result
+from forgetless.records import plain
 from forgetless.runs import COMPARE, REPORT, SEARCH, TENSORBOARD, RunFolder
 from forgetless.tensorboard import EpochScalars
 
@@ -94,7 +95,7 @@ def go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False, worker
             result = load_result(folder)
     if as_json:
         told = {"config": folder.config, "environment": folder.environment, **kind.records(result)}
-        print(json.dumps({**told, "summary": result.summary()}, allow_nan=False))  # noqa: T201
+        print(json.dumps({**told, "summary": plain(result.summary())}, allow_nan=False))  # noqa: T201
     else:
         tell(kind.table(result), f"Report: {path}")
     return exit_code_of(failures)

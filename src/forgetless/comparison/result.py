@@ -13,6 +13,7 @@ from forgetless.evaluation.searches import value_of_tau
 from forgetless.evaluation.significance import compare_pairs
 from forgetless.forgetting import mean_interval
 from forgetless.runs import CONFIG, EVALUATION, RunFolder, read_sealed
+from forgetless.search.records import SearchRecord
 from forgetless.search.result import SearchResult
 from forgetless.strategies import STRATEGIES
 from forgetless.tasks import Unit
@@ -198,7 +199,7 @@ def load_comparison(folder: RunFolder, config: ComparisonConfig) -> ComparisonRe
     Raises:
         InputError: If a record lacks what every record has.
     """
-    records: dict[str, list[Record]] = {strategy: [] for strategy in config.strategy_names}
+    records: dict[str, list[SearchRecord]] = {strategy: [] for strategy in config.strategy_names}
     evaluations: list[Record] = []
     about: Mapping[str, Any] = {}
     reasons = read_failures(folder, config)

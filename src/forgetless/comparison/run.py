@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, ClassVar
 
 from forgetless.comparison.config import ComparisonConfig
 from forgetless.configuration import differing_options
@@ -29,6 +29,7 @@ from forgetless.evaluation.truth import read_truth
 from forgetless.experiments.pieces import Piece, followed, run_piece
 from forgetless.experiments.search import SearchRun
 from forgetless.progress import OnProgress
+from forgetless.records import Record
 from forgetless.runs import (
     CONFIG,
     EVALUATION,
@@ -38,7 +39,6 @@ from forgetless.runs import (
     write_sealed,
     writing_to,
 )
-from forgetless.schema import expect_type
 from forgetless.search import (
     SearchConfig,
     check_memory,
@@ -47,6 +47,7 @@ from forgetless.search import (
     read_records,
     search_arms,
 )
+from forgetless.search.records import DerivedRecord, SearchRecord
 from forgetless.workers import fan_out
 
 
@@ -145,7 +146,7 @@ def run_comparison(
         )
     reasons = {failure.job.key: failure.reason for failure in failures}
     for name, reason in reasons.items():
-        folder.append({"event": "failed", "unit": name, "reason": reason})
+        folder.append(FailureRecord(unit=name, reason=reason).to_dict())
     finished = [unit for unit in wanted if is_finished(unit)]
     if config.evaluation.truth is None and finished:
         resources = config.resources
@@ -157,10 +158,17 @@ def run_comparison(
     return reasons
 
 
-class FailureRecord(TypedDict):
-    """A search, or all of one strategy and seed, that failed twice."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureRecord(Record):
+    """A search of a comparison that failed twice.
 
-    event: Literal["failed"]
+    Attributes:
+        unit: (text) Its strategy and seed.
+        reason: (text) The last error.
+    """
+
+    event: ClassVar[str] = "failed"
+
     unit: str
     reason: str
 
@@ -177,16 +185,16 @@ def read_failures(folder: RunFolder, config: ComparisonConfig) -> dict[str, str]
     """
     names = {unit.key for unit in units(folder, config)}
     reasons = {}
-    for line, record in enumerate(folder.records(), start=1):
+    for line, values in enumerate(folder.records(), start=1):
         where = f"line {line} of {folder.path / METRICS}"
-        expect_type(record, FailureRecord, "a record of compare", where)
-        if record["unit"] not in names:
-            raise InputError(f"Expected a search of this comparison in {where}, but got {record['unit']!r}.")
-        reasons[record["unit"]] = record["reason"]
+        record = FailureRecord.from_dict(values, "a record of compare", where)
+        if record.unit not in names:
+            raise InputError(f"Expected a search of this comparison in {where}, but got {record.unit!r}.")
+        reasons[record.unit] = record.reason
     return reasons
 
 
-def read_unit(unit: Unit) -> list[dict[str, Any]]:
+def read_unit(unit: Unit) -> list[SearchRecord]:
     """The records of a unit, as far as it got.
 
     Args:
@@ -210,7 +218,7 @@ def is_finished(unit: Unit) -> bool:
     """
     if not (unit.path / CONFIG).is_file():
         return False
-    derived = sum(record["event"] == "derived" for record in read_unit(unit))
+    derived = sum(isinstance(record, DerivedRecord) for record in read_unit(unit))
     if derived < len(search_arms(unit.config)):
         return False
     return unit.evaluation is None or read_evaluation(unit) is not None

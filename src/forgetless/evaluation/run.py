@@ -26,6 +26,7 @@ from forgetless.evaluation.truth import Truth, read_truth
 from forgetless.parts import ClusterResources
 from forgetless.progress import OnProgress, Progress
 from forgetless.search import SearchConfig, load_task, make_space, shared_weight_rewards
+from forgetless.search.records import SearchRecord
 from forgetless.tasks import TASKS
 from forgetless.workers import Failure
 
@@ -39,13 +40,13 @@ class EvaluatedRun:
     Attributes:
         name: For people.
         config: Of its search.
-        records: Its lines of metrics.
+        records: Of that run.
         load_state: Gives the state that an arm (seed, protection) ended in, or None.
     """
 
     name: str
     config: SearchConfig
-    records: Sequence[Mapping[str, Any]]
+    records: Sequence[SearchRecord]
     load_state: Callable[[int, str], Mapping[str, Any] | None]
 
 

@@ -24,6 +24,7 @@ from forgetless.evaluation.significance import paired_permutation_test, permutat
 from forgetless.evaluation.truth import Truth
 from forgetless.forgetting import mean_interval
 from forgetless.search import SearchArm, SearchConfig
+from forgetless.search.records import DerivedRecord, EpochRecord, SearchRecord
 from forgetless.search.setup import generator_for, make_space
 
 Record = dict[str, Any]
@@ -61,16 +62,16 @@ class Estimates:
     rewards: tuple[float, ...]
 
 
-def finished_searches(run: str, config: SearchConfig, records: Sequence[Mapping[str, Any]]) -> list[FinishedSearch]:
+def finished_searches(run: str, config: SearchConfig, records: Sequence[SearchRecord]) -> list[FinishedSearch]:
     """The searches of a run that have handed something over.
 
     Args:
         run: Where the records are, for messages.
         config: Of the run.
-        records: Its lines of metrics.
+        records: Its records.
 
     Returns:
-        One per arm with a `derived` record, in the order of the records.
+        One per arm that derived an architecture, in the order of the records.
 
     Raises:
         InputError: If there is none.
@@ -78,14 +79,13 @@ def finished_searches(run: str, config: SearchConfig, records: Sequence[Mapping[
     space = make_space(config)
     found = []
     for derived in records:
-        if derived["event"] != "derived":
+        if not isinstance(derived, DerivedRecord):
             continue
-        arm = SearchArm(derived["seed"], derived["protection"])
-        mine = [r for r in records if r["event"] == "epoch" and SearchArm(r["seed"], r["protection"]) == arm]
-        ranked = [text for text, _ in derived.get("candidates", ())] or [derived["architecture"]]
+        mine = [record for record in records if isinstance(record, EpochRecord) and record.arm == derived.arm]
+        ranked = [text for text, _ in derived.candidates or ()] or [derived.architecture]
         # Measuring interference is no part of a search.
-        phases = [seconds for r in mine for phase, seconds in r["seconds"].items() if phase != "interference"]
-        found.append(FinishedSearch(run, config, arm, tuple(map(space.parse, ranked)), math.fsum(phases)))
+        phases = [seconds for r in mine for phase, seconds in r.seconds.items() if phase != "interference"]
+        found.append(FinishedSearch(run, config, derived.arm, tuple(map(space.parse, ranked)), math.fsum(phases)))
     if not found:
         raise InputError(
             f"Expected a finished search in {run}, but got none with a derived architecture. Go on with `forgetless "

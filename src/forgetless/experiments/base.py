@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from forgetless.configuration import Configuration
+from forgetless.records import Record
 from forgetless.registry import Registry
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class RunKind(ABC, Generic[C, R]):
         folder: RunFolder,
         *,
         on_progress: OnProgress | None = None,
-        on_record: Callable[[dict[str, Any]], None] | None = None,
+        on_record: Callable[[Any], None] | None = None,
     ) -> Mapping[str, str]:
         """Do what is left of a run, in pieces over several processes if the kind has pieces and that is asked for.
 
@@ -122,7 +123,7 @@ class RunKind(ABC, Generic[C, R]):
         folder: RunFolder,
         *,
         on_progress: OnProgress | None = None,
-        on_record: Callable[[dict[str, Any]], None] | None = None,
+        on_record: Callable[[Any], None] | None = None,
     ) -> Mapping[str, str]:
         """Do what is left of a run, in this process.
 
@@ -143,7 +144,7 @@ class RunKind(ABC, Generic[C, R]):
 
     @staticmethod
     @abstractmethod
-    def read(config: C, folder: RunFolder) -> list[dict[str, Any]]:
+    def read(config: C, folder: RunFolder) -> Sequence[Record]:
         """The records of a folder, checked.
 
         Args:
@@ -165,14 +166,14 @@ class RunKind(ABC, Generic[C, R]):
         return 0
 
     @staticmethod
-    def belongs(config: C, record: Mapping[str, Any]) -> bool:  # noqa: ARG004
+    def belongs(config: C, record: Any) -> bool:  # noqa: ARG004
         """Whether a record is one that a piece's configuration makes."""
         return False
 
     @staticmethod
-    def ordered(config: C, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:  # noqa: ARG004
+    def ordered(config: C, records: Sequence[Any]) -> Sequence[Record]:  # noqa: ARG004
         """Records in the order in which one process makes them; those of one arm are in order."""
-        return list(records)
+        return records
 
     @staticmethod
     def is_state_of(config: C, state: Mapping[str, Any]) -> bool:  # noqa: ARG004

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from forgetless.comparison.result import ComparisonResult
+    from forgetless.comparison.run import FailureRecord
     from forgetless.progress import OnProgress
     from forgetless.runs import RunFolder
 
@@ -48,7 +49,7 @@ class ComparisonRun(RunKind[ComparisonConfig, "ComparisonResult"]):
         folder: RunFolder,
         *,
         on_progress: OnProgress | None = None,
-        on_record: Callable[[dict[str, Any]], None] | None = None,  # noqa: ARG004
+        on_record: Callable[[Any], None] | None = None,  # noqa: ARG004
     ) -> Mapping[str, str]:
         """Make what is left of the comparison; what failed twice is told."""
         from forgetless.comparison.run import run_comparison
@@ -56,11 +57,11 @@ class ComparisonRun(RunKind[ComparisonConfig, "ComparisonResult"]):
         return run_comparison(folder, config, on_progress=on_progress)
 
     @staticmethod
-    def read(config: ComparisonConfig, folder: RunFolder) -> list[dict[str, Any]]:
+    def read(config: ComparisonConfig, folder: RunFolder) -> list[FailureRecord]:
         """What failed: the records of its searches are in their own folders."""
-        from forgetless.comparison.run import read_failures
+        from forgetless.comparison.run import FailureRecord, read_failures
 
-        return [{"unit": name, "reason": reason} for name, reason in read_failures(folder, config).items()]
+        return [FailureRecord(unit=name, reason=why) for name, why in read_failures(folder, config).items()]
 
     @staticmethod
     def load(config: ComparisonConfig, folder: RunFolder) -> ComparisonResult:

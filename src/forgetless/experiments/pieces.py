@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from forgetless.experiments.base import RUN_KINDS, RunKind
 from forgetless.progress import OnProgress, Progress
+from forgetless.records import Record
 
 if TYPE_CHECKING:
     from forgetless.configuration import Configuration
@@ -69,7 +70,7 @@ def run_in_pieces(
     folder: RunFolder,
     *,
     on_progress: OnProgress | None = None,
-    on_record: Callable[[dict[str, Any]], None] | None = None,
+    on_record: Callable[[Any], None] | None = None,
 ) -> dict[str, str]:
     """Make what a run folder lacks, each piece in a process.
 
@@ -137,9 +138,7 @@ def run_piece(piece: Piece) -> dict[str, Any]:
     return {}
 
 
-def _hand_over(
-    kind: type[RunKind[Any, Any]], folder: RunFolder, piece: Piece, mine: Sequence[Mapping[str, Any]]
-) -> None:
+def _hand_over(kind: type[RunKind[Any, Any]], folder: RunFolder, piece: Piece, mine: Sequence[Record]) -> None:
     """Give a piece what the run, made by one process so far, has of it."""
     state = folder.load_checkpoint()
     is_ours = state is not None and kind.is_state_of(piece.config, state)
@@ -147,7 +146,7 @@ def _hand_over(
         return
     made = kind.create(piece.path, piece.config)
     with made.writing(kind.device(piece.config)):
-        made.replace_records(mine)
+        made.replace_records([record.to_dict() for record in mine])
         if state is not None and is_ours:
             made.save_checkpoint({**state, "config": piece.config.to_dict()})
 
@@ -157,7 +156,7 @@ def _gather(
     config: Any,
     folder: RunFolder,
     piece: Piece,
-    on_record: Callable[[dict[str, Any]], None] | None,
+    on_record: Callable[[Any], None] | None,
 ) -> None:
     """Take the records and final states of a finished piece into the run's folder; its own goes."""
     from forgetless.runs import RunFolder
@@ -169,7 +168,7 @@ def _gather(
         if state is not None:
             folder.save_trained(seed, protection, {**state, "config": config.to_dict()})
     others = [record for record in kind.read(config, folder) if not kind.belongs(piece.config, record)]
-    folder.replace_records(kind.ordered(config, [*others, *new]))
+    folder.replace_records([record.to_dict() for record in kind.ordered(config, [*others, *new])])
     folder.drop_previous()
     shutil.rmtree(piece.path)
     if on_record is not None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from forgetless.configuration import Configuration
 from forgetless.experiments.base import RUN_KINDS, RunKind
-from forgetless.search.config import SearchConfig, search_arms
+from forgetless.records import plain
+from forgetless.search.config import SearchArm, SearchConfig, search_arms
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from forgetless.progress import OnProgress
     from forgetless.protection import ProtectionOptions
     from forgetless.runs import RunFolder
+    from forgetless.search.records import SearchRecord
     from forgetless.search.result import SearchResult
 
 
@@ -59,7 +61,7 @@ class SearchRun(RunKind[SearchConfig, "SearchResult"]):
         folder: RunFolder,
         *,
         on_progress: OnProgress | None = None,
-        on_record: Callable[[dict[str, Any]], None] | None = None,
+        on_record: Callable[[SearchRecord], None] | None = None,
     ) -> Mapping[str, str]:
         """Make what the folder lacks of its searches."""
         from forgetless.search.folder import run_in_folder
@@ -68,7 +70,7 @@ class SearchRun(RunKind[SearchConfig, "SearchResult"]):
         return {}
 
     @staticmethod
-    def read(config: SearchConfig, folder: RunFolder) -> list[dict[str, Any]]:
+    def read(config: SearchConfig, folder: RunFolder) -> list[SearchRecord]:
         """Epochs and derivations."""
         from forgetless.search.records import read_records
 
@@ -96,23 +98,23 @@ class SearchRun(RunKind[SearchConfig, "SearchResult"]):
     @staticmethod
     def num_records(config: SearchConfig) -> int:
         """Epochs of all arms, and their derivations."""
-        return len(search_arms(config)) * (config.num_epochs + (config.selection.final_samples > 0))
+        return len(search_arms(config)) * config.num_records
 
     @staticmethod
-    def belongs(config: SearchConfig, record: Mapping[str, Any]) -> bool:
+    def belongs(config: SearchConfig, record: SearchRecord | SearchArm) -> bool:
         """By seed and protection."""
-        return record["seed"] in config.run.all_seeds and record["protection"] in config.arms
+        return record.seed in config.run.all_seeds and record.protection in config.arms
 
     @staticmethod
-    def ordered(config: SearchConfig, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def ordered(config: SearchConfig, records: Sequence[SearchRecord]) -> list[SearchRecord]:
         """Arm by arm."""
-        place = {(arm.seed, arm.protection): i for i, arm in enumerate(search_arms(config))}
-        return sorted(records, key=lambda record: place[record["seed"], record["protection"]])
+        place = {arm: i for i, arm in enumerate(search_arms(config))}
+        return sorted(records, key=lambda record: place[record.arm])
 
     @staticmethod
     def is_state_of(config: SearchConfig, state: Mapping[str, Any]) -> bool:
         """By its arm."""
-        return SearchRun.belongs(config, state["arm"])
+        return SearchRun.belongs(config, SearchArm(**state["arm"]))
 
     @staticmethod
     def final_states(config: SearchConfig) -> list[tuple[int, str]]:
@@ -129,7 +131,7 @@ class SearchRun(RunKind[SearchConfig, "SearchResult"]):
     @staticmethod
     def records(result: SearchResult) -> dict[str, Any]:
         """All records."""
-        return {"records": result.records}
+        return {"records": plain(result.records)}
 
     @staticmethod
     def table(result: SearchResult) -> Table:

@@ -7,7 +7,7 @@ that is matched to it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from forgetless.errors import InputError
 from forgetless.experiments.two_model import TwoModelResult
+from forgetless.experiments.two_model.records import RunRecord
 from forgetless.forgetting import Interval, mean_interval, reduction
 from forgetless.options import number
 from forgetless.protection import BASELINE, PROTECTIONS
@@ -54,7 +55,7 @@ from forgetless.report.words import (
     main_protection,
     mean_forgetting,
     points,
-    share,
+    share_number,
     span,
     strength_axis,
     symbol_of,
@@ -79,17 +80,17 @@ def accuracy_curves(result: TwoModelResult) -> Figure:
     """
     shown = panels_to_draw(result)
     figure, axes = grid_of_panels(shown, height=(4.6, 3.5, 2.9), share="y")
-    curves = [run["curve"][key] for run in result.runs for key in ("accuracy_a", "accuracy_b")]
+    curves = [curve for run in result.runs for curve in (run.curve.accuracy_a, run.curve.accuracy_b)]
     limits = limits_of([100 * value for curve in curves for value in curve], least=None)
     for ax, panel in zip(axes, shown, strict=True):
         here = [run for run in result.runs if panel.holds(run)]
-        before = 100 * np.mean([run["accuracy_a_before"] for run in here])
+        before = 100 * np.mean([run.accuracy_a_before for run in here])
         ax.axhline(float(before), color=INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1.5, gid="before")
         found = groups(result, panel)
         for i, (group, width) in enumerate(zip(found, _widths(found), strict=True)):
             _curves(ax, group, colour(group.protection), width, order=2 + i)
         _mark_models(ax, result)
-        ax.set_xlim(0, max(run["curve"]["iteration"][-1] for run in here))
+        ax.set_xlim(0, max(run.curve.iteration[-1] for run in here))
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         percent_axis(ax, limits)
     letters = later_models(result)
@@ -160,7 +161,9 @@ def trade_off(result: TwoModelResult, protection: str = "wpl") -> Figure:
     Raises:
         InputError: If there are no runs of that protection.
     """
-    strengths = sorted({run["strength"] for run in result.runs if run["protection"] == protection} - {None})
+    strengths = sorted(
+        {run.strength for run in result.runs if run.protection == protection and run.strength is not None}
+    )
     shown = [panel for panel in panels_to_draw(result) if any(_at(result, panel, protection, a) for a in strengths)]
     if not shown:
         raise InputError(f"Expected runs with a strength α under {protection!r}, but got none. Run that protection.")
@@ -202,7 +205,7 @@ def trade_off(result: TwoModelResult, protection: str = "wpl") -> Figure:
     ]
     if len(strengths) > 1:
         style.append(Line2D([], [], color=BAND, linewidth=7, label=f"{symbol} chosen on validation data"))
-    ran = {run["protection"] for run in result.runs}
+    ran = {run.protection for run in result.runs}
     controls = [control] if control is not None else []
     drawn = [BASELINE, *controls, *(name for name in _levels(result) if name != BASELINE), protection]
     lines = [Patch(color=colour(n), label=Group(n, None, []).label) for n in drawn if n in ran]
@@ -231,12 +234,10 @@ def chain_forgetting(result: TwoModelResult) -> Figure:
         InputError: If there are no runs.
     """
     shown = panels_to_draw(result)
-    letters = [model["model"] for model in result.runs[0]["models"][:-1]]
+    letters = [model.model for model in result.runs[0].models[:-1]]
     found = {panel: groups(result, panel) for panel in shown}
     order = list(dict.fromkeys(g.protection for panel in shown for g in found[panel]))
-    everything = [
-        100 * model["forgetting"] for p in shown for g in found[p] for run in g.runs for model in run["models"]
-    ]
+    everything = [100 * model.forgetting for p in shown for g in found[p] for run in g.runs for model in run.models]
     figure, axes = grid_of_panels(shown, height=(3.8, 3.2, 2.8), share="y")
     limits, width = limits_of(everything), 0.8 / len(order)
     for ax, panel in zip(axes, shown, strict=True):
@@ -244,7 +245,7 @@ def chain_forgetting(result: TwoModelResult) -> Figure:
             shade = colour(group.protection)
             for j in range(len(letters)):
                 x = j + (order.index(group.protection) - (len(order) - 1) / 2) * width
-                values = [100 * run["models"][j]["forgetting"] for run in group.runs]
+                values = [100 * run.models[j].forgetting for run in group.runs]
                 estimate = mean_interval(values)
                 ax.bar(x, estimate.mean, 0.86 * width, color=shade, alpha=0.85, zorder=2, gid=group.protection)
                 draw_interval(ax, estimate, x, limits, vertical=True)
@@ -277,7 +278,7 @@ def _legend(figure: Figure, result: TwoModelResult, shown: Sequence[Panel], styl
 
 def _widths(found: Sequence[Group]) -> list[float]:
     """Line widths for A's curves: where a later line covers an earlier one, the earlier is wider, so that both show."""
-    means = [np.mean([run["curve"]["accuracy_a"] for run in group.runs], axis=0) for group in found]
+    means = [np.mean([run.curve.accuracy_a for run in group.runs], axis=0) for group in found]
     widths: list[float] = []
     for i in reversed(range(len(found))):
         covered = [w for w, other in zip(widths, means[i + 1 :], strict=True) if _mostly_equal(means[i], other)]
@@ -291,8 +292,8 @@ def _mostly_equal(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> 
 
 def _curves(ax: Axes, group: Group, shade: str, width: float, order: float) -> None:
     """One protection's curves."""
-    iterations = np.asarray(group.runs[0]["curve"]["iteration"])
-    a, b = (100 * np.asarray([run["curve"][key] for run in group.runs]) for key in ("accuracy_a", "accuracy_b"))
+    iterations = np.asarray(group.runs[0].curve.iteration)
+    a, b = (100 * np.asarray([getattr(run.curve, key) for run in group.runs]) for key in ("accuracy_a", "accuracy_b"))
     if len(a) > 1:
         ax.fill_between(iterations, a.min(0), a.max(0), color=shade, alpha=0.13, linewidth=0, zorder=order - 0.5)
     ax.plot(iterations, a.mean(0), color=shade, linewidth=width, zorder=order, gid=f"{group.protection} A")
@@ -311,9 +312,9 @@ def _curves(ax: Axes, group: Group, shade: str, width: float, order: float) -> N
         )
 
 
-def _starts(run: Mapping[str, Any]) -> list[int]:
+def _starts(run: RunRecord) -> list[int]:
     """Where in a run's curve each model's part begins."""
-    iterations, later = run["curve"]["iteration"], len(run["models"]) - 1
+    iterations, later = run.curve.iteration, len(run.models) - 1
     each = iterations[-1] / later
     return [0] + [next(i for i, at in enumerate(iterations) if at > j * each) for j in range(1, later)]
 
@@ -323,7 +324,7 @@ def _mark_models(ax: Axes, result: TwoModelResult) -> None:
     letters = later_models(result)
     if len(letters) < 2:
         return
-    each = result.runs[0]["curve"]["iteration"][-1] / len(letters)
+    each = result.runs[0].curve.iteration[-1] / len(letters)
     for j, letter in enumerate(letters):
         if j:
             ax.axvline(j * each, color=QUIET, linewidth=0.8, zorder=1.2)
@@ -331,13 +332,13 @@ def _mark_models(ax: Axes, result: TwoModelResult) -> None:
 
 
 def _at(result: TwoModelResult, panel: Panel, protection: str, strength: float | None) -> Group | None:
-    runs = [r for r in result.runs if panel.holds(r) and r["protection"] == protection and r["strength"] == strength]
+    runs = [r for r in result.runs if panel.holds(r) and r.protection == protection and r.strength == strength]
     return Group(protection, strength, runs) if runs else None
 
 
 def _levels(result: TwoModelResult) -> list[str]:
     """The arms without a strength that ran, controls apart: horizontal lines."""
-    ran = {run["protection"] for run in result.runs}
+    ran = {run.protection for run in result.runs}
     return [
         name
         for name in result.config.arms
@@ -414,7 +415,7 @@ def _bars_title(result: TwoModelResult, shown: Sequence[Panel]) -> str:
     for panel in shown:
         found = {g.protection: g for g in groups(result, panel)}
         if main in found and BASELINE in found:
-            free, held = ({r["seed"]: r["forgetting"] for r in found[name].runs} for name in (BASELINE, main))
+            free, held = ({r.seed: r.forgetting for r in found[name].runs} for name in (BASELINE, main))
             if seeds := sorted(set(free) & set(held)):
                 pairs.append(reduction([held[s] for s in seeds], [free[s] for s in seeds], num_resamples=1))
     if not pairs or main is None:
@@ -424,7 +425,7 @@ def _bars_title(result: TwoModelResult, shown: Sequence[Panel]) -> str:
     if not shares:
         return "Without protection A does not forget: there is no forgetting to reduce"
     some = "" if len(shares) == len(pairs) else f", where there is any ({len(shares)} of {len(pairs)} panels)"
-    low, high = (share({"mean": min(value, 1.0)}) for value in (shares[0], shares[-1]))
+    low, high = (f"{share_number(min(value, 1.0))} %" for value in (shares[0], shares[-1]))
     if shares[-1] < 0:
         return f"With {name} A forgets more than without protection{some}"
     told = low if low == high else f"{low.removesuffix(' %')} to {high}"

@@ -1,15 +1,15 @@
 """What was found, in sentences that do not say more than the runs show."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from forgetless.experiments.two_model import TwoModelResult
-from forgetless.forgetting import mean_interval
+from forgetless.experiments.two_model.records import ArmSummary, RunRecord
+from forgetless.forgetting import Interval, mean_interval
 from forgetless.options import number
 from forgetless.protection import BASELINE
 from forgetless.report.words import (
     Panel,
-    Run,
     chosen_strength,
     control_of,
     diverged_arms,
@@ -34,6 +34,25 @@ _NOTHING = 0.05
 
 # The control arm's steps are matched to within 5 %, seed by seed.
 _MATCHED_WITHIN = 0.06
+
+
+class Side(NamedTuple):
+    """One of two arms that are compared over the same seeds: its summary, and its runs."""
+
+    summary: ArmSummary
+    runs: list[RunRecord]
+
+    @property
+    def cost(self) -> float:
+        """What B pays on average; there is one, since the unprotected runs are there."""
+        assert self.summary.cost_b is not None
+        return self.summary.cost_b.mean
+
+    @property
+    def prevented(self) -> Interval:
+        """The reduction, where there is forgetting to reduce."""
+        assert self.summary.reduction is not None
+        return self.summary.reduction
 
 
 def headline(result: TwoModelResult) -> str:
@@ -65,13 +84,13 @@ def headline_sentences(result: TwoModelResult) -> list[str]:
         return [diverged_arms(result) or "No run is finished yet."]
     done, wanted = progress(result)
     shown = panels(result)
-    finished, diverged = ({run["protection"] for run in runs} for runs in (result.runs, result.diverged))
+    finished, diverged = ({run.protection for run in runs} for runs in (result.runs, result.diverged))
     if BASELINE in diverged - finished:
         first, others = "Without protection every run diverged, so there is nothing to compare with.", list[str]()
     else:
         first, *others = _finding(result, shown[0]) if len(shown) == 1 else _over_panels(result, shown)
     main = main_protection(result)
-    strengths = {run["strength"] for run in result.runs if run["protection"] == main} - {None}
+    strengths = {run.strength for run in result.runs if run.protection == main} - {None}
     if main is not None and len(strengths) > 1:
         strength = number(chosen_strength(result, main) or 0.0)
         others.append(
@@ -97,7 +116,7 @@ def finding(result: TwoModelResult, panel: Panel) -> str:
     return " ".join(_finding(result, panel))
 
 
-def paired(result: TwoModelResult, panel: Panel) -> tuple[dict[str, Any], dict[str, Any]] | None:
+def paired(result: TwoModelResult, panel: Panel) -> tuple[Side, Side] | None:
     """Summaries of the unprotected arm and of the main protection's, over the seeds that both have.
 
     Args:
@@ -105,23 +124,23 @@ def paired(result: TwoModelResult, panel: Panel) -> tuple[dict[str, Any], dict[s
         panel: One of `panels(result)`.
 
     Returns:
-        Two dicts as `TwoModelResult.summary` makes them, with the runs under `runs`; None if one arm is missing.
+        Both sides; None if one arm is missing.
     """
     found = {group.protection: group.runs for group in groups(result, panel)}
     main = main_protection(result)
     if main is None or BASELINE not in found or main not in found:
         return None
-    seeds = {run["seed"] for run in found[BASELINE]} & {run["seed"] for run in found[main]}
-    free, held = ([run for run in found[name] if run["seed"] in seeds] for name in (BASELINE, main))
+    seeds = {run.seed for run in found[BASELINE]} & {run.seed for run in found[main]}
+    free, held = ([run for run in found[name] if run.seed in seeds] for name in (BASELINE, main))
     return (_summary(result, free, free), _summary(result, held, free)) if seeds else None
 
 
-def _summary(result: TwoModelResult, runs: Sequence[Run], plain: Sequence[Run]) -> dict[str, Any]:
+def _summary(result: TwoModelResult, runs: Sequence[RunRecord], plain: Sequence[RunRecord]) -> Side:
     """The summary of one group of runs against the unprotected runs of the same seeds, with the runs themselves."""
-    key = (runs[0]["protection"], runs[0]["strength"])
-    both = [*plain, *(run for run in runs if run["protection"] != BASELINE)]
+    key = (runs[0].protection, runs[0].strength)
+    both = [*plain, *(run for run in runs if run.protection != BASELINE)]
     entries = TwoModelResult(result.config, both).summary()
-    return {**next(e for e in entries if (e["protection"], e["strength"]) == key), "runs": list(runs)}
+    return Side(next(e for e in entries if (e.protection, e.strength) == key), list(runs))
 
 
 def _finding(result: TwoModelResult, panel: Panel) -> list[str]:
@@ -132,9 +151,9 @@ def _finding(result: TwoModelResult, panel: Panel) -> list[str]:
     free, held = pair
     sentences = [_compared(free, held, later)]
     if result.config.chain.models > 2:
-        without, with_ = (points(_mean_over_models(arm["runs"])) for arm in (free, held))
+        without, with_ = (points(_mean_over_models(arm.runs)) for arm in (free, held))
         sentences.append(_averaged(result, without, with_))
-    if held["reduction"] is not None:
+    if held.summary.reduction is not None:
         sentences += _doubts(free, held) + _control(result, panel, free, held)
     return sentences
 
@@ -160,29 +179,28 @@ def _missing(present: str) -> str:
     return f"How much of it was prevented takes an unprotected arm of the same seeds: `--protection none {present}`."
 
 
-def _compared(free: Mapping[str, Any], held: Mapping[str, Any], later: str) -> str:
+def _compared(free: Side, held: Side, later: str) -> str:
     # Differences of equal accuracies may leave a rounding error in their mean.
-    lost, kept = (round(summary["forgetting"]["mean"], 9) for summary in (free, held))
-    prevented = held["reduction"]
-    how, price = with_protection(held["protection"]), _price(held["cost_b"]["mean"])
+    lost, kept = (round(side.summary.forgetting.mean, 9) for side in (free, held))
+    prevented = held.summary.reduction
+    how, price = with_protection(held.summary.protection), _price(held.cost)
     start = f"Training {later} {_cost(lost)} without protection"
     if prevented is None:
         before, after, protected = (
-            points(value["mean"])
-            for value in (free["accuracy_a_before"], free["accuracy_a_after"], held["accuracy_a_after"])
+            points(value.mean)
+            for value in (free.summary.accuracy_a_before, free.summary.accuracy_a_after, held.summary.accuracy_a_after)
         )
         return (
             f"{start} ({before} to {after} %), so there is no forgetting to reduce; {how} A ends at {protected} %, "
             f"and {price}."
         )
     # Where A improved, more than all of it: told as all.
-    capped = {end: None if prevented[end] is None else min(prevented[end], 1.0) for end in ("low", "high")}
-    ends = f"95 % interval {share_interval(capped)}" if held["num_seeds"] > 1 else "one seed, so no interval"
-    if prevented["mean"] < 0:
-        surely = held["num_seeds"] > 1 and prevented["high"] is not None and prevented["high"] < 0
+    ends = f"95 % interval {share_interval(prevented)}" if held.summary.num_seeds > 1 else "one seed, so no interval"
+    if prevented.mean < 0:
+        surely = held.summary.num_seeds > 1 and prevented.high is not None and prevented.high < 0
         verdict = "protection made it worse" if surely else "protection did not help"
         return f"{start} and {_amount(kept)} {how}: {verdict} (reduction {share(prevented)}, {ends}), and {price}."
-    much = "all" if prevented["mean"] >= 1 else share(prevented)
+    much = "all" if prevented.mean >= 1 else share(prevented)
     told = f"{much} of the forgetting was prevented ({ends}), and {price}."
     if kept < 0:
         return f"{start}; {how} A gained {_amount(-kept)}: {told}"
@@ -206,43 +224,44 @@ def _price(cost: float) -> str:
     return f"B pays {points(cost)} points" if cost > 0 else f"B ends {points(-cost)} points higher than unprotected"
 
 
-def _doubts(free: Mapping[str, Any], held: Mapping[str, Any]) -> list[str]:
+def _doubts(free: Side, held: Side) -> list[str]:
     """What keeps a reader from relying on the numbers, if anything."""
-    if held["num_seeds"] < 2:
+    if held.summary.num_seeds < 2:
         return []
     doubts = []
-    low = free["forgetting"]["low"]
+    low = free.summary.forgetting.low
     if low is not None and low <= 0:
         doubts.append(
-            f"The unprotected loss varies so much between these {free['num_seeds']} seeds that its own 95 % interval "
-            "includes 0: more seeds would tell."
+            f"The unprotected loss varies so much between these {free.summary.num_seeds} seeds that its own 95 % "
+            "interval includes 0: more seeds would tell."
         )
-    low = held["reduction"]["low"]
-    if held["reduction"]["mean"] >= 0 and (low is None or low <= 0):
+    prevented = held.prevented
+    low = prevented.low
+    if prevented.mean >= 0 and (low is None or low <= 0):
         doubts.append("The reduction's interval includes 0: these runs do not show that the protection helps.")
     return doubts
 
 
-def _control(result: TwoModelResult, panel: Panel, free: Mapping[str, Any], held: Mapping[str, Any]) -> list[str]:
+def _control(result: TwoModelResult, panel: Panel, free: Side, held: Side) -> list[str]:
     """How the protection compares with smaller steps alone, where that arm has the same seeds."""
-    control_arm = control_of(held["protection"])
-    runs = {run["seed"]: run for g in groups(result, panel) if g.protection == control_arm for run in g.runs}
-    seeds = [run["seed"] for run in held["runs"]]
+    control_arm = control_of(held.summary.protection)
+    runs = {run.seed: run for g in groups(result, panel) if g.protection == control_arm for run in g.runs}
+    seeds = [run.seed for run in held.runs]
     if control_arm is None or not set(seeds) <= set(runs):
         return []
-    control = _summary(result, [runs[seed] for seed in seeds], free["runs"])["reduction"]
+    control = _summary(result, [runs[seed] for seed in seeds], free.runs).prevented
     start = f"The control arm, no protection but smaller steps of the shared weights, prevented {share(control)}"
-    steps = [(runs[run["seed"]]["mean_step"], run["mean_step"]) for run in held["runs"]]
+    steps = [(runs[run.seed].mean_step, run.mean_step) for run in held.runs]
     if apart := [pair for pair in steps if abs(pair[0] - pair[1]) > _MATCHED_WITHIN * pair[1]]:
         ratios = [found / wanted for found, wanted in apart if wanted]
         ends = dict.fromkeys(points(ratio, 0) for ratio in (min(ratios), max(ratios))) if ratios else {}
         sizes = f"{' to '.join(ends)} %" if ends else "any number of times"
         some = f"in {len(apart)} of {len(seeds)} seeds " if len(seeds) > 1 else ""
         start += f" ({some}with steps of {sizes} the protected arm's size, as they could not be matched)"
-    more = mean_interval([runs[run["seed"]]["forgetting"] - run["forgetting"] for run in held["runs"]])
+    more = mean_interval([runs[run.seed].forgetting - run.forgetting for run in held.runs])
     if more.low is None or more.high is None:
         return [f"{start}."]
-    name = with_protection(held["protection"]).removeprefix("with ")
+    name = with_protection(held.summary.protection).removeprefix("with ")
     if more.low > 0:
         return [f"{start}; {name} keeps {_amount(more.mean)} points more of A."]
     if more.high < 0:
@@ -262,22 +281,22 @@ def _over_panels(result: TwoModelResult, shown: Sequence[Panel]) -> list[str]:
         cost = f"training {later} cost A {span(losses[name])} points of accuracy {with_protection(name)}"
         return [f"In {len(losses[name])} settings, {cost}.", _missing(name)]
     free, held = zip(*pairs, strict=True)
+    lost, kept = (span(side.summary.forgetting.mean for side in arm) for arm in (free, held))
     start = (
-        f"In {len(pairs)} settings, training {later} cost A {span(s['forgetting']['mean'] for s in free)} points of "
-        f"accuracy without protection and {span(s['forgetting']['mean'] for s in held)} "
-        f"{with_protection(held[0]['protection'])}"
+        f"In {len(pairs)} settings, training {later} cost A {lost} points of accuracy without protection and {kept} "
+        f"{with_protection(held[0].summary.protection)}"
     )
-    sentences = [f"{start}: {_range_of_reductions([summary['reduction'] for summary in held])}."]
-    highest = max(summary["cost_b"]["mean"] for summary in held)
+    sentences = [f"{start}: {_range_of_reductions([side.summary.reduction for side in held])}."]
+    highest = max(side.cost for side in held)
     sentences.append(f"B pays {f'at most {points(highest)} points' if 100 * highest >= _NOTHING else 'nothing'}.")
     if result.config.chain.models > 2:
-        without, with_ = (span(_mean_over_models(s["runs"]) for s in arm) for arm in (free, held))
+        without, with_ = (span(_mean_over_models(s.runs) for s in arm) for arm in (free, held))
         sentences.append(_averaged(result, without, with_))
     return sentences
 
 
-def _range_of_reductions(reductions: Sequence[Mapping[str, float] | None]) -> str:
-    found = sorted(reduction["mean"] for reduction in reductions if reduction is not None)
+def _range_of_reductions(reductions: Sequence[Interval | None]) -> str:
+    found = sorted(reduction.mean for reduction in reductions if reduction is not None)
     if not found:
         return "without protection there is no forgetting to reduce"
     low, high = (share_number(min(value, 1.0)) for value in (found[0], found[-1]))
@@ -290,9 +309,9 @@ def _range_of_reductions(reductions: Sequence[Mapping[str, float] | None]) -> st
 
 
 def _averaged(result: TwoModelResult, without: str, with_: str) -> str:
-    kept = listed([model["model"] for model in result.runs[0]["models"][:-1]])
+    kept = listed([model.model for model in result.runs[0].models[:-1]])
     return f"Averaged over {kept}, {without} points are lost without protection, {with_} with it."
 
 
-def _mean_over_models(runs: Sequence[Run]) -> float:
+def _mean_over_models(runs: Sequence[RunRecord]) -> float:
     return mean_interval([mean_forgetting(run) for run in runs]).mean

@@ -5,8 +5,8 @@ their epochs count in a table, a summary or a sentence. Curves show every record
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -19,12 +19,13 @@ from rich.table import Table
 from rich.text import Text
 
 from forgetless.errors import InputError
-from forgetless.forgetting import ROUNDING
+from forgetless.forgetting import ROUNDING, Interval
 from forgetless.protection import BASELINE
 from forgetless.report.canvas import BAND, FONT, INK, colour, grid, place_legends, title_figure
 from forgetless.report.search_findings import arm_label, curves_title
 from forgetless.report.table import NOTHING_TO_REDUCE
 from forgetless.report.words import duration, points
+from forgetless.search.records import SearchSummary
 from forgetless.search.result import (
     FORGETTING,
     MULTI_MODEL,
@@ -95,8 +96,8 @@ def _draw(ax: Axes, result: SearchResult, protection: str, key: str, scale: floa
     """One protection's mean over seeds and their band; False if there is nothing to draw."""
     by_epoch: dict[int, list[float]] = {}
     for record in result.epochs(protection):
-        if (value := record.get(key)) is not None:
-            by_epoch.setdefault(record["epoch"], []).append(scale * value)
+        if (value := record.number(key)) is not None:
+            by_epoch.setdefault(record.epoch, []).append(scale * value)
     if not by_epoch:
         return False
     # An epoch in which all models diverged is a gap, one in which nothing was measured is none.
@@ -163,26 +164,24 @@ def add_table(whole: Table, title: str, columns: Sequence[str], rows: Sequence[S
     whole.add_row(table)
 
 
-def _forgetting_row(unit: Unit, entry: Mapping[str, Any], summary: Sequence[Mapping[str, Any]]) -> list[str]:
+def _forgetting_row(unit: Unit, entry: SearchSummary, summary: Sequence[SearchSummary]) -> list[str]:
     return [
-        str(entry["protection"]),
-        *(plus_minus(entry[key], unit) for key in FORGETTING),
+        str(entry.protection),
+        *(plus_minus(getattr(entry, key), unit) for key in FORGETTING),
         share_cell(entry, "reduction_mean", summary, whole_numbers=True),
     ]
 
 
-def _outcome_row(unit: Unit, entry: Mapping[str, Any]) -> list[str]:
+def _outcome_row(unit: Unit, entry: SearchSummary) -> list[str]:
     return [
-        str(entry["protection"]),
-        plus_minus(entry["reward"]),
-        *(plus_minus(entry[key], unit) for key in ("derived_test_error", "random_test_error", "gain")),
-        duration(entry["seconds"]),
+        str(entry.protection),
+        plus_minus(entry.reward),
+        *(plus_minus(getattr(entry, key), unit) for key in ("derived_test_error", "random_test_error", "gain")),
+        duration(entry.seconds),
     ]
 
 
-def share_cell(
-    entry: Mapping[str, Any], key: str, summary: Sequence[Mapping[str, Any]], *, whole_numbers: bool = False
-) -> str:
+def share_cell(entry: SearchSummary, key: str, summary: Sequence[SearchSummary], *, whole_numbers: bool = False) -> str:
     """A reduction in per cent with its interval.
 
     Args:
@@ -194,46 +193,46 @@ def share_cell(
     Returns:
         Such as `75 [60, 85]`; `none to reduce` where the unprotected searches do not forget; – where it is missing.
     """
-    prevented = entry[key]
+    prevented = getattr(entry, key)
     if prevented is None:
-        free = next((e for e in summary if e["protection"] == BASELINE), None)
+        free = next((e for e in summary if e.protection == BASELINE), None)
         forgets = next(name for name, reduced in REDUCTIONS.items() if reduced == key)
-        is_idle = free is not None and free[forgets] is not None and free[forgets]["mean"] <= ROUNDING
-        return NOTHING_TO_REDUCE if is_idle and entry["protection"] != BASELINE else "–"
+        is_idle = free is not None and (lost := getattr(free, forgets)) is not None and lost.mean <= ROUNDING
+        return NOTHING_TO_REDUCE if is_idle and entry.protection != BASELINE else "–"
     decimals = 0 if whole_numbers else 1
-    mean = points(prevented["mean"], decimals)
-    if prevented["high"] is None:  # one seed: only a lower end can be without bound
+    mean = points(prevented.mean, decimals)
+    if prevented.high is None:  # one seed: only a lower end can be without bound
         return mean
-    low = "−∞" if prevented["low"] is None else points(prevented["low"], decimals)
-    return f"{mean} [{low}, {points(prevented['high'], decimals)}]"
+    low = "−∞" if prevented.low is None else points(prevented.low, decimals)
+    return f"{mean} [{low}, {points(prevented.high, decimals)}]"
 
 
-def plus_minus(interval: Mapping[str, float | None] | None, unit: Unit | None = None) -> str:
+def plus_minus(interval: Interval | None, unit: Unit | None = None) -> str:
     """Mean ± half the width of the interval; – for nothing.
 
     Args:
         interval: From a summary.
         unit: Whose scale and digits; the number itself with three decimals if None.
 
-    >>> plus_minus({"mean": 0.0254, "low": 0.0154, "high": 0.0354}), plus_minus(None)
+    >>> plus_minus(Interval(0.0254, 0.0154, 0.0354)), plus_minus(None)
     ('0.025 ±0.010', '–')
     """
-    if interval is None or interval["mean"] is None:
+    if interval is None:
         return "–"
     scale, decimals = (1.0, 3) if unit is None else (unit.scale, unit.decimals)
-    mean = decimal(scale * interval["mean"], decimals)
-    if interval["high"] is None:
+    mean = decimal(scale * interval.mean, decimals)
+    if interval.high is None:
         return mean
-    return f"{mean} ±{decimal(scale * (interval['high'] - interval['mean']), decimals)}"
+    return f"{mean} ±{decimal(scale * (interval.high - interval.mean), decimals)}"
 
 
-def _notes(result: SearchResult, summary: Sequence[Mapping[str, Any]]) -> list[str]:
+def _notes(result: SearchResult, summary: Sequence[SearchSummary]) -> list[str]:
     """How to read it, and what is missing."""
     notes = []
     done, wanted = result.progress
     if done < wanted:
         notes.append(f"Unfinished: {done} of {wanted} searches. Go on with `forgetless resume`.")
-    seeds = max((entry["num_seeds"] for entry in summary), default=0)
+    seeds = max((entry.num_seeds for entry in summary), default=0)
     trains = result.config.trains_shared_weights
     sign = " Negative forgetting is progress." * trains
     if seeds > 1:
@@ -249,8 +248,10 @@ def _notes(result: SearchResult, summary: Sequence[Mapping[str, Any]]) -> list[s
         notes.append("No reduction without an unprotected arm: take --controls.")
     if summary:
         notes.append(f"Reward: mean over {epochs_text(result.last_quarter)}. Time: over all seeds.")
-    if parts := [f"{e['protection']} {plus_minus(e[MULTI_MODEL], result.unit)}" for e in summary if e[MULTI_MODEL]]:
+    if parts := [
+        f"{e.protection} {plus_minus(e.multi_model_part, result.unit)}" for e in summary if e.multi_model_part
+    ]:
         notes.append(f"Multi-model part: {', '.join(parts)}.")
-    if diverged := [f"{entry['protection']} {entry['num_diverged']}" for entry in summary if entry["num_diverged"]]:
+    if diverged := [f"{entry.protection} {entry.num_diverged}" for entry in summary if entry.num_diverged]:
         notes.append(f"Diverged models, left out: {', '.join(diverged)}.")
     return notes

@@ -1,7 +1,6 @@
 """What a search found, in sentences that do not say more than its records show."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from forgetless.forgetting import ROUNDING, Interval
 from forgetless.protection import BASELINE
@@ -15,6 +14,7 @@ from forgetless.report.words import (
     share_interval,
     with_protection,
 )
+from forgetless.search.records import SearchSummary
 from forgetless.search.result import FORGETTING, REWARD, SearchResult
 from forgetless.tasks.base import decimal
 
@@ -65,7 +65,7 @@ def headline_sentences(result: SearchResult) -> list[str]:
     Returns:
         At least one sentence.
     """
-    entries = {entry["protection"]: entry for entry in result.summary()}
+    entries = {entry.protection: entry for entry in result.summary()}
     if not entries:
         made = len(result.epochs())
         some = f"{made} epoch{'' if made == 1 else 's'} so far" if made else "no epoch yet"
@@ -93,14 +93,14 @@ def curves_title(result: SearchResult) -> str:
     Args:
         result: Records of at least one epoch.
     """
-    entries = {entry["protection"]: entry for entry in result.summary()}
+    entries = {entry.protection: entry for entry in result.summary()}
     arms = (BASELINE, main_protection(result) or next(filter(is_control, result.protections), BASELINE))
-    named = [name for name in dict.fromkeys(arms) if name in entries and entries[name][FORGETTING[0]]]
+    lost = {name: entries[name].forgetting_mean for name in dict.fromkeys(arms) if name in entries}
+    named = {name: interval.mean for name, interval in lost.items() if interval is not None}
     if not named:
         return "Forgetting and reward so far"
     told: list[str] = []
-    for name in named:
-        value = entries[name][FORGETTING[0]]["mean"]
+    for name, value in named.items():
         verb = "improve by" if value < 0 else "lose"
         same = told and told[0].split()[0] == verb.split()[0]
         unit = "" if told else f" {result.unit.name}"
@@ -117,13 +117,13 @@ def _change(result: SearchResult, value: float, *, short: bool = False) -> str:
     return f"{'lose' if value > 0 else 'improve by'} {result.unit.amount(abs(value))}{unit}"
 
 
-def _one_arm(result: SearchResult, entries: Mapping[str, Any], main: str | None) -> list[str]:
+def _one_arm(result: SearchResult, entries: Mapping[str, SearchSummary], main: str | None) -> list[str]:
     """What can be said without a comparison, and which arm it takes if it was not asked for."""
     name = main or (BASELINE if BASELINE in entries else next(iter(entries)))
-    lost, how = entries[name][FORGETTING[0]], with_protection(name)
+    lost, how = entries[name].forgetting_mean, with_protection(name)
     sentences = [f"All models diverged {how}."]
     if lost is not None:
-        change = _change(result, lost["mean"])
+        change = _change(result, lost.mean)
         sentences = [f"Between their own training and the end of the epoch, models {change} {how} on average."]
     arms = (BASELINE, "wpl" if name == BASELINE else name)
     if not set(arms) <= set(result.config.arms):
@@ -132,29 +132,28 @@ def _one_arm(result: SearchResult, entries: Mapping[str, Any], main: str | None)
     return sentences + _derived(result, name, entries)
 
 
-def _compared(result: SearchResult, entries: Mapping[str, Any], main: str) -> list[str]:
+def _compared(result: SearchResult, entries: Mapping[str, SearchSummary], main: str) -> list[str]:
     lost, kept = _paired(result, main, FORGETTING[0], result.forgetting_epochs)
-    prevented, how = entries[main]["reduction_mean"], with_protection(main)
+    prevented, how = entries[main].reduction_mean, with_protection(main)
     start = f"By the end of the epoch models {_change(result, lost)} on average without protection"
     second = _change(result, kept, short=True)
     if prevented is None:
         told = f"{start}, so there is no forgetting to reduce; {how} they {second}."
         return [told, *_rest(result, entries, main)]
-    capped = {end: None if prevented[end] is None else min(prevented[end], 1.0) for end in ("low", "high")}
-    several = prevented["high"] is not None  # only a lower end can be without bound
-    ends = f"95 % interval {share_interval(capped)}" if several else "one seed, so no interval"
-    if prevented["mean"] < 0:
-        surely = several and prevented["high"] < 0
+    several = prevented.high is not None  # only a lower end can be without bound
+    ends = f"95 % interval {share_interval(prevented)}" if several else "one seed, so no interval"
+    if prevented.mean < 0:
+        surely = prevented.high is not None and prevented.high < 0
         verdict = "protection made it worse" if surely else "protection did not help"
         told = f"{start} and {second} {how}: {verdict} (reduction {share(prevented)}, {ends})."
         return [told, *_rest(result, entries, main)]
-    much = "all" if prevented["mean"] >= 1 else share(prevented)
+    much = "all" if prevented.mean >= 1 else share(prevented)
     told = f"{start} and {second} {how}: {much} of the forgetting was prevented ({ends})."
     sentences = [told]
-    if several and (prevented["low"] is None or prevented["low"] <= 0):
+    if several and (prevented.low is None or prevented.low <= 0):
         sentences.append("The interval includes 0: these seeds do not show that the protection helps.")
-    low = entries[BASELINE][FORGETTING[0]]["low"]
-    if low is not None and low <= 0:
+    free = entries[BASELINE].forgetting_mean
+    if free is not None and free.low is not None and free.low <= 0:
         sentences.append("Without protection the seeds do not show forgetting beyond their noise.")
     return [*sentences, *_control(result, main), *_rest(result, entries, main)]
 
@@ -166,7 +165,7 @@ def _paired(result: SearchResult, main: str, key: str, epochs: range) -> list[fl
     return [sum(arm[seed] for seed in seeds) / len(seeds) for arm in arms] if seeds else []
 
 
-def _rest(result: SearchResult, entries: Mapping[str, Any], main: str) -> list[str]:
+def _rest(result: SearchResult, entries: Mapping[str, SearchSummary], main: str) -> list[str]:
     """The best five and the maximum, the reward, and the derived architecture."""
     sentences = []
     unit = result.unit
@@ -223,31 +222,31 @@ def _arm_change(result: SearchResult, value: float) -> str:
     return _change(result, value, short=True).replace("lose", "loses", 1).replace("improve ", "improves ", 1)
 
 
-def _derived(result: SearchResult, name: str, entries: Mapping[str, Any]) -> list[str]:
+def _derived(result: SearchResult, name: str, entries: Mapping[str, SearchSummary]) -> list[str]:
     """Whether the derived architecture is better than a random one."""
     entry = entries[name]
-    found, random, gain = (entry[key] for key in ("derived_test_error", "random_test_error", "gain"))
+    found, random, gain = entry.derived_test_error, entry.random_test_error, entry.gain
     if found is None or random is None or gain is None:
         return []
     unit = result.unit
     measure = f"{unit.name} on test text" if unit.scale == 1 else "% test error"
     start = (
-        f"Trained from scratch, the architecture derived {with_protection(name)} reaches {unit.text(found['mean'])} "
-        f"{measure}, a random one {unit.text(random['mean'])}"
+        f"Trained from scratch, the architecture derived {with_protection(name)} reaches {unit.text(found.mean)} "
+        f"{measure}, a random one {unit.text(random.mean)}"
     )
-    if gain["low"] is None:
+    if gain.low is None or gain.high is None:
         return [f"{start}, in one seed."]
-    if gain["low"] > 0:
+    if gain.low > 0:
         return [f"{start}: better beyond the noise of the seeds."]
-    if gain["high"] < 0:
+    if gain.high < 0:
         return [f"{start}: worse than random beyond the noise of the seeds."]
     return [f"{start}; the seeds do not tell them apart."]
 
 
-def _cautions(result: SearchResult, entries: Mapping[str, Any]) -> list[str]:
+def _cautions(result: SearchResult, entries: Mapping[str, SearchSummary]) -> list[str]:
     cautions = []
     if result.config.schedule.single:
         cautions.append("One architecture only was trained, so nothing here is one model overwriting another.")
-    if lost := sum(entry["num_diverged"] for entry in entries.values()):
+    if lost := sum(entry.num_diverged for entry in entries.values()):
         cautions.append(f"{lost} trained models diverged and are left out of the averages.")
     return cautions

@@ -1,7 +1,7 @@
 """What the HTML report shows of a search."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from forgetless.options import number
@@ -13,6 +13,7 @@ from forgetless.report.search import forgetting_curves, plus_minus, share_cell
 from forgetless.report.search_findings import headline_sentences, main_protection, strength
 from forgetless.report.words import duration, is_control, label, strength_heading
 from forgetless.search import make_space
+from forgetless.search.records import EpochRecord
 from forgetless.search.result import (
     FORGETTING,
     MULTI_MODEL,
@@ -76,22 +77,22 @@ def search_comparison(result: SearchResult) -> list[str]:
         The search, its main protection, forgetting without and with it, reduction, reward without and with it.
     """
     summary = result.summary()
-    entries = {entry["protection"]: entry for entry in summary}
+    entries = {entry.protection: entry for entry in summary}
     main = main_protection(result)
-    free, held = entries.get(BASELINE, {}), entries.get(main or "", {})
+    free, held = entries.get(BASELINE), entries.get(main or "")
     config, unit = result.config, result.unit
     return [
         f"{config.space_name}, {config.strategy_name}, {config.data.name}, {unit.name}",
         "–" if main is None else label(main),
-        *(plus_minus(entry.get(FORGETTING[0]), unit) for entry in (free, held)),
+        *(plus_minus(None if entry is None else entry.forgetting_mean, unit) for entry in (free, held)),
         share_cell(held, "reduction_mean", summary) if held else "–",
-        *(plus_minus(entry.get("reward")) for entry in (free, held)),
+        *(plus_minus(None if entry is None else entry.reward) for entry in (free, held)),
     ]
 
 
 def _settings(result: SearchResult) -> str:
     config = result.config
-    rates = [r["learning_rate"] for r in result.epochs() if not is_control(r["protection"])]
+    rates = [r.learning_rate for r in result.epochs() if not is_control(r.protection)]
     rate = f" at {number(rates[0])}" if rates else ""
     schedule = config.schedule
     epochs = f"{schedule.epochs} epochs of {schedule.models_per_epoch} models × {schedule.batches_per_model} batches"
@@ -111,7 +112,7 @@ def _settings(result: SearchResult) -> str:
 def _figures(result: SearchResult) -> list[dict[str, str]]:
     if not result.epochs():
         return []
-    seeds = len({record["seed"] for record in result.epochs()})
+    seeds = len({record.seed for record in result.epochs()})
     over = f"mean over {seeds} seeds, in a band from the lowest to the highest" if seeds > 1 else "one seed"
     caption = (
         f"Forgetting of an epoch’s models by its end, and the strategy’s mean reward; {over}. Below 0 the models "
@@ -129,14 +130,14 @@ def _tables(result: SearchResult) -> list[dict[str, Any]]:
 
 def _forgetting(result: SearchResult) -> dict[str, Any]:
     summary, unit = result.summary(), result.unit
-    several = max(entry["num_seeds"] for entry in summary) > 1
+    several = max(entry.num_seeds for entry in summary) > 1
     interval = " ± is half the width of the 95 % interval over seeds." * several
-    heading = strength_heading(entry["protection"] for entry in summary)
+    heading = strength_heading(entry.protection for entry in summary)
     cells = [
         [
-            "" if (value := strength(result, entry["protection"])) is None else number(value),
-            *(plus_minus(entry[key], unit) for key in _measured(result)),
-            str(entry["num_diverged"]),
+            "" if (value := strength(result, entry.protection)) is None else number(value),
+            *(plus_minus(getattr(entry, key), unit) for key in _measured(result)),
+            str(entry.num_diverged),
         ]
         for entry in summary
     ]
@@ -144,24 +145,24 @@ def _forgetting(result: SearchResult) -> dict[str, Any]:
         "title": "Forgetting",
         "note": f"In {unit.name}, mean over {epochs_text(result.forgetting_epochs)}.{interval}",
         "columns": [heading, *_measured(result).values(), "diverged"],
-        "rows": _rows([entry["protection"] for entry in summary], cells),
+        "rows": _rows([entry.protection for entry in summary], cells),
     }
 
 
 def _reductions(result: SearchResult) -> list[dict[str, Any]]:
     """The table of what was prevented; none without an unprotected arm to compare with."""
     summary = result.summary()
-    held = [entry for entry in summary if entry["protection"] != BASELINE]
+    held = [entry for entry in summary if entry.protection != BASELINE]
     if not held or len(held) == len(summary):
         return []
-    ends = ", with its 95 % interval" * (max(entry["num_seeds"] for entry in held) > 1)
+    ends = ", with its 95 % interval" * (max(entry.num_seeds for entry in held) > 1)
     cells = [[share_cell(entry, REDUCTIONS[key], summary) for key in _measured(result)] for entry in held]
     return [
         {
             "title": "How much of it was prevented",
             "note": f"Reduction against no protection in the same seeds and epochs, in per cent{ends}.",
             "columns": list(_measured(result).values()),
-            "rows": _rows([entry["protection"] for entry in held], cells),
+            "rows": _rows([entry.protection for entry in held], cells),
         }
     ]
 
@@ -176,9 +177,9 @@ def _outcome(result: SearchResult) -> dict[str, Any]:
     summary, unit = result.summary(), result.unit
     cells = [
         [
-            plus_minus(entry["reward"]),
-            *(plus_minus(entry[key], unit) for key in ("derived_test_error", "random_test_error", "gain")),
-            duration(entry["seconds"]),
+            plus_minus(entry.reward),
+            *(plus_minus(getattr(entry, key), unit) for key in ("derived_test_error", "random_test_error", "gain")),
+            duration(entry.seconds),
         ]
         for entry in summary
     ]
@@ -188,7 +189,7 @@ def _outcome(result: SearchResult) -> dict[str, Any]:
         "note": f"{rewards * result.config.trains_shared_weights}"
         f"Derived and random: test {unit.error} {_percent(result)}after training from scratch.",
         "columns": ["reward", "derived", "random", "better by", "time, all seeds"],
-        "rows": _rows([entry["protection"] for entry in summary], cells),
+        "rows": _rows([entry.protection for entry in summary], cells),
     }
 
 
@@ -232,15 +233,15 @@ def _cells(result: SearchResult) -> list[dict[str, str]]:
     """One drawing per protection: of the seed whose derived architecture has the lowest validation error."""
     space, drawn = make_space(result.config), []
     for protection in result.protections:
-        found = [r for r in result.derived(protection) if r["derived_validation_error"] is not None]
+        found = [r for r in result.derived(protection) if r.derived_validation_error is not None]
         if not found:
             continue
-        best = min(found, key=lambda record: float(record["derived_validation_error"]))
+        best = min(found, key=lambda record: record.derived_validation_error or 0.0)
         name = label(protection)
         drawn.append(
             {
-                "source": data_uri(cell_drawing(space.parse(best["architecture"]))),
-                "caption": f"{name[0].upper()}{name[1:]}, seed {best['seed']}: {best['architecture']}",
+                "source": data_uri(cell_drawing(space.parse(best.architecture))),
+                "caption": f"{name[0].upper()}{name[1:]}, seed {best.seed}: {best.architecture}",
             }
         )
     return drawn
@@ -255,10 +256,10 @@ def _derived_rows(result: SearchResult) -> list[dict[str, Any]]:
     keys = ("derived_validation_error", "derived_test_error", "random_test_error")
     rows = []
     for protection in result.protections:
-        for record in sorted(result.derived(protection), key=lambda record: int(record["seed"])):
-            reward = "–" if record["reward"] is None else decimal(record["reward"], 3)
-            cells = [str(record["seed"]), reward, *(_number(result, key, record[key]) for key in keys)]
-            rows.append({**_row(protection, cells), "architecture": record["architecture"]})
+        for record in sorted(result.derived(protection), key=lambda record: record.seed):
+            reward = "–" if record.reward is None else decimal(record.reward, 3)
+            cells = [str(record.seed), reward, *(_number(result, key, getattr(record, key)) for key in keys)]
+            rows.append({**_row(protection, cells), "architecture": record.architecture})
     return rows
 
 
@@ -269,13 +270,13 @@ def _epoch_columns(result: SearchResult) -> dict[str, str]:
 def _epoch_rows(result: SearchResult) -> list[dict[str, Any]]:
     rows = []
     for protection in result.protections:
-        by_epoch: dict[int, list[Mapping[str, Any]]] = {}
+        by_epoch: dict[int, list[EpochRecord]] = {}
         for record in result.epochs(protection):
-            by_epoch.setdefault(record["epoch"], []).append(record)
+            by_epoch.setdefault(record.epoch, []).append(record)
         for epoch, records in sorted(by_epoch.items()):
             cells = [str(epoch + 1)]
             for key in _epoch_columns(result):
-                values = [record[key] for record in records if record.get(key) is not None]
+                values = [value for record in records if (value := record.number(key)) is not None]
                 cells.append(_number(result, key, statistics.fmean(values) if values else None))
             rows.append(_row(protection, cells))
     return rows
@@ -294,8 +295,8 @@ def _number(result: SearchResult, key: str, value: float | None) -> str:
 def _time(result: SearchResult) -> str:
     """Wall clock over all records, and by phase, the longest first."""
     phases: dict[str, float] = {}
-    for record in (*result.epochs(), *result.derived()):
-        for phase, seconds in record["seconds"].items():
+    for record in result.records:
+        for phase, seconds in record.seconds.items():
             phases[phase] = phases.get(phase, 0.0) + seconds
     if not phases:
         return ""

@@ -2,14 +2,15 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from forgetless.experiments.two_model import TwoModelResult
+from forgetless.experiments.two_model.records import ArmSummary
+from forgetless.forgetting import Interval
 from forgetless.options import number
 from forgetless.protection import BASELINE
 from forgetless.report.words import (
@@ -49,7 +50,7 @@ def summary_table(result: TwoModelResult) -> Table:
     summary = result.summary()
     rows = {panel: _rows(result, panel, summary) for panel in shown}
     # The same widths in every panel, so that the columns stand in line.
-    strength = strength_heading(entry["protection"] for entry in summary)
+    strength = strength_heading(entry.protection for entry in summary)
     columns = tuple(name or strength for name in _COLUMNS)
     lines = [columns, *(cells for found in rows.values() for cells, _ in found)]
     widths = [max(len(cells[i]) for cells in lines) for i in range(len(_COLUMNS))]
@@ -69,28 +70,28 @@ def summary_table(result: TwoModelResult) -> Table:
     return whole
 
 
-def _rows(result: TwoModelResult, panel: Panel, summary: list[dict[str, Any]]) -> list[tuple[tuple[str, ...], bool]]:
+def _rows(result: TwoModelResult, panel: Panel, summary: list[ArmSummary]) -> list[tuple[tuple[str, ...], bool]]:
     """The cells of a panel's table, line by line, and whether the line is in bold."""
     here = [entry for entry in summary if panel.holds(entry)]
-    unprotected = any(entry["protection"] == BASELINE for entry in here)
-    counts = Counter(entry["protection"] for entry in here)
+    unprotected = any(entry.protection == BASELINE for entry in here)
+    counts = Counter(entry.protection for entry in here)
     chosen = {name: chosen_strength(result, name) for name in counts if counts[name] > 1}
     rows = []
-    for entry in sorted(here, key=lambda entry: result.config.arms.index(entry["protection"])):
-        strength = entry["strength"]
+    for entry in sorted(here, key=lambda entry: result.config.arms.index(entry.protection)):
+        strength = entry.strength
         cells = (
-            str(entry["protection"]),
+            str(entry.protection),
             "" if strength is None else number(strength),
-            *(_plus_minus(entry[key]) for key in ("accuracy_a_before", "accuracy_a_after", "forgetting")),
+            *(_plus_minus(getattr(entry, key)) for key in ("accuracy_a_before", "accuracy_a_after", "forgetting")),
             reduction_text(entry, unprotected=unprotected),
-            _plus_minus(entry["accuracy_b"]),
-            _plus_minus(entry["cost_b"]),
+            _plus_minus(entry.accuracy_b),
+            _plus_minus(entry.cost_b),
         )
-        rows.append((cells, strength is not None and strength == chosen.get(entry["protection"])))
+        rows.append((cells, strength is not None and strength == chosen.get(entry.protection)))
     return rows
 
 
-def reduction_text(entry: Mapping[str, Any], *, unprotected: bool) -> str:
+def reduction_text(entry: ArmSummary, *, unprotected: bool) -> str:
     """A reduction in per cent with its interval.
 
     Args:
@@ -101,31 +102,31 @@ def reduction_text(entry: Mapping[str, Any], *, unprotected: bool) -> str:
         Such as `98.6 [97,100]`, the ends rounded outwards, ∞ where there is no bound; `none to reduce` where the
         unprotected arm does not forget; `–` where it is missing, or is the line itself.
     """
-    prevented = entry["reduction"]
+    prevented = entry.reduction
     if prevented is None:
-        is_compared = entry["protection"] != BASELINE and entry["cost_b"] is not None
+        is_compared = entry.protection != BASELINE and entry.cost_b is not None
         return NOTHING_TO_REDUCE if unprotected and is_compared else "–"
-    mean = points(prevented["mean"], 1 if abs(prevented["mean"]) < 0.9995 else 0)
-    if entry["num_seeds"] < 2:
+    mean = points(prevented.mean, 1 if abs(prevented.mean) < 0.9995 else 0)
+    if entry.num_seeds < 2:
         return mean
-    low = "−∞" if prevented["low"] is None else points(math.floor(round(100 * prevented["low"], 6)) / 100, 0)
-    high = "∞" if prevented["high"] is None else points(math.ceil(round(100 * prevented["high"], 6)) / 100, 0)
+    low = "−∞" if prevented.low is None else points(math.floor(round(100 * prevented.low, 6)) / 100, 0)
+    high = "∞" if prevented.high is None else points(math.ceil(round(100 * prevented.high, 6)) / 100, 0)
     return f"{mean} [{low},{high}]"
 
 
-def _plus_minus(interval: Mapping[str, float | None] | None) -> str:
-    if interval is None or interval["mean"] is None:
+def _plus_minus(interval: Interval | None) -> str:
+    if interval is None:
         return "–"
-    mean = points(interval["mean"])
-    if interval["high"] is None:
+    mean = points(interval.mean)
+    if interval.high is None:
         return mean
-    half = interval["high"] - interval["mean"]
+    half = interval.high - interval.mean
     return f"{mean} ±{points(half, 1 if half < 0.0995 else 0)}"
 
 
-def _notes(result: TwoModelResult, summary: list[dict[str, Any]]) -> Text:
+def _notes(result: TwoModelResult, summary: list[ArmSummary]) -> Text:
     """How to read it, and what is missing."""
-    seeds = max((entry["num_seeds"] for entry in summary), default=0)
+    seeds = max((entry.num_seeds for entry in summary), default=0)
     notes = []
     done, wanted = progress(result)
     if done < wanted:
@@ -136,13 +137,13 @@ def _notes(result: TwoModelResult, summary: list[dict[str, Any]]) -> Text:
         notes.append(f"In % and points of test accuracy; ± and [ ]: 95 % interval over {seeds} seeds.")
     elif seeds:
         notes.append("In % and points of test accuracy; one seed gives no interval.")
-    if any(entry["reduction"] is None and entry["cost_b"] is not None for entry in summary):
+    if any(entry.reduction is None and entry.cost_b is not None for entry in summary):
         notes.append(f"{NOTHING_TO_REDUCE}: the unprotected A lost nothing, no forgetting to reduce.")
     if summary and BASELINE not in result.config.arms:
         notes.append("No reduction without an unprotected arm: add none to --protection.")
     notes += [
         f"Bold: the {symbol_of(name)} with the best mean validation accuracy of A and B."
-        for name in dict.fromkeys(entry["protection"] for entry in summary)
-        if not is_control(name) and len({e["strength"] for e in summary if e["protection"] == name}) > 1
+        for name in dict.fromkeys(entry.protection for entry in summary)
+        if not is_control(name) and len({e.strength for e in summary if e.protection == name}) > 1
     ]
     return Text("\n".join(notes), style="dim")

@@ -1,9 +1,11 @@
 """What the HTML report shows of a two-model run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from forgetless.experiments.two_model import TwoModelConfig, TwoModelResult
+from forgetless.experiments.two_model.records import ArmSummary, RunRecord
+from forgetless.forgetting import Interval
 from forgetless.options import command_line, number
 from forgetless.protection import BASELINE, PROTECTIONS
 from forgetless.report.canvas import colour, data_uri
@@ -56,7 +58,7 @@ def two_model_section(result: TwoModelResult) -> dict[str, Any]:
         "strength": strength_heading(config.arms),
         "models": [(panel_name(p, shown), _model_rows(result, p)) for p in shown] if config.chain.models > 2 else [],
         "seeds": [_seed_row(run) for run in result.runs[:_MOST_ROWS]],
-        "num_seeds": len({run["seed"] for run in result.runs}),
+        "num_seeds": len({run.seed for run in result.runs}),
         "num_runs": len(result.runs),
         "later": listed(later_models(result)) if result.runs else "B",
         "time": _time(result),
@@ -67,7 +69,7 @@ def _time(result: TwoModelResult) -> str:
     if not result.runs:
         return ""
     later, runs = listed(later_models(result)), len(result.runs)
-    seconds = duration(sum(run["seconds"] for run in result.runs))
+    seconds = duration(sum(run.seconds for run in result.runs))
     many = f"{runs} run{'' if runs == 1 else 's'}"
     return f"Training and following {later} took {seconds} in {many}; training A comes on top."
 
@@ -90,7 +92,7 @@ def _figures(result: TwoModelResult) -> list[dict[str, str]]:
     if not result.runs:
         return []
     config = result.config
-    seeds = len({run["seed"] for run in result.runs})
+    seeds = len({run.seed for run in result.runs})
     over = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
     strengths = _strengths(result)
     several = [name for name, values in strengths.items() if len(values) > 1]
@@ -140,89 +142,88 @@ def _strengths(result: TwoModelResult) -> dict[str, list[float]]:
     """Protection → the strengths that it ran at, of those that are chosen among."""
     found: dict[str, set[float]] = {}
     for run in result.runs:
-        if run["strength"] is not None and not is_control(run["protection"]):
-            found.setdefault(run["protection"], set()).add(run["strength"])
+        if run.strength is not None and not is_control(run.protection):
+            found.setdefault(run.protection, set()).add(run.strength)
     order = sorted(found, key=lambda name: (control_of(name) is None, result.config.arms.index(name)))
     return {name: sorted(found[name]) for name in order}
 
 
-def _summary_rows(result: TwoModelResult, panel: Panel, summary: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _summary_rows(result: TwoModelResult, panel: Panel, summary: Sequence[ArmSummary]) -> list[dict[str, Any]]:
     here = [entry for entry in summary if panel.holds(entry)]
-    unprotected = any(entry["protection"] == BASELINE for entry in here)
-    here.sort(key=lambda entry: result.config.arms.index(entry["protection"]))
-    several = {e["protection"] for e in here if sum(other["protection"] == e["protection"] for other in here) > 1}
+    unprotected = any(entry.protection == BASELINE for entry in here)
+    here.sort(key=lambda entry: result.config.arms.index(entry.protection))
+    several = {e.protection for e in here if sum(other.protection == e.protection for other in here) > 1}
     return [
         {
-            "name": label(entry["protection"]),
-            "colour": colour(entry["protection"]),
-            "chosen": entry["protection"] in several
-            and entry["strength"] == chosen_strength(result, entry["protection"]),
+            "name": label(entry.protection),
+            "colour": colour(entry.protection),
+            "chosen": entry.protection in several and entry.strength == chosen_strength(result, entry.protection),
             "cells": [
-                "" if entry["strength"] is None else number(entry["strength"]),
-                *(plus_minus(entry[key]) for key in ("accuracy_a_before", "accuracy_a_after", "forgetting")),
+                "" if entry.strength is None else number(entry.strength),
+                *(plus_minus(getattr(entry, key)) for key in ("accuracy_a_before", "accuracy_a_after", "forgetting")),
                 _reduction(entry, unprotected=unprotected),
-                plus_minus(entry["accuracy_b"]),
-                plus_minus(entry["cost_b"]),
+                plus_minus(entry.accuracy_b),
+                plus_minus(entry.cost_b),
             ],
         }
         for entry in here
     ]
 
 
-def _reduction(entry: Mapping[str, Any], *, unprotected: bool) -> str:
-    prevented = entry["reduction"]
+def _reduction(entry: ArmSummary, *, unprotected: bool) -> str:
+    prevented = entry.reduction
     if prevented is None:
         text = reduction_text(entry, unprotected=unprotected)
         return text if text == "–" else "no forgetting to reduce"
     ends = (
-        ("−∞" if prevented["low"] is None else points(prevented["low"], 1)),
-        ("∞" if prevented["high"] is None else points(prevented["high"], 1)),
+        ("−∞" if prevented.low is None else points(prevented.low, 1)),
+        ("∞" if prevented.high is None else points(prevented.high, 1)),
     )
-    return points(prevented["mean"], 2) + (f" ({ends[0]} to {ends[1]})" if entry["num_seeds"] > 1 else "")
+    return points(prevented.mean, 2) + (f" ({ends[0]} to {ends[1]})" if entry.num_seeds > 1 else "")
 
 
-def plus_minus(interval: Mapping[str, float | None] | None) -> str:
+def plus_minus(interval: Interval | None) -> str:
     """Mean ± half the width of the interval, in per cent with two decimals; – for nothing."""
-    if interval is None or interval["mean"] is None:
+    if interval is None:
         return "–"
-    half = None if interval["high"] is None else interval["high"] - interval["mean"]
-    return points(interval["mean"], 2) + ("" if half is None else f" ± {points(half, 2)}")
+    half = None if interval.high is None else interval.high - interval.mean
+    return points(interval.mean, 2) + ("" if half is None else f" ± {points(half, 2)}")
 
 
 def _model_rows(result: TwoModelResult, panel: Panel) -> list[dict[str, Any]]:
     """Per protection and model of a chain: accuracies and forgetting, as mean over seeds."""
     rows = []
     for group in groups(result, panel):
-        for j, model in enumerate(group.runs[0]["models"]):
+        for j, model in enumerate(group.runs[0].models):
             means = {
-                key: sum(run["models"][j][key] for run in group.runs) / len(group.runs)
+                key: sum(getattr(run.models[j], key) for run in group.runs) / len(group.runs)
                 for key in ("accuracy_before", "accuracy_after", "forgetting")
             }
             rows.append(
                 {
                     "name": group.label,
                     "colour": colour(group.protection),
-                    "cells": [model["model"], *(points(value, 2) for value in means.values())],
+                    "cells": [model.model, *(points(value, 2) for value in means.values())],
                 }
             )
     return rows
 
 
-def _seed_row(run: Mapping[str, Any]) -> list[str]:
-    name = str(run["protection"])
+def _seed_row(run: RunRecord) -> list[str]:
+    name = str(run.protection)
     return [
-        str(run["seed"]),
-        str(run["shared"]),
-        f"{number(round(100 * run['convergence'], 6))} %",
+        str(run.seed),
+        str(run.shared),
+        f"{number(round(100 * run.convergence, 6))} %",
         label(name),
-        "" if run["strength"] is None else number(run["strength"]),
+        "" if run.strength is None else number(run.strength),
         *(
-            points(run[key], 2)
+            points(getattr(run, key), 2)
             for key in ("accuracy_a_before", "accuracy_a_after", "accuracy_a_min", "accuracy_b", "forgetting")
         ),
-        str(run.get("steps_of_a", "")),
-        f"{run['shared_learning_rate']:.3g}" if "shared_learning_rate" in run else "",
-        f"{run['seconds']:.1f}",
+        str(run.steps_of_a),
+        f"{run.shared_learning_rate:.3g}",
+        f"{run.seconds:.1f}",
     ]
 
 
@@ -242,10 +243,10 @@ def two_model_comparison(result: TwoModelResult) -> list[list[str]]:
             [
                 panel_name(panel, [panel]),
                 found[main].label if main in found else one.label,
-                "–" if free is None else plus_minus(free["forgetting"]),
-                "–" if held is None else plus_minus(held["forgetting"]),
-                "–" if held is None else _reduction(held, unprotected=True),
-                "–" if held is None else plus_minus(held["cost_b"]),
+                "–" if free is None else plus_minus(free.summary.forgetting),
+                "–" if held is None else plus_minus(held.summary.forgetting),
+                "–" if held is None else _reduction(held.summary, unprotected=True),
+                "–" if held is None else plus_minus(held.summary.cost_b),
             ]
         )
     return rows

@@ -1,15 +1,14 @@
 """The names, formats and choices that figures, page and terminal share."""
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from forgetless.experiments.two_model import Arm, TwoModelResult, arms
+from forgetless.experiments.two_model import TwoModelResult, arms
+from forgetless.experiments.two_model.records import ArmSummary, RunRecord
+from forgetless.forgetting import Interval
 from forgetless.options import number
 from forgetless.protection import BASELINE, PROTECTIONS, Protection
-
-Run = dict[str, Any]
 
 
 def label(protection: str) -> str:
@@ -54,9 +53,9 @@ class Panel:
     shared: int
     convergence: float
 
-    def holds(self, run: Mapping[str, Any]) -> bool:
+    def holds(self, run: RunRecord | ArmSummary) -> bool:
         """Whether a run or a summary belongs here."""
-        return bool(run["shared"] == self.shared and run["convergence"] == self.convergence)
+        return bool(run.shared == self.shared and run.convergence == self.convergence)
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Group:
 
     protection: str
     strength: float | None
-    runs: list[Run]
+    runs: list[RunRecord]
 
     @property
     def label(self) -> str:
@@ -78,7 +77,7 @@ class Group:
 
     def values(self, key: str) -> list[float]:
         """One quantity, one value per seed."""
-        return [float(run[key]) for run in self.runs]
+        return [float(getattr(run, key)) for run in self.runs]
 
 
 def _kind(protection: str) -> type[Protection]:
@@ -166,9 +165,9 @@ def chosen_strength(result: TwoModelResult, protection: str) -> float | None:
         return chosen_strength(result, matched)
     scores: dict[float, dict[tuple[Any, ...], float]] = {}
     for run in result.runs:
-        if run["protection"] == protection and run["strength"] is not None:
-            where = (run["seed"], run["shared"], run["convergence"])
-            scores.setdefault(run["strength"], {})[where] = run["validation_forgetting"] - run["validation_b"]
+        if run.protection == protection and run.strength is not None:
+            where = (run.seed, run.shared, run.convergence)
+            scores.setdefault(run.strength, {})[where] = run.validation_forgetting - run.validation_b
     common = set.intersection(*(set(found) for found in scores.values())) if scores else set()
     if not common:
         return min(scores, default=None)
@@ -184,7 +183,7 @@ def groups(result: TwoModelResult, panel: Panel) -> list[Group]:
         runs = [
             run
             for run in result.runs
-            if panel.holds(run) and run["protection"] == protection and run["strength"] in {None, strength}
+            if panel.holds(run) and run.protection == protection and run.strength in {None, strength}
         ]
         if runs:
             found.append(Group(protection, strength, runs))
@@ -193,33 +192,31 @@ def groups(result: TwoModelResult, panel: Panel) -> list[Group]:
 
 def main_protection(result: TwoModelResult) -> str | None:
     """The protection that sentences are about; None if there is none."""
-    present = {run["protection"] for run in result.runs}
+    present = {run.protection for run in result.runs}
     return main_of([name for name in result.config.arms if name in present])
 
 
-def mean_forgetting(run: Mapping[str, Any]) -> float:
+def mean_forgetting(run: RunRecord) -> float:
     """Mean forgetting over a run's models but the last, after which nothing is trained; for two models that of A."""
-    lost = [model["forgetting"] for model in run["models"][:-1]]
+    lost = [model.forgetting for model in run.models[:-1]]
     return float(sum(lost) / len(lost))
 
 
 def progress(result: TwoModelResult) -> tuple[int, int]:
     """How many runs are finished, and how many the configuration asks for."""
     wanted = arms(result.config)
-    keys = ("seed", "shared", "convergence", "protection", "strength")
-    made = {tuple(run[name] for name in keys) for run in [*result.runs, *result.diverged]}
-    return sum(dataclasses.astuple(arm) in made for arm in wanted), len(wanted)
+    made = {run.arm for run in [*result.runs, *result.diverged]}
+    return sum(arm in made for arm in wanted), len(wanted)
 
 
 def diverged_arms(result: TwoModelResult) -> str:
     """Which arms diverged, in one sentence; empty if none did."""
     if not result.diverged:
         return ""
-    keys = ("seed", "shared", "convergence", "protection", "strength")
     several = len(panels(TwoModelResult(result.config, result.diverged))) > 1
     seeds: dict[str, list[str]] = {}
     for run in result.diverged:
-        arm = Arm(*(run[key] for key in keys))
+        arm = run.arm
         where = f" ({arm.shared} shared, convergence {number(arm.convergence)})" if several else ""
         seeds.setdefault(arm.label + where, []).append(str(arm.seed))
     told = [f"{label} with seed{'s' * (len(found) > 1)} {listed(found)}" for label, found in seeds.items()]
@@ -260,14 +257,13 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def share(interval: Mapping[str, float | None]) -> str:
+def share(interval: Interval) -> str:
     """A reduction in per cent, with as many digits as tell it from 100.
 
-    >>> share({"mean": 0.99986, "low": None, "high": None}), share({"mean": 0.6, "low": None, "high": None})
+    >>> share(Interval(0.99986, None, None)), share(Interval(0.6, None, None))
     ('99.99 %', '60 %')
     """
-    mean = interval["mean"] or 0.0
-    return f"{share_number(mean)} %"
+    return f"{share_number(interval.mean)} %"
 
 
 def share_number(value: float) -> str:
@@ -276,9 +272,9 @@ def share_number(value: float) -> str:
     return points(value, 0 if value > 1 else decimals)
 
 
-def share_interval(interval: Mapping[str, float | None]) -> str:
-    """The ends of a reduction's interval, such as `98 to 100 %`; an end without bound is said to be so."""
-    low, high = (None if end is None else share_number(end) for end in (interval["low"], interval["high"]))
+def share_interval(interval: Interval) -> str:
+    """The ends of a reduction's interval, such as `98 to 100 %`, at most 100; an end without bound is said to be so."""
+    low, high = (None if end is None else share_number(min(end, 1.0)) for end in (interval.low, interval.high))
     if low is None or high is None:
         return " and ".join(
             [
@@ -303,4 +299,4 @@ def duration(seconds: float) -> str:
 
 def later_models(result: TwoModelResult) -> list[str]:
     """The letters of the models trained after A."""
-    return [model["model"] for model in result.runs[0]["models"][1:]]
+    return [model.model for model in result.runs[0].models[1:]]

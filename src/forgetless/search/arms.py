@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -13,6 +13,7 @@ from forgetless.progress import OnProgress, Progress
 from forgetless.protection import ProtectionOptions
 from forgetless.search.config import SearchArm, SearchConfig, search_arms
 from forgetless.search.epoch import Search
+from forgetless.search.records import DerivedRecord, EpochRecord, SearchRecord, search_record
 from forgetless.search.result import SearchResult
 from forgetless.search.setup import check_memory, fixed_sample, load_task, make_search_space
 from forgetless.spaces import SearchSpace
@@ -22,18 +23,21 @@ from forgetless.training import cpu_arithmetic
 FORMAT = 3
 """Of states; one of another format is refused."""
 
+OnEpoch: TypeAlias = Callable[[SearchRecord, dict[str, Any]], None]
+"""Is given a record, and the state to go on from."""
+
 
 def run(
     config: SearchConfig,
     *,
-    records: Sequence[dict[str, Any]] = (),
+    records: Sequence[SearchRecord] = (),
     checkpoint: Mapping[str, Any] | None = None,
-    on_epoch: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
+    on_epoch: OnEpoch | None = None,
     on_progress: OnProgress | None = None,
     checkpoints: Checkpoints | None = None,
     space: SearchSpace | None = None,
     task: Task[Any] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[SearchRecord]:
     """Make every search that the configuration asks for, going on where an earlier call was interrupted.
 
     Args:
@@ -47,8 +51,8 @@ def run(
         task: The data; the configuration's if None.
 
     Returns:
-        All records, one per epoch (none if no shared weights are trained) and one (`event` = `derived`) per arm;
-        docs/metrics.md explains the keys. Numbers but seconds do not depend on interruptions.
+        All records, one per epoch (none if no shared weights are trained) and one of what was derived per arm. Numbers
+        but seconds do not depend on interruptions.
 
     Raises:
         InputError: If the data is missing or damaged, the sizes do not fit the memory, or the checkpoint is of another
@@ -95,7 +99,7 @@ def run_search(
     >>> short = Schedule(epochs=1, models_per_epoch=2, batches_per_model=2, strategy_steps=1, samples_per_step=2)
     >>> config = SearchConfig(schedule=short, selection=SelectionConfig(final_samples=0))
     >>> result = run_search(config, space=Nas201SearchSpace())
-    >>> [record["num_models"] for record in result.records]
+    >>> [record.num_models for record in result.records]
     [2]
     """
     changes: dict[str, Any] = {} if space is None else {"space": space.options}
@@ -106,8 +110,8 @@ def run_search(
 
 
 def reconcile(
-    config: SearchConfig, records: Sequence[dict[str, Any]], checkpoint: Mapping[str, Any] | None
-) -> list[dict[str, Any]]:
+    config: SearchConfig, records: Sequence[SearchRecord], checkpoint: Mapping[str, Any] | None
+) -> list[SearchRecord]:
     """The records that a run goes on from: those of finished arms, and of one more as far as its checkpoint knows.
 
     The two are stored one after the other, so that a crash can leave a checkpoint one record ahead (the record is
@@ -126,14 +130,14 @@ def reconcile(
     """
     if checkpoint is not None:
         config.expect_own_state(checkpoint, FORMAT)
-    kept = []
+    kept: list[SearchRecord] = []
     for arm in search_arms(config):
-        mine = [record for record in records if _arm_of(record) == arm]
+        mine = [record for record in records if record.arm == arm]
         if checkpoint is not None and _is_of(checkpoint, arm):
             known = checkpoint["num_records"]
-            newest = [checkpoint["record"]] if known else []
+            newest = [search_record(checkpoint["record"], "a checkpoint")] if known else []
             mine = [*mine[: known - len(newest)], *newest] if len(mine) >= known - 1 else []
-        elif len(mine) < _num_records(config):
+        elif len(mine) < config.num_records:
             mine = []
         kept += mine
     return kept
@@ -141,11 +145,6 @@ def reconcile(
 
 def _is_of(checkpoint: Mapping[str, Any], arm: SearchArm) -> bool:
     return bool(checkpoint["arm"] == dataclasses.asdict(arm))
-
-
-def _num_records(config: SearchConfig) -> int:
-    """Records of a finished arm: its epochs, and the derivation if there is one."""
-    return config.num_epochs + (config.selection.final_samples > 0)
 
 
 def _expect_shared_weights(config: SearchConfig) -> None:
@@ -156,21 +155,16 @@ def _expect_shared_weights(config: SearchConfig) -> None:
         )
 
 
-def _arm_of(record: Mapping[str, Any]) -> SearchArm:
-    return SearchArm(record["seed"], record["protection"])
-
-
-def _wanted_steps(config: SearchConfig, arm: SearchArm, made: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+def _wanted_steps(config: SearchConfig, arm: SearchArm, made: Sequence[SearchRecord]) -> dict[int, float | None]:
     """Epoch → mean step under the protection that a control arm is matched to."""
     matched = config.options_of(arm.protection).kind.matches
     if matched is None:
         return {}
-    measure = "mean_net_step" if config.options_of(matched).moves_weights else "mean_step"
-    followed = SearchArm(arm.seed, matched)
+    is_net, followed = config.options_of(matched).moves_weights, SearchArm(arm.seed, matched)
     return {
-        record["epoch"]: record[measure]
+        record.epoch: record.mean_net_step if is_net else record.mean_step
         for record in made
-        if record["event"] == "epoch" and record["is_protected"] and _arm_of(record) == followed
+        if isinstance(record, EpochRecord) and record.is_protected and record.arm == followed
     }
 
 
@@ -179,23 +173,22 @@ def _run_arm(
     task: Task[Any],
     space: SearchSpace,
     arm: SearchArm,
-    made: list[dict[str, Any]],
+    made: list[SearchRecord],
     checkpoint: Mapping[str, Any] | None,
-    on_epoch: Callable[[dict[str, Any], dict[str, Any]], None] | None,
+    on_epoch: OnEpoch | None,
     on_progress: OnProgress | None,
     checkpoints: Checkpoints,
 ) -> None:
     """Append to `made` the records of one arm that are missing there."""
-    mine = [record for record in made if _arm_of(record) == arm]
-    expected = _num_records(config)
-    if len(mine) == expected:
+    mine = [record for record in made if record.arm == arm]
+    if len(mine) == config.num_records:
         return
     torch.manual_seed(arm.seed)  # what is drawn in training, such as dropout
     search = Search(config, task, arm, space)
     if checkpoint is not None and _is_of(checkpoint, arm) and len(mine) == checkpoint["num_records"]:
         search.load_state_dict(checkpoint)
     wanted = _wanted_steps(config, arm, made)
-    counted, per_arm = ("epoch", config.num_epochs) if config.num_epochs else ("derived", 1)
+    counted, per_arm = (EpochRecord, config.num_epochs) if config.num_epochs else (DerivedRecord, 1)
     total = len(search_arms(config)) * per_arm
 
     known: dict[str, float] = {}
@@ -203,24 +196,25 @@ def _run_arm(
     def show(phase: str, values: Mapping[str, float]) -> None:
         known.update(values)
         for name, key in (("forgetting", "forgetting_mean"), ("reward", "strategy_mean_reward")):
-            if name not in values and (found := [r[key] for r in mine if r.get(key) is not None]):
-                known[name] = found[-1]
+            found = [record.number(key) for record in mine if isinstance(record, EpochRecord)]
+            if name not in values and (present := [value for value in found if value is not None]):
+                known[name] = present[-1]
         if on_progress is not None:
-            done = sum(record["event"] == counted for record in made)
+            done = sum(isinstance(record, counted) for record in made)
             epoch = f"epoch {min(search.epoch + 1, config.num_epochs)}, " if config.num_epochs else ""
             label = f"seed {arm.seed} {arm.protection}: {epoch}{phase}"
             told = (task.in_words(v) if n == task.error_name else f"{n} {v:.3f}" for n, v in known.items())
             on_progress(Progress(done, total, label, "  ".join(told)))
 
     def state() -> dict[str, Any]:
-        last = mine[-1] if mine else None
+        last = mine[-1].to_dict() if mine else None
         known = {"format": FORMAT, "config": config.to_dict(), "num_records": len(mine), "record": last}
         return {**search.state_dict(), **known}
 
     def point() -> None:
         checkpoints.point(state)
 
-    while len(mine) < expected:
+    while len(mine) < config.num_records:
         is_epoch = search.epoch < config.num_epochs
         record = search.one_epoch(wanted, show, point) if is_epoch else search.derive(show, point)
         mine.append(record)

@@ -297,6 +297,11 @@ class SearchConfig(Configuration):
         return self.schedule.epochs if self.trains_shared_weights else 0
 
     @property
+    def num_records(self) -> int:
+        """Records of a finished arm: its epochs, and the derivation if there is one."""
+        return self.num_epochs + (self.selection.final_samples > 0)
+
+    @property
     def final_batches(self) -> int:
         """Batches of a training from scratch at the end."""
         return self.selection.final_batches or self.schedule.num_batches

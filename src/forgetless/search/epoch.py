@@ -19,6 +19,7 @@ from forgetless.protection import Protection, make_protection
 from forgetless.protection.none import NoProtection
 from forgetless.search.config import SearchArm, SearchConfig
 from forgetless.search.evidence import EvidenceOf
+from forgetless.search.records import DerivedRecord, EpochRecord
 from forgetless.search.rewards import Rewards
 from forgetless.search.scratch import train_from_scratch
 from forgetless.search.setup import fixed_sample, generator_for, make_search_space, make_supernet
@@ -86,8 +87,8 @@ class Search:
     # ---- one epoch -------------------------------------------------------------------------------------------
 
     def one_epoch(
-        self, wanted_steps: Mapping[int, float], show: Show, point: Callable[[], object] = lambda: None
-    ) -> dict[str, Any]:
+        self, wanted_steps: Mapping[int, float | None], show: Show, point: Callable[[], object] = lambda: None
+    ) -> EpochRecord:
         """Train the epoch's architectures, measure their forgetting, and let the strategy learn.
 
         An epoch that was begun, as `load_state_dict` may have found it, is gone on with.
@@ -179,29 +180,29 @@ class Search:
 
     def _epoch_record(
         self, now: EpochState, forgetting: ForgettingSummary, learned: Mapping[str, float]
-    ) -> dict[str, Any]:
-        return {
-            "event": "epoch",
-            **dataclasses.asdict(self.arm),
-            "epoch": self.epoch,
-            "forgetting_mean": _or_none(forgetting.mean),
-            "forgetting_best": _or_none(forgetting.best),
-            "forgetting_max": _or_none(forgetting.maximum),
-            "num_models": forgetting.num_models,
-            "num_diverged": forgetting.num_diverged,
-            "multi_model_part": None if now.part is None else _or_none(now.part),
-            "error_first": _or_none(_finite_mean(now.first)),
-            "error_consolidated": _or_none(_finite_mean(now.consolidated)),
-            "error_second": _or_none(_finite_mean(now.second)),
-            "is_protected": self._protects and self.protection.protects,
-            "penalty": None if now.penalty is None else _or_none(now.penalty),
-            "mean_step": _or_none(_finite_mean([each.step for each in now.moved])),
-            "mean_net_step": _or_none(_finite_mean([each.net for each in now.moved])),
-            "num_passed_over": now.num_passed_over,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            **{name: _or_none(value) for name, value in learned.items()},
-            "seconds": now.seconds,
-        }
+    ) -> EpochRecord:
+        return EpochRecord(
+            seed=self.arm.seed,
+            protection=self.arm.protection,
+            epoch=self.epoch,
+            forgetting_mean=_or_none(forgetting.mean),
+            forgetting_best=_or_none(forgetting.best),
+            forgetting_max=_or_none(forgetting.maximum),
+            num_models=forgetting.num_models,
+            num_diverged=forgetting.num_diverged,
+            multi_model_part=None if now.part is None else _or_none(now.part),
+            error_first=_or_none(_finite_mean(now.first)),
+            error_consolidated=_or_none(_finite_mean(now.consolidated)),
+            error_second=_or_none(_finite_mean(now.second)),
+            is_protected=self._protects and self.protection.protects,
+            penalty=None if now.penalty is None else _or_none(now.penalty),
+            mean_step=_or_none(_finite_mean([each.step for each in now.moved])),
+            mean_net_step=_or_none(_finite_mean([each.net for each in now.moved])),
+            num_passed_over=now.num_passed_over,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            strategy={name: _or_none(value) for name, value in learned.items()},
+            seconds=now.seconds,
+        )
 
     def _set_rates(self) -> None:
         """Learning rates; in the control arm that of the shared weights is scaled."""
@@ -324,14 +325,11 @@ class Search:
                 now.learned.append(self.strategy.learn(architectures, self.rewards.of_all(architectures)))
             point()
         names = dict.fromkeys(name for metrics in now.learned for name in metrics)
-        return {
-            f"strategy_{name}": _finite_mean([metrics[name] for metrics in now.learned if name in metrics])
-            for name in names
-        }
+        return {name: _finite_mean([metrics[name] for metrics in now.learned if name in metrics]) for name in names}
 
     # ---- the end ---------------------------------------------------------------------------------------------
 
-    def derive(self, show: Show, point: Callable[[], object] = lambda: None) -> dict[str, Any]:
+    def derive(self, show: Show, point: Callable[[], object] = lambda: None) -> DerivedRecord:
         """The best of some proposed architectures by reward; it and a random one, trained from scratch.
 
         Where no shared weights are trained there are no rewards, and the first that was drawn stands for the best. A
@@ -366,16 +364,16 @@ class Search:
                 end.training = None
                 point()
         self._end = None
-        return {
-            "event": "derived",
-            **dataclasses.asdict(self.arm),
-            "architecture": str(best),
-            "reward": _or_none(known[best]),
-            "candidates": [[str(architecture), _or_none(known[architecture])] for architecture in ranked],
-            "random_architecture": str(random),
+        return DerivedRecord(
+            seed=self.arm.seed,
+            protection=self.arm.protection,
+            architecture=str(best),
+            reward=_or_none(known[best]),
+            candidates=[(str(architecture), _or_none(known[architecture])) for architecture in ranked],
+            random_architecture=str(random),
             **{f"{name}_{key}": value for name, found in end.trained.items() for key, value in found.items()},
-            "seconds": end.seconds,
-        }
+            seconds=end.seconds,
+        )
 
     def _from_scratch(
         self, architecture: Any, end: DerivationState, point: Callable[[], object]

@@ -8,16 +8,16 @@ from forgetless.progress import OnProgress
 from forgetless.runs import RunFolder
 from forgetless.search.arms import reconcile, run
 from forgetless.search.config import SearchConfig
-from forgetless.search.records import read_records
+from forgetless.search.records import EpochRecord, SearchRecord, read_records
 
 
 def run_in_folder(
     config: SearchConfig,
     folder: RunFolder,
     *,
-    on_record: Callable[[dict[str, Any]], None] | None = None,
+    on_record: Callable[[SearchRecord], None] | None = None,
     on_progress: OnProgress | None = None,
-) -> list[dict[str, Any]]:
+) -> list[SearchRecord]:
     """Make what a run folder lacks of its searches.
 
     Args:
@@ -33,19 +33,19 @@ def run_in_folder(
         InputError: As `run`; or if a record is damaged.
     """
 
-    def on_epoch(record: dict[str, Any], state: dict[str, Any]) -> None:
-        if record["event"] == "epoch" and record["epoch"] == config.num_epochs - 1:
+    def on_epoch(record: SearchRecord, state: dict[str, Any]) -> None:
+        if isinstance(record, EpochRecord) and record.epoch == config.num_epochs - 1:
             # First, because once there is a checkpoint this epoch is not done again.
-            folder.save_trained(record["seed"], record["protection"], state)
+            folder.save_trained(record.seed, record.protection, state)
         folder.save_checkpoint(state)
-        folder.append(record)
+        folder.append(record.to_dict())
         if on_record is not None:
             on_record(record)
 
     checkpoint, found = folder.load_checkpoint(), read_records(config, folder)
     kept = reconcile(config, found, checkpoint)
     if kept != found:
-        folder.replace_records(kept)
+        folder.replace_records([record.to_dict() for record in kept])
     if on_record is not None:
         for record in kept:
             on_record(record)

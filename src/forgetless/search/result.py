@@ -1,17 +1,15 @@
 """The result of a search: its records by epoch, and a summary per protection over seeds."""
 
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from forgetless.forgetting import Interval, mean_interval, reduction
-from forgetless.search.config import SearchArm, SearchConfig, search_arms
+from forgetless.search.config import SearchConfig, search_arms
+from forgetless.search.records import DerivedRecord, EpochRecord, SearchRecord, SearchSummary
 from forgetless.tasks import TASKS, Unit
-
-Record = dict[str, Any]
 
 FORGETTING = ("forgetting_mean", "forgetting_best", "forgetting_max")
 REWARD = "strategy_mean_reward"
@@ -42,7 +40,7 @@ class SearchResult:
     """
 
     config: SearchConfig
-    records: list[Record]
+    records: list[SearchRecord]
 
     @property
     def unit(self) -> Unit:
@@ -53,10 +51,10 @@ class SearchResult:
     @property
     def protections(self) -> list[str]:
         """The protections that have records, in the order of the configuration."""
-        present = {record["protection"] for record in (*self.epochs(), *self.derived())}
+        present = {r.protection for r in self.epochs()} | {r.protection for r in self.derived()}
         return [name for name in self.config.arms if name in present]
 
-    def epochs(self, protection: str | None = None, seed: int | None = None) -> list[Record]:
+    def epochs(self, protection: str | None = None, seed: int | None = None) -> list[EpochRecord]:
         """The records of epochs, of one protection or seed or of all.
 
         Args:
@@ -69,36 +67,36 @@ class SearchResult:
         return self._all_epochs if protection is None else self._epochs_of.get(protection, [])
 
     @cached_property
-    def _all_epochs(self) -> list[Record]:
-        return [record for record in self.records if record["event"] == "epoch"]
+    def _all_epochs(self) -> list[EpochRecord]:
+        return [record for record in self.records if isinstance(record, EpochRecord)]
 
     @cached_property
-    def _epochs_of(self) -> dict[str, list[Record]]:
+    def _epochs_of(self) -> dict[str, list[EpochRecord]]:
         """Protection → its epochs; searched for once, since a search may have a hundred thousand records."""
-        found: dict[str, list[Record]] = {}
+        found: dict[str, list[EpochRecord]] = {}
         for record in self._all_epochs:
-            found.setdefault(record["protection"], []).append(record)
+            found.setdefault(record.protection, []).append(record)
         return found
 
     @cached_property
-    def _arms_of(self) -> dict[str, dict[int, list[Record]]]:
+    def _arms_of(self) -> dict[str, dict[int, list[EpochRecord]]]:
         """Protection → seed → epochs."""
-        found: dict[str, dict[int, list[Record]]] = {}
+        found: dict[str, dict[int, list[EpochRecord]]] = {}
         for record in self._all_epochs:
-            found.setdefault(record["protection"], {}).setdefault(record["seed"], []).append(record)
+            found.setdefault(record.protection, {}).setdefault(record.seed, []).append(record)
         return found
 
     @cached_property
-    def _all_derived(self) -> list[Record]:
-        return [record for record in self.records if record["event"] == "derived"]
+    def _all_derived(self) -> list[DerivedRecord]:
+        return [record for record in self.records if isinstance(record, DerivedRecord)]
 
-    def derived(self, protection: str | None = None) -> list[Record]:
+    def derived(self, protection: str | None = None) -> list[DerivedRecord]:
         """The records of derived architectures, of one protection or of all.
 
         Args:
             protection: All if None.
         """
-        return [r for r in self._all_derived if protection in {None, r["protection"]}]
+        return [record for record in self._all_derived if protection in {None, record.protection}]
 
     def seeds(self, protection: str) -> list[int]:
         """The seeds of which a protection has all epochs; without epochs, those that handed something over.
@@ -116,20 +114,20 @@ class SearchResult:
 
     def _finished_seeds(self, protection: str) -> list[int]:
         if not self.config.num_epochs:
-            return sorted(record["seed"] for record in self.derived(protection))
+            return sorted(record.seed for record in self.derived(protection))
         arms = self._arms_of.get(protection, {})
         return [seed for seed in self.config.run.all_seeds if len(arms.get(seed, ())) == self.config.num_epochs]
 
     @property
     def has_multi_model_part(self) -> bool:
         """Whether the multi-model part was measured in some epoch."""
-        return any(record.get(MULTI_MODEL) is not None for record in self.epochs())
+        return any(record.multi_model_part is not None for record in self.epochs())
 
     @property
     def progress(self) -> tuple[int, int]:
         """How many searches (a seed under a protection) are finished, and how many are asked for."""
         wanted = search_arms(self.config)
-        ended = {SearchArm(r["seed"], r["protection"]) for r in self.derived()}
+        ended = {record.arm for record in self.derived()}
         if not self.config.selection.final_samples:
             ended = {arm for arm in wanted if arm.seed in self.seeds(arm.protection)}
         return sum(arm in ended for arm in wanted), len(wanted)
@@ -148,14 +146,14 @@ class SearchResult:
         seeds = set(self.seeds("none"))
         starts: dict[int, int] = {}  # of protection, by seed
         for record in self.epochs():
-            if record.get("is_protected") and record["seed"] in seeds:
-                starts[record["seed"]] = min(record["epoch"], starts.get(record["seed"], record["epoch"]))
+            if record.is_protected and record.seed in seeds:
+                starts[record.seed] = min(record.epoch, starts.get(record.seed, record.epoch))
         if not starts or set(starts) != seeds:
             return last_half
         lost: dict[int, list[float]] = {}
         for record in self.epochs("none"):
-            if record["seed"] in seeds and record[FORGETTING[0]] is not None:
-                lost.setdefault(record["epoch"], []).append(record[FORGETTING[0]])
+            if record.seed in seeds and record.forgetting_mean is not None:
+                lost.setdefault(record.epoch, []).append(record.forgetting_mean)
         forgets = [epoch for epoch, values in lost.items() if math.fsum(values) > 0]
         found = range(max(starts.values()), max(forgets, default=-1) + 1)
         return found or last_half
@@ -178,55 +176,53 @@ class SearchResult:
         """
         found = {}
         for seed in self.seeds(protection):
-            here = [record for record in self.epochs(protection, seed) if record["epoch"] in epochs]
-            values = [record[key] for record in here if record.get(key) is not None]
-            if values:
+            here = [record.number(key) for record in self.epochs(protection, seed) if record.epoch in epochs]
+            if values := [value for value in here if value is not None]:
                 found[seed] = math.fsum(values) / len(values)
         return found
 
-    def summary(self) -> list[dict[str, Any]]:
-        """What each protection did, over the seeds that have all epochs; docs/metrics.md explains the keys.
+    def summary(self) -> list[SearchSummary]:
+        """What each protection did, over the seeds that have all epochs.
 
         Returns:
-            One JSON-serialisable dict per protection that has such a seed, in the order of the configuration.
+            One entry per protection that has such a seed, in the order of the configuration.
         """
         return self._whole_summary
 
     @cached_property
-    def _whole_summary(self) -> list[dict[str, Any]]:
+    def _whole_summary(self) -> list[SearchSummary]:
         return [self._summary_of(protection) for protection in self.protections if self.seeds(protection)]
 
-    def _summary_of(self, protection: str) -> dict[str, Any]:
-        entry: dict[str, Any] = {"protection": protection, "num_seeds": len(self.seeds(protection))}
+    def _summary_of(self, protection: str) -> SearchSummary:
+        entry: dict[str, Any] = {}
         for key, reduced in REDUCTIONS.items():
             mine = self.by_seed(protection, key, self.forgetting_epochs)
-            entry[key] = _interval(list(mine.values()))
+            entry[key] = _interval(mine.values())
             entry[reduced] = self._reduction(protection, key, mine)
-        rewards = self.by_seed(protection, REWARD, self.last_quarter)
+        epochs = [record for seed in self.seeds(protection) for record in self.epochs(protection, seed)]
         derived = self.derived(protection)
-        both = [r for r in derived if r["derived_test_error"] is not None and r["random_test_error"] is not None]
-        records = [record for seed in self.seeds(protection) for record in self.epochs(protection, seed)]
-        seconds = [sum(r["seconds"].values()) for r in (*self.epochs(protection), *derived)]
-        return {
+        errors = [(record.derived_test_error, record.random_test_error) for record in derived]
+        seconds = [sum(record.seconds.values()) for record in self.epochs(protection)]
+        seconds += [sum(record.seconds.values()) for record in derived]
+        return SearchSummary(
+            protection=protection,
+            num_seeds=len(self.seeds(protection)),
             **entry,
-            "reward": _interval(list(rewards.values())),
-            **{
-                key: _interval([r[key] for r in derived if r[key] is not None])
-                for key in ("derived_test_error", "random_test_error")
-            },
-            "gain": _interval([r["random_test_error"] - r["derived_test_error"] for r in both]),
-            "num_models": sum(record["num_models"] for record in records),
-            "num_diverged": sum(record["num_diverged"] for record in records),
-            "seconds": math.fsum(seconds),
-        }
+            reward=_interval(self.by_seed(protection, REWARD, self.last_quarter).values()),
+            derived_test_error=_interval(mine for mine, _ in errors),
+            random_test_error=_interval(drawn for _, drawn in errors),
+            gain=_interval(drawn - mine for mine, drawn in errors if mine is not None and drawn is not None),
+            num_models=sum(record.num_models for record in epochs),
+            num_diverged=sum(record.num_diverged for record in epochs),
+            seconds=math.fsum(seconds),
+        )
 
-    def _reduction(self, protection: str, key: str, mine: Mapping[int, float]) -> dict[str, float | None] | None:
+    def _reduction(self, protection: str, key: str, mine: Mapping[int, float]) -> Interval | None:
         """Against the unprotected searches of the same seeds; None where one is missing or does not forget."""
         free = self.by_seed("none", key, self.forgetting_epochs)
         if protection == "none" or not mine or not set(mine) <= set(free):
             return None
-        found = reduction(list(mine.values()), [free[seed] for seed in mine])
-        return None if found is None else dataclasses.asdict(found)
+        return reduction(list(mine.values()), [free[seed] for seed in mine])
 
     def difference(self, first: str, second: str, key: str, epochs: range) -> Interval | None:
         """A quantity under one protection minus that under another, seed by seed.
@@ -245,5 +241,7 @@ class SearchResult:
         return mean_interval([one[seed] - other[seed] for seed in both]) if both else None
 
 
-def _interval(values: Sequence[float]) -> dict[str, float | None] | None:
-    return dataclasses.asdict(mean_interval(values)) if values else None
+def _interval(values: Iterable[float | None]) -> Interval | None:
+    """Over those that are there; None where none is."""
+    present = [value for value in values if value is not None]
+    return mean_interval(present) if present else None

@@ -54,6 +54,8 @@ class Strategy(Kind, ABC, Generic[A]):
         Options: The class of its options.
         uses_gradients: See above.
         trains_shared_weights: See above.
+        measured: What `learn` of this class tells, beside what that of its bases does: key → its unit in parentheses,
+            and what it is. An epoch's record has the mean over its calls, as `strategy_` and the key.
         space: What is chosen from.
         generator: The strategy's own source of randomness, on the CPU.
         loss: (architecture, weights of its edges) → mean loss on held-out data that rewards come from, differentiable
@@ -64,6 +66,12 @@ class Strategy(Kind, ABC, Generic[A]):
     Options: ClassVar[type[StrategyOptions]]
     uses_gradients: ClassVar[bool] = False
     trains_shared_weights: ClassVar[bool] = True
+    measured: ClassVar[Mapping[str, str]] = {
+        "mean_reward": "(reward) Mean of the finite rewards of what the strategy proposed in a call of `learn`. "
+        "Missing if none was finite.",
+        "best_reward": "(reward) The greatest reward of a call.",
+        "num_diverged": "(count) Proposals of a call whose reward is not finite.",
+    }
 
     def __init__(
         self, space: Space[A], seed: int = 0, options: StrategyOptions | None = None, *, num_steps: int = 50

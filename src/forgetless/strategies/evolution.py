@@ -84,6 +84,11 @@ class EvolutionStrategy(Strategy[A]):
 
     name: ClassVar[str] = "evolution"
     Options: ClassVar[type[StrategyOptions]] = EvolutionOptions
+    measured: ClassVar[Mapping[str, str]] = {
+        "population_best": "(reward) The greatest reward of the living after a call, as they were measured, those that "
+        "diverged left out.",
+        "population_mean": "(reward) Their mean reward.",
+    }
     options: EvolutionOptions
 
     def __init__(self, *arguments: Any, **named: Any) -> None:

@@ -129,6 +129,12 @@ class GdasStrategy(Strategy[A]):
 
     name: ClassVar[str] = "gdas"
     Options: ClassVar[type[StrategyOptions]] = GdasOptions
+    measured: ClassVar[Mapping[str, str]] = {
+        "temperature": "(number) τ.",
+        "entropy": "(nats) The sum over edges of the entropies of the softmax before a call's step.",
+        "loss": "(nats) Mean loss on the batches of the reward split that a call differentiates.",
+        "gradient_norm": "(Euclidean length) Of the mean gradient with respect to the logits.",
+    }
     options: GdasOptions
 
     def __init__(self, *arguments: Any, **named: Any) -> None:

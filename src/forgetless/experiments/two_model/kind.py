@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from forgetless.configuration import Configuration
 from forgetless.experiments.base import RUN_KINDS, RunKind
-from forgetless.experiments.two_model.config import Arm, TwoModelConfig, arms
+from forgetless.experiments.two_model.config import TwoModelConfig, arms
+from forgetless.records import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from forgetless.experiments.two_model.records import RunRecord
     from forgetless.experiments.two_model.result import TwoModelResult
     from forgetless.progress import OnProgress
     from forgetless.runs import RunFolder
@@ -56,7 +57,7 @@ class TwoModelRun(RunKind[TwoModelConfig, "TwoModelResult"]):
         folder: RunFolder,
         *,
         on_progress: OnProgress | None = None,
-        on_record: Callable[[dict[str, Any]], None] | None = None,  # noqa: ARG004
+        on_record: Callable[[RunRecord], None] | None = None,  # noqa: ARG004
     ) -> Mapping[str, str]:
         """Make what the folder lacks of its arms."""
         from forgetless.experiments.two_model.running import run_in_folder
@@ -65,7 +66,7 @@ class TwoModelRun(RunKind[TwoModelConfig, "TwoModelResult"]):
         return {}
 
     @staticmethod
-    def read(config: TwoModelConfig, folder: RunFolder) -> list[dict[str, Any]]:
+    def read(config: TwoModelConfig, folder: RunFolder) -> list[RunRecord]:
         """Arms."""
         from forgetless.experiments.two_model.records import read_records
 
@@ -95,23 +96,25 @@ class TwoModelRun(RunKind[TwoModelConfig, "TwoModelResult"]):
         return len(arms(config))
 
     @staticmethod
-    def belongs(config: TwoModelConfig, record: Mapping[str, Any]) -> bool:
+    def belongs(config: TwoModelConfig, record: RunRecord) -> bool:
         """By its A."""
-        chain = config.chain
-        is_ours = record["shared"] in chain.shared and record["convergence"] in chain.convergence
-        return is_ours and record["seed"] in config.run.all_seeds
+        return TwoModelRun._is_of(config, record.seed, record.shared, record.convergence)
 
     @staticmethod
-    def ordered(config: TwoModelConfig, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _is_of(config: TwoModelConfig, seed: int, shared: int, convergence: float) -> bool:
+        chain = config.chain
+        return seed in config.run.all_seeds and shared in chain.shared and convergence in chain.convergence
+
+    @staticmethod
+    def ordered(config: TwoModelConfig, records: Sequence[RunRecord]) -> list[RunRecord]:
         """In the order of the arms."""
-        place = {dataclasses.astuple(arm): i for i, arm in enumerate(arms(config))}
-        keys = [field.name for field in dataclasses.fields(Arm)]
-        return sorted(records, key=lambda record: place[tuple(record[key] for key in keys)])
+        place = {arm: i for i, arm in enumerate(arms(config))}
+        return sorted(records, key=lambda record: place[record.arm])
 
     @staticmethod
     def is_state_of(config: TwoModelConfig, state: Mapping[str, Any]) -> bool:
         """By its A."""
-        return TwoModelRun.belongs(config, dict(zip(("seed", "shared", "convergence"), state["origin"], strict=True)))
+        return TwoModelRun._is_of(config, *state["origin"])
 
     @staticmethod
     def load(config: TwoModelConfig, folder: RunFolder) -> TwoModelResult:
@@ -123,7 +126,7 @@ class TwoModelRun(RunKind[TwoModelConfig, "TwoModelResult"]):
     @staticmethod
     def records(result: TwoModelResult) -> dict[str, Any]:
         """All arms."""
-        return {"runs": [*result.runs, *result.diverged]}
+        return {"runs": plain([*result.runs, *result.diverged])}
 
     @staticmethod
     def table(result: TwoModelResult) -> Table:

@@ -7,7 +7,7 @@ from typing import Any
 
 from forgetless.checkpoints import Checkpoints, no_checkpoints, seconds_of
 from forgetless.experiments.two_model.config import Arm, TwoModelConfig, arms
-from forgetless.experiments.two_model.records import read_records
+from forgetless.experiments.two_model.records import RunRecord, read_records
 from forgetless.experiments.two_model.result import TwoModelResult
 from forgetless.experiments.two_model.training import Trainer, origin
 from forgetless.progress import OnProgress, Progress
@@ -23,9 +23,9 @@ FORMAT = 2
 def run(
     config: TwoModelConfig,
     *,
-    finished: Sequence[dict[str, Any]] = (),
+    finished: Sequence[RunRecord] = (),
     checkpoint: Mapping[str, Any] | None = None,
-    on_run: Callable[[dict[str, Any]], None] | None = None,
+    on_run: Callable[[RunRecord], None] | None = None,
     on_progress: OnProgress | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> TwoModelResult:
@@ -56,7 +56,7 @@ def run(
     checkpoints = checkpoints or no_checkpoints()
     with cpu_arithmetic(config.run.threads), checkpoints.kept_if_interrupted():
         _make(config, task, runs, todo, checkpoint, on_run, on_progress, checkpoints)
-    return TwoModelResult.of(config, sorted(runs, key=lambda run: order[_arm_of(run)]))
+    return TwoModelResult.of(config, sorted(runs, key=lambda run: order[run.arm]))
 
 
 def run_in_folder(
@@ -79,7 +79,7 @@ def run_in_folder(
         config,
         finished=read_records(config, folder),
         checkpoint=folder.load_checkpoint(),
-        on_run=folder.append,
+        on_run=lambda record: folder.append(record.to_dict()),
         on_progress=on_progress,
         checkpoints=Checkpoints(folder.save_checkpoint, seconds_of(config.resources.checkpoint_every)),
     )
@@ -88,15 +88,15 @@ def run_in_folder(
 def _make(
     config: TwoModelConfig,
     task: ImageClassification,
-    runs: list[dict[str, Any]],
+    runs: list[RunRecord],
     todo: Sequence[Arm],
     checkpoint: Mapping[str, Any] | None,
-    on_run: Callable[[dict[str, Any]], None] | None,
+    on_run: Callable[[RunRecord], None] | None,
     on_progress: OnProgress | None,
     checkpoints: Checkpoints,
 ) -> None:
     """Append to `runs` those of the arms that are missing there."""
-    by_arm = {_arm_of(run): run for run in runs}
+    by_arm = {run.arm: run for run in runs}
     trainer: Trainer | None = None
 
     def report(label: str, step: int, num_steps: int, accuracies: Mapping[str, float]) -> None:
@@ -162,7 +162,3 @@ def check_memory(config: TwoModelConfig, task: ImageClassification) -> None:
     for each in config.protections:
         sizes |= each.kind.sizes(each)
     expect_memory(round(4 * numbers), config.run.device, "models that fit", sizes)
-
-
-def _arm_of(run: Mapping[str, Any]) -> Arm:
-    return Arm(run["seed"], run["shared"], run["convergence"], run["protection"], run["strength"])

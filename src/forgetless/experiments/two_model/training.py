@@ -14,6 +14,7 @@ from torch import nn
 from forgetless.errors import InputError
 from forgetless.experiments.two_model.config import Arm, TwoModelConfig
 from forgetless.experiments.two_model.mlp import MLP, chain_of_models, shared_parameters
+from forgetless.experiments.two_model.records import CurveRecord, ModelRecord, RunRecord
 from forgetless.importance import diagonal_fisher
 from forgetless.matching import closest, next_rate
 from forgetless.protection import (
@@ -25,6 +26,7 @@ from forgetless.protection import (
     make_protection,
 )
 from forgetless.protection.none import NoProtection
+from forgetless.records import made_of
 from forgetless.tasks.base import SplitName
 from forgetless.tasks.images import ImageClassification
 from forgetless.training import MeanStep, consolidate, make_optimizer, train
@@ -93,7 +95,7 @@ class Trainer:
         self.steps_of_a: int | None = None
         self.start: list[dict[str, Any]] | None = None  # states of all models when A is trained
         self._arm: Arm | None = None
-        self._tries: list[dict[str, Any]] = []  # of the control arm
+        self._tries: list[RunRecord] = []  # of the control arm
         self._rest: dict[str, Any] | None = None  # of the training of B and later models
         if checkpoint is not None and tuple(checkpoint["origin"]) == self.origin:
             self._load_state(checkpoint)
@@ -110,7 +112,7 @@ class Trainer:
             "start": self.start,
             "watchers": {name: watcher.state_dict() for name, watcher in self.watchers.items()},
             "arm": None if self._arm is None else dataclasses.asdict(self._arm),
-            "tries": self._tries,
+            "tries": list(map(dataclasses.asdict, self._tries)),
             "rest": self._rest,
         }
 
@@ -119,7 +121,8 @@ class Trainer:
         for name, watcher in self.watchers.items():
             watcher.load_state_dict(state["watchers"][name])
         self._arm = None if state["arm"] is None else Arm(**state["arm"])
-        self._tries, self._rest = list(state["tries"]), state["rest"]
+        self._tries = [made_of({"seconds": 0.0, **tried}, RunRecord) for tried in state["tries"]]
+        self._rest = state["rest"]
 
     def _set_models(self, states: Sequence[Mapping[str, Any]]) -> None:
         for model, state in zip(self.models, states, strict=True):
@@ -167,7 +170,7 @@ class Trainer:
 
     # ---- B and later models --------------------------------------------------------------------------------------
 
-    def run(self, arm: Arm, protected: Mapping[str, Any] | None) -> dict[str, Any]:
+    def run(self, arm: Arm, protected: RunRecord | None) -> RunRecord:
         """One arm, from the stored A; where it was begun, it goes on.
 
         Args:
@@ -187,24 +190,24 @@ class Trainer:
         if matched is not None:
             if protected is None:
                 raise InputError(f"Expected the {matched} run that {arm.protection} is matched to among the finished.")
-            record = self._matched(arm, protected["mean_step"])
+            record = self._matched(arm, protected.mean_step)
         else:
             record = self._train_rest(arm, self.config_rate)
         self._arm, self._tries, self._rest = None, [], None
-        return {**_without_infinities(record), "seconds": time.perf_counter() - started}
+        return dataclasses.replace(record, seconds=time.perf_counter() - started)
 
     @property
     def config_rate(self) -> float:
         """The learning rate that the configuration asks for."""
         return self.config.optimizer.learning_rate
 
-    def _matched(self, arm: Arm, wanted: float | None) -> dict[str, Any]:
+    def _matched(self, arm: Arm, wanted: float) -> RunRecord:
         """Unprotected, with the shared weights' learning rate such that their mean step is the wanted one.
 
-        Where the tolerance is not met, the closest try counts. None is the step of a run that diverged: there is
-        nothing to match, and the rate stays what it is.
+        Where the tolerance is not met, the closest try counts. The step of a run that diverged is not finite:
+        there is nothing to match, and the rate stays what it is.
         """
-        if wanted is None:
+        if not math.isfinite(wanted):
             return self._train_rest(arm, self.config_rate)
         while (rate := next_rate(self.config_rate, wanted, self._steps_found)) is not None:
             record, self._rest = self._train_rest(arm, rate), None
@@ -214,10 +217,10 @@ class Trainer:
 
     @property
     def _steps_found(self) -> list[float]:
-        return [tried["mean_step"] for tried in self._tries]
+        return [tried.mean_step for tried in self._tries]
 
-    def _train_rest(self, arm: Arm, shared_rate: float) -> dict[str, Any]:
-        """Train B and the later models under an arm's protection, following A."""
+    def _train_rest(self, arm: Arm, shared_rate: float) -> RunRecord:
+        """Train B and the later models under an arm's protection, following A; what is recorded lacks its seconds."""
         config, models = self.config, self.models
         protection, steps = self._protection(config.options_of(arm.protection, arm.strength)), MeanStep(self.shared)
         if self._rest is None:
@@ -253,34 +256,36 @@ class Trainer:
             self._point(self._state)
         last = [self._accuracies(model) for model in models]
         losses = self._losses(models[0])
-        return {
+        assert self.steps_of_a is not None
+        return RunRecord(
             **dataclasses.asdict(arm),
-            "wiring": str(config.chain.wiring),
-            "accuracy_a_before": self.before["test"],
-            "accuracy_a_after": last[0]["test"],
-            "accuracy_a_min": min(curve["accuracy_a"]),
-            "accuracy_b": first[1]["test"],
-            "forgetting": self.before["test"] - last[0]["test"],
-            "validation_forgetting": self.before["validation"] - last[0]["validation"],
-            "validation_b": first[1]["validation"],
-            "loss_a_before": self.losses_before["test"],
-            "loss_a_after": losses["test"],
-            "validation_loss_a_before": self.losses_before["validation"],
-            "validation_loss_a_after": losses["validation"],
-            "steps_of_a": self.steps_of_a,
-            "mean_step": steps.mean,
-            "shared_learning_rate": shared_rate,
-            "models": [
-                {
-                    "model": _letter(j),
-                    "accuracy_before": before["test"],
-                    "accuracy_after": after["test"],
-                    "forgetting": before["test"] - after["test"],
-                }
+            wiring=str(config.chain.wiring),
+            accuracy_a_before=self.before["test"],
+            accuracy_a_after=last[0]["test"],
+            accuracy_a_min=min(curve["accuracy_a"]),
+            accuracy_b=first[1]["test"],
+            forgetting=self.before["test"] - last[0]["test"],
+            validation_forgetting=self.before["validation"] - last[0]["validation"],
+            validation_b=first[1]["validation"],
+            loss_a_before=self.losses_before["test"],
+            loss_a_after=losses["test"],
+            validation_loss_a_before=self.losses_before["validation"],
+            validation_loss_a_after=losses["validation"],
+            steps_of_a=self.steps_of_a,
+            mean_step=steps.mean,
+            shared_learning_rate=shared_rate,
+            models=[
+                ModelRecord(
+                    model=_letter(j),
+                    accuracy_before=before["test"],
+                    accuracy_after=after["test"],
+                    forgetting=before["test"] - after["test"],
+                )
                 for j, (before, after) in enumerate(zip(first, last, strict=True))
             ],
-            "curve": curve,
-        }
+            curve=CurveRecord(**curve),
+            seconds=0.0,
+        )
 
     def _begin_rest(self, protection: Protection, arm: Arm) -> None:
         """A is as it was trained, and under the protection."""
@@ -365,15 +370,6 @@ class Trainer:
         if step % (10 * self.config.schedule.evaluate_every) == 0 or step == num_steps:
             accuracies = {name: 1 - self.task.error(model, "validation") for name, model in models.items()}
             self.report(label, step, num_steps, accuracies)
-
-
-def _without_infinities(value: Any) -> Any:
-    """The same with None for every number that is not finite: JSON has none of these."""
-    if isinstance(value, dict):
-        return {name: _without_infinities(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_without_infinities(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _letter(j: int) -> str:

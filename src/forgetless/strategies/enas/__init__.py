@@ -125,6 +125,11 @@ class EnasStrategy(Strategy[A]):
 
     name: ClassVar[str] = "enas"
     Options: ClassVar[type[StrategyOptions]] = EnasOptions
+    measured: ClassVar[Mapping[str, str]] = {
+        "entropy": "(nats) Mean over a call's proposals of Σ_t H_t, the entropies of the controller's decisions.",
+        "baseline": "(reward) The moving average b that a call subtracted from its rewards.",
+        "gradient_norm": "(Euclidean length) Of the controller's gradient before it is scaled down.",
+    }
     options: EnasOptions
 
     def __init__(self, *arguments: Any, **named: Any) -> None:

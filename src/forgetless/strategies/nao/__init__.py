@@ -122,6 +122,12 @@ class NaoStrategy(Strategy[A]):
 
     name: ClassVar[str] = "nao"
     Options: ClassVar[type[StrategyOptions]] = NaoOptions
+    measured: ClassVar[Mapping[str, str]] = {
+        "predictor_error": "(reward) Root of the mean squared error of the predicted rewards on the last batch of a "
+        "call's training, which it was trained on. Missing before there are enough rewards.",
+        "reconstruction": "(share) Of the decisions of that batch, those that the decoder finds most probable given "
+        "the latent and the decisions before.",
+    }
     options: NaoOptions
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
