@@ -16,6 +16,7 @@ from forgetless.comparison.run import FailureRecord
 from forgetless.evaluation.config import EvaluateConfig
 from forgetless.experiments.two_model import TwoModelConfig
 from forgetless.experiments.two_model.records import ArmSummary, CurveRecord, ModelRecord, RunRecord
+from forgetless.interference import InterferenceRecord
 from forgetless.options import CommandOption, command_options, field_docs
 from forgetless.protection import PROTECTIONS
 from forgetless.records import Record
@@ -38,6 +39,7 @@ RECORDS = {
     "derived": DerivedRecord,
     "search-summary": SearchSummary,
     "failed": FailureRecord,
+    "interference": InterferenceRecord,
 }
 COMMANDS = {
     "two-model": TwoModelConfig,

@@ -13,6 +13,7 @@ from forgetless.evaluation.config import EvaluateConfig
 from forgetless.experiments.two_model import TwoModelConfig
 from forgetless.options import command_options, tables_of
 from forgetless.search import SearchConfig
+from forgetless.search.records import DerivedRecord, EpochRecord
 from forgetless.spaces import SPACES
 
 
@@ -117,3 +118,17 @@ def recorded(result, changes):
 def without_time(records):
     """Records as dicts, without what differs between two runs of one command."""
     return [{key: value for key, value in record.to_dict().items() if key != "seconds"} for record in records]
+
+
+def epoch_record(**values):
+    """The record of an epoch in which nothing was measured but what is given."""
+    names = [field.name for field in dataclasses.fields(EpochRecord)]
+    usual = {"num_models": 10, "num_diverged": 0, "is_protected": False, "num_passed_over": 0, "learning_rate": 0.1}
+    usual |= {"strategy": {}, "seconds": {}}
+    return EpochRecord(**{**dict.fromkeys(names), **usual, **values})
+
+
+def derived_record(**values):
+    """The record of a derived architecture of which nothing is known but what is given."""
+    names = [field.name for field in dataclasses.fields(DerivedRecord)]
+    return DerivedRecord(**{**dict.fromkeys(names), "seconds": {}, **values})

@@ -1,11 +1,12 @@
 """What searches hand over against random architectures: by hand on a made-up truth of a small space."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
-from configs import search_config
+from configs import derived_record, epoch_record, search_config
 from forgetless.errors import InputError
 from forgetless.evaluation.searches import (
     Estimates,
@@ -112,9 +113,9 @@ def test_one_seed_is_tested_over_architectures():
 
 
 def test_finished_searches_are_those_with_a_derived_architecture():
-    epoch = {"event": "epoch", "seed": 0, "protection": "wpl", "seconds": {"train": 2.0, "interference": 5.0}}
-    derived = {"event": "derived", "seed": 0, "protection": "wpl", "architecture": str(CELLS[2])}
-    ranked = {**derived, "candidates": [[str(CELLS[3]), 0.5], [str(CELLS[2]), None]]}
+    epoch = epoch_record(seed=0, protection="wpl", seconds={"train": 2.0, "interference": 5.0})
+    derived = derived_record(seed=0, protection="wpl", architecture=str(CELLS[2]))
+    ranked = dataclasses.replace(derived, candidates=[(str(CELLS[3]), 0.5), (str(CELLS[2]), None)])
     (search,) = finished_searches("runs/one", CONFIG, [epoch, epoch, ranked])
     assert (search.ranking, search.seconds) == ((CELLS[3], CELLS[2]), 4.0)
     (search,) = finished_searches("runs/one", CONFIG, [epoch, derived])

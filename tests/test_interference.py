@@ -18,7 +18,7 @@ from configs import changed, recorded, search_config
 from forgetless.cli import main
 from forgetless.errors import InputError
 from forgetless.experiments import load_result
-from forgetless.interference import Interference, measure_interference
+from forgetless.interference import Interference, InterferenceRecord, measure_interference
 from forgetless.options import command_line
 from forgetless.report import forgetting_curves, interference_map, interference_table, load_interference, report_html
 from forgetless.runs import CHECKPOINT, INTERFERENCE, RunFolder, read_sealed, write_sealed
@@ -193,9 +193,11 @@ def test_a_search_that_logs_it_finds_the_same_numbers(config):
     )
     assert states[0] == states[1]
     for without, record in zip(plain, logged, strict=True):
-        assert {**without, "seconds": 0} == {**record, "seconds": 0, "multi_model_part": None}
-        is_measured = record["epoch"] == 1
-        assert (record["multi_model_part"] is not None) == is_measured == ("interference" in record["seconds"])
+        assert dataclasses.replace(without, seconds={}) == dataclasses.replace(
+            record, seconds={}, multi_model_part=None
+        )
+        is_measured = record.epoch == 1
+        assert (record.multi_model_part is not None) == is_measured == ("interference" in record.seconds)
 
 
 # Degenerate cases
@@ -262,7 +264,7 @@ def test_multi_model_part_and_what_is_left_out():
     lost = Interference(("a", "b", "c"), np.zeros(3), np.full((3, 3), nan))
     assert lost.num_diverged == 6
     assert math.isnan(lost.multi_model_part.mean)
-    assert json.loads(json.dumps(lost.as_dict(), allow_nan=False))["multi_model_part"]["mean"] is None
+    assert recorded_of(lost).to_dict()["multi_model_part"]["mean"] is None
 
 
 def test_interval_is_a_bootstrap_over_architectures():
@@ -283,12 +285,17 @@ def test_interval_is_a_bootstrap_over_architectures():
     assert interference(matrix).multi_model_part == part
 
 
+def recorded_of(found, protection="none"):
+    return InterferenceRecord.of(found, seed=0, protection=protection, epochs=2, num_batches=2)
+
+
 def test_dict_round_trip():
-    found = interference([[0, 1, math.nan], [3, 0, 4], [5, 6, 0]], error=[1, math.nan, 3])
-    again = Interference.from_dict(json.loads(json.dumps(found.as_dict(), allow_nan=False)))
-    assert again.as_dict() == found.as_dict()
+    record = recorded_of(interference([[0, 1, math.nan], [3, 0, 4], [5, 6, 0]], error=[1, math.nan, 3]))
+    values = json.loads(json.dumps(record.to_dict(), allow_nan=False))
+    again = InterferenceRecord.from_dict(values, "a record", "a file")
+    assert again.to_dict() == recorded_of(again.found).to_dict() == values
     with pytest.raises(ValueError, match="Expected 2 errors and 2 × 2 changes"):
-        Interference.from_dict({**found.as_dict(), "architectures": ["a", "b"]})
+        dataclasses.replace(record, architectures=["a", "b"]).found  # noqa: B018
 
 
 # Command line, figure and report
@@ -401,10 +408,7 @@ def test_a_state_from_before_there_were_options_is_read():
 
 
 def arms_of(*matrices):
-    return [
-        {"seed": 0, "protection": name, "epochs": 2, "num_batches": 2, **interference(matrix).as_dict()}
-        for name, matrix in zip(("none", "wpl"), matrices, strict=False)
-    ]
+    return [recorded_of(interference(matrix), name) for name, matrix in zip(("none", "wpl"), matrices, strict=False)]
 
 
 def test_map_shows_every_entry_on_one_scale(whole):
@@ -456,7 +460,8 @@ def test_curve_joins_the_measured_epochs_only(whole):
     result = load_result(RunFolder(whole))
     config = changed(result.config, epochs=7, interference_every=3, protection=("none",))
     first = result.epochs("none")[0]
-    records = [{**first, "epoch": e, "multi_model_part": 0.01 * e if e in {2, 5} else None} for e in range(7)]
+    parts = [0.01 * e if e in {2, 5} else None for e in range(7)]
+    records = [dataclasses.replace(first, epoch=e, multi_model_part=part) for e, part in enumerate(parts)]
     (line,) = (
         line
         for line in forgetting_curves(dataclasses.replace(result, config=config, records=records)).axes[4].lines

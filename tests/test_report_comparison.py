@@ -7,7 +7,7 @@ import itertools
 import pytest
 from rich.console import Console
 
-from configs import changed, comparison_config
+from configs import changed, comparison_config, epoch_record
 from forgetless.comparison import Measure, Row
 from forgetless.comparison.result import ComparisonResult
 from forgetless.errors import InputError
@@ -52,14 +52,13 @@ def judged(row, seed, value, larger=0.5):
 
 
 def epoch(row, seed, number, forgetting):
-    return {
-        "event": "epoch",
-        "seed": seed,
-        "protection": row.protection,
-        "epoch": number,
-        "is_protected": row.protection != "none" and number > 0,
+    return epoch_record(
+        seed=seed,
+        protection=row.protection,
+        epoch=number,
+        is_protected=row.protection != "none" and number > 0,
         **dict.fromkeys(("forgetting_mean", "forgetting_best", "forgetting_max"), forgetting),
-    }
+    )
 
 
 def forgetting_of(row, seed):

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from forgetless.schema import Measured
+
 NUM_BEST = 5
 
 ROUNDING = 1e-9
@@ -23,7 +25,7 @@ _MOST_DRAWN = 1_000_000
 class Interval:
     """An estimate and its confidence interval; the ends are None where one observation gives none."""
 
-    mean: float
+    mean: Measured
     low: float | None
     high: float | None
 

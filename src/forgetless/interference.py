@@ -8,17 +8,19 @@ section 4.2.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forgetless.errors import InputError
 from forgetless.forgetting import Interval
+from forgetless.records import Record
+from forgetless.schema import Measured
 
 Model = TypeVar("Model")
 Array = NDArray[np.float64]
@@ -99,32 +101,83 @@ class Interference:
         low, high = np.quantile(means, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
         return Interval(mean, float(low), float(high))
 
-    def as_dict(self) -> dict[str, Any]:
-        """All of it for JSON, with None for what is not finite; docs/metrics.md explains the keys."""
-        return {
-            "architectures": list(self.architectures),
-            **{name: _listed(getattr(self, name)) for name in ("error", "change", "matrix")},
-            "multi_model_part": {name: _listed(value) for name, value in asdict(self.multi_model_part).items()},
-            **{name: _listed(getattr(self, name)) for name in ("largest", "share_worse")},
-            "num_diverged": self.num_diverged,
-        }
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterferenceRecord(Record):
+    """What `forgetless interference` measured of one search: n architectures, each trained for k batches.
+
+    Attributes:
+        seed: (integer) Of the search.
+        protection: (text) Of the search.
+        epochs: (count) Epochs that were finished in the state.
+        num_batches: (count) k, training batches of each architecture: the first of the epoch that would have followed.
+        architectures: (n texts) Drawn uniformly, distinct where the space has enough; the same for all protections of
+            a seed.
+        error: (n errors) err_i in the state, on `evaluation_batches` batches of the second half of `validation`. null
+            where it diverged.
+        change: (n × n errors) Row j, column i: err_i after j was trained, minus `error`_i. null where one of the two
+            diverged.
+        matrix: (n × n errors) `change`_ji − `change`_ii, how much worse off i is because j was trained and not i
+            itself; 0 on the diagonal, null where one of the two is.
+        multi_model_part: (error) `mean`: of `matrix`_ji over all j ≠ i that are not null. `low`, `high`: the 2.5 % and
+            97.5 % points of 9,999 bootstrap resamples of the architectures, rows and columns together (generator
+            seeded with 0), in which two draws of one architecture are no pair; null for fewer than 3 architectures.
+        largest: (error) The greatest of these entries.
+        share_worse: (share) Of these pairs, those with `change`_ji > 0, in which training j made i worse than it was.
+        num_diverged: (count) Pairs j ≠ i that are null in `matrix`; with the pairs averaged over they add up to
+            n (n − 1).
+    """
+
+    seed: int
+    protection: str
+    epochs: int
+    num_batches: int
+    architectures: list[str]
+    error: list[Measured]
+    change: list[list[Measured]]
+    matrix: list[list[Measured]]
+    multi_model_part: Interval
+    largest: Measured
+    share_worse: Measured
+    num_diverged: int
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Interference":
-        """What `as_dict` was called on.
+    def of(cls, found: Interference, *, seed: int, protection: str, epochs: int, num_batches: int) -> Self:
+        """The record of what was found.
 
         Args:
-            values: From `as_dict`; what can be computed from the rest is not read.
+            found: In the state.
+            seed: Of the search.
+            protection: Of the search.
+            epochs: That were finished in the state.
+            num_batches: That each architecture was trained for.
+        """
+        return cls(
+            seed=seed,
+            protection=protection,
+            epochs=epochs,
+            num_batches=num_batches,
+            architectures=list(found.architectures),
+            error=found.error.tolist(),
+            change=found.change.tolist(),
+            matrix=found.matrix.tolist(),
+            multi_model_part=found.multi_model_part,
+            largest=found.largest,
+            share_worse=found.share_worse,
+            num_diverged=found.num_diverged,
+        )
+
+    @property
+    def found(self) -> Interference:
+        """What it is the record of.
 
         Raises:
-            KeyError: If a key is missing.
             ValueError: If the shapes do not fit.
         """
-        n = len(values["architectures"])
-        error, change = (np.array(values[name], dtype=float) for name in ("error", "change"))
+        n, error, change = len(self.architectures), np.array(self.error), np.array(self.change)
         if error.shape != (n,) or change.shape != (n, n):
             raise ValueError(f"Expected {n} errors and {n} × {n} changes, but got {error.shape} and {change.shape}.")
-        return cls(tuple(values["architectures"]), error, change)
+        return Interference(tuple(self.architectures), error, change)
 
 
 def measure_interference(
@@ -165,10 +218,3 @@ def measure_interference(
     found = np.array(errors, dtype=float)
     found[~(np.isfinite(found) & (found <= diverged_above))] = np.nan
     return Interference(tuple(map(str, architectures)), found[0], found[1:] - found[0])
-
-
-def _listed(values: Array | float | None) -> Any:
-    """Lists of numbers, with None for what is not finite: JSON has no NaN."""
-    if isinstance(values, np.ndarray):
-        return [_listed(value) for value in values]
-    return None if values is None or not math.isfinite(values) else float(values)

@@ -12,6 +12,7 @@ from forgetless import search
 from forgetless.cli.folders import search_result
 from forgetless.cli.terminal import AGAIN, last_words, progress_bar, shown, tell, warnings_in_one_line, writable
 from forgetless.errors import InputError, expect_one_of
+from forgetless.records import plain
 from forgetless.runs import RunFolder
 from forgetless.search import SearchConfig
 
@@ -55,7 +56,7 @@ def interference_command(
     with writable(output or folder.path) as path:
         picture = write_interference(result, arms, folder, path)
     if as_json:
-        print(json.dumps({"arms": arms}, allow_nan=False))  # noqa: T201
+        print(json.dumps({"arms": plain(arms)}, allow_nan=False))  # noqa: T201
     else:
         tell(interference_table(result, arms), f"Picture: {picture}")
 

@@ -1,9 +1,8 @@
 """Picture, table and file of who overwrites whom, from what `forgetless.search.measure_arms` returned."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -13,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from forgetless.errors import InputError
-from forgetless.interference import Interference
+from forgetless.interference import Interference, InterferenceRecord
+from forgetless.records import plain
 from forgetless.report.canvas import FONT, INK, QUIET, grid, label_outer_axes, title_figure
 from forgetless.report.search import add_table
 from forgetless.report.search_findings import arm_label
@@ -28,10 +28,8 @@ COLUMNS = ("multi-model part", "largest entry", "pairs that got worse, %")
 _HEIGHTS = (5.0, 4.5, 3.5)  # inches of a row of one, two and three panels
 _DOTS_PER_INCH = 150
 
-Arm = Mapping[str, Any]
 
-
-def interference_map(result: SearchResult, arms: Sequence[Arm]) -> Figure:
+def interference_map(result: SearchResult, arms: Sequence[InterferenceRecord]) -> Figure:
     """A heat map per protection: how much worse off each model i is because j was trained and not i itself.
 
     Row j is the model that was trained, column i the one that was evaluated; the diagonal is 0, and grey is what
@@ -50,7 +48,7 @@ def interference_map(result: SearchResult, arms: Sequence[Arm]) -> Figure:
     if not arms:
         raise InputError("Expected at least one measured arm to draw, but got none. Measure one first.")
     unit = result.unit
-    found = [Interference.from_dict(arm) for arm in arms]
+    found = [arm.found for arm in arms]
     titles = [f"{_label(result, arm, arms)}\n{_part_title(unit, each)}" for arm, each in zip(arms, found, strict=True)]
     columns = min(len(arms), len(_HEIGHTS))
     figure, axes = grid(titles, columns, _HEIGHTS[columns - 1], "both")
@@ -75,15 +73,15 @@ def interference_map(result: SearchResult, arms: Sequence[Arm]) -> Figure:
     bar.set_label(f"worse off by, {unit.name}", fontsize=9.5, **FONT)
     bar.ax.tick_params(colors=QUIET, labelcolor=INK, labelsize=9, labelfontfamily="DejaVu Sans")
     bar.outline.set_visible(False)
-    batches = arms[0]["num_batches"]
+    batches = arms[0].num_batches
     span = f"{batches} batches" if batches > 1 else "batch"
     title_figure(figure, f"How much worse off a model is if another trains on the next {span} instead of itself")
     return figure
 
 
-def _label(result: SearchResult, arm: Arm, among: Sequence[Arm]) -> str:
-    seed = f", seed {arm['seed']}" if len({each["seed"] for each in among}) > 1 else ""
-    return arm_label(result, arm["protection"]) + seed
+def _label(result: SearchResult, arm: InterferenceRecord, among: Sequence[InterferenceRecord]) -> str:
+    seed = f", seed {arm.seed}" if len({each.seed for each in among}) > 1 else ""
+    return arm_label(result, arm.protection) + seed
 
 
 def _part_title(unit: Unit, found: Interference) -> str:
@@ -97,7 +95,7 @@ def _part_title(unit: Unit, found: Interference) -> str:
     return f"multi-model part {mean}\n{ends}"
 
 
-def interference_cells(unit: Unit, arm: Arm) -> list[str]:
+def interference_cells(unit: Unit, arm: InterferenceRecord) -> list[str]:
     """The cells of COLUMNS for one arm.
 
     Args:
@@ -108,16 +106,16 @@ def interference_cells(unit: Unit, arm: Arm) -> list[str]:
         The multi-model part with its interval, such as `0.025 [0.010, 0.041]`; the largest entry of the matrix; the
         share of pairs that got worse. – for what is missing.
     """
-    part = arm["multi_model_part"]
-    ends = "" if part["low"] is None else f" [{unit.text(part['low'])}, {unit.text(part['high'])}]"
+    part = arm.multi_model_part
+    ends = "" if part.low is None or part.high is None else f" [{unit.text(part.low)}, {unit.text(part.high)}]"
     return [
-        "–" if part["mean"] is None else unit.text(part["mean"]) + ends,
-        "–" if arm["largest"] is None else unit.text(arm["largest"]),
-        "–" if arm["share_worse"] is None else points(arm["share_worse"], 0),
+        "–" if math.isnan(part.mean) else unit.text(part.mean) + ends,
+        "–" if math.isnan(arm.largest) else unit.text(arm.largest),
+        "–" if math.isnan(arm.share_worse) else points(arm.share_worse, 0),
     ]
 
 
-def interference_table(result: SearchResult, arms: Sequence[Arm]) -> Table:
+def interference_table(result: SearchResult, arms: Sequence[InterferenceRecord]) -> Table:
     """The numbers of every arm, at most 80 columns wide.
 
     Args:
@@ -129,14 +127,14 @@ def interference_table(result: SearchResult, arms: Sequence[Arm]) -> Table:
     """
     unit, first = result.unit, arms[0]
     whole = Table.grid()
-    title = f"Who overwrites whom, {unit.name}, seed {first['seed']} after {first['epochs']} epochs"
-    rows = [[arm["protection"], *interference_cells(unit, arm)] for arm in arms]
+    title = f"Who overwrites whom, {unit.name}, seed {first.seed} after {first.epochs} epochs"
+    rows = [[arm.protection, *interference_cells(unit, arm)] for arm in arms]
     add_table(whole, title, ("protection", *COLUMNS), rows)
     whole.add_row(Text("\n".join(interference_notes(arms)), style="dim"))
     return whole
 
 
-def interference_notes(arms: Sequence[Arm]) -> list[str]:
+def interference_notes(arms: Sequence[InterferenceRecord]) -> list[str]:
     """How to read the numbers, and what is missing.
 
     Args:
@@ -144,15 +142,15 @@ def interference_notes(arms: Sequence[Arm]) -> list[str]:
     """
     first = arms[0]
     notes = [
-        f"{len(first['architectures'])} models, {first['num_batches']} batches each. Part: mean over all pairs.",
-        "[ ]: 95 % interval over models." if first["multi_model_part"]["low"] is not None else "",
+        f"{len(first.architectures)} models, {first.num_batches} batches each. Part: mean over all pairs.",
+        "[ ]: 95 % interval over models." if first.multi_model_part.low is not None else "",
     ]
-    if lost := [f"{arm['protection']} {arm['num_diverged']}" for arm in arms if arm["num_diverged"]]:
+    if lost := [f"{arm.protection} {arm.num_diverged}" for arm in arms if arm.num_diverged]:
         notes.append(f"Pairs that diverged, left out: {', '.join(lost)}.")
     return [note for note in notes if note]
 
 
-def write_interference(result: SearchResult, arms: Sequence[Arm], run: RunFolder, folder: Path) -> Path:
+def write_interference(result: SearchResult, arms: Sequence[InterferenceRecord], run: RunFolder, folder: Path) -> Path:
     """Write interference.json and its picture.
 
     Args:
@@ -170,11 +168,11 @@ def write_interference(result: SearchResult, arms: Sequence[Arm], run: RunFolder
     folder.mkdir(parents=True, exist_ok=True)
     picture = (folder / INTERFERENCE).with_suffix(".png")
     interference_map(result, arms).savefig(picture, dpi=_DOTS_PER_INCH)
-    write_sealed(folder / INTERFERENCE, {"arms": list(arms)}, run.header.digest)
+    write_sealed(folder / INTERFERENCE, {"arms": plain(arms)}, run.header.digest)
     return picture
 
 
-def load_interference(folder: RunFolder) -> list[Arm]:
+def load_interference(folder: RunFolder) -> list[InterferenceRecord]:
     """What `write_interference` left in a run folder; empty if nothing was measured.
 
     Args:
@@ -187,11 +185,18 @@ def load_interference(folder: RunFolder) -> list[Arm]:
     if not path.is_file():
         return []
     try:
-        arms: list[Arm] = read_sealed(path, folder.header.digest)["arms"]
-        return [{**arm, **Interference.from_dict(arm).as_dict()} for arm in arms]
+        arms = read_sealed(path, folder.header.digest)["arms"]
+        found = [InterferenceRecord.from_dict(arm, "measurements of interference", str(path)) for arm in arms]
+        return [_measured(record) for record in found]
     except InputError as error:
         raise InputError(f"{error} Measure again, or remove it.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"Expected measurements of interference in {path}, but it is damaged. Measure again or remove it."
         ) from error
+
+
+def _measured(record: InterferenceRecord) -> InterferenceRecord:
+    """The same, with all that can be computed from errors and changes computed from them."""
+    names = ("seed", "protection", "epochs", "num_batches")
+    return InterferenceRecord.of(record.found, **{name: getattr(record, name) for name in names})

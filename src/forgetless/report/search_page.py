@@ -4,11 +4,12 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from forgetless.interference import InterferenceRecord
 from forgetless.options import number
 from forgetless.protection import BASELINE
 from forgetless.report.canvas import colour, data_uri
 from forgetless.report.cells import cell_drawing
-from forgetless.report.interference import COLUMNS, Arm, interference_cells, interference_map, interference_notes
+from forgetless.report.interference import COLUMNS, interference_cells, interference_map, interference_notes
 from forgetless.report.search import forgetting_curves, plus_minus, share_cell
 from forgetless.report.search_findings import headline_sentences, main_protection, strength
 from forgetless.report.words import duration, is_control, label, strength_heading
@@ -38,7 +39,7 @@ _EPOCH_COLUMNS = {
 _ERRORS = (*FORGETTING, "error_first", "error_second", MULTI_MODEL)
 
 
-def search_section(result: SearchResult, interference: Sequence[Arm] = ()) -> dict[str, Any]:
+def search_section(result: SearchResult, interference: Sequence[InterferenceRecord] = ()) -> dict[str, Any]:
     """What the template shows of a search.
 
     Args:
@@ -193,18 +194,18 @@ def _outcome(result: SearchResult) -> dict[str, Any]:
     }
 
 
-def _interference_figure(result: SearchResult, arms: Sequence[Arm]) -> list[dict[str, str]]:
+def _interference_figure(result: SearchResult, arms: Sequence[InterferenceRecord]) -> list[dict[str, str]]:
     if not arms:
         return []
     caption = (
         f"Change of the error of i after j was trained, minus its change after i itself was, from the same state (seed "
-        f"{arms[0]['seed']}, after {arms[0]['epochs']} epochs) and on the same batches. Red: i is worse off; grey: "
+        f"{arms[0].seed}, after {arms[0].epochs} epochs) and on the same batches. Red: i is worse off; grey: "
         f"diverged."
     )
     return [{"source": data_uri(interference_map(result, arms)), "caption": caption}]
 
 
-def _interference_table(result: SearchResult, arms: Sequence[Arm]) -> list[dict[str, Any]]:
+def _interference_table(result: SearchResult, arms: Sequence[InterferenceRecord]) -> list[dict[str, Any]]:
     if not arms:
         return []
     return [
@@ -212,7 +213,7 @@ def _interference_table(result: SearchResult, arms: Sequence[Arm]) -> list[dict[
             "title": "Who overwrites whom",
             "note": f"In {result.unit.name}. {' '.join(interference_notes(arms))}",
             "columns": list(COLUMNS),
-            "rows": [_row(arm["protection"], interference_cells(result.unit, arm)) for arm in arms],
+            "rows": [_row(arm.protection, interference_cells(result.unit, arm)) for arm in arms],
         }
     ]
 

@@ -9,6 +9,7 @@ import torch
 
 from forgetless.checkpoints import Checkpoints, no_checkpoints
 from forgetless.errors import InputError
+from forgetless.interference import InterferenceRecord
 from forgetless.progress import OnProgress, Progress
 from forgetless.protection import ProtectionOptions
 from forgetless.search.config import SearchArm, SearchConfig, search_arms
@@ -231,7 +232,7 @@ def measure_arms(
     num_models: int = 8,
     num_batches: int | None = None,
     on_progress: OnProgress | None = None,
-) -> list[dict[str, Any]]:
+) -> list[InterferenceRecord]:
     """Who overwrites whom, on stored states of a search: the same sample and batches for all states of a seed.
 
     Args:
@@ -242,7 +243,7 @@ def measure_arms(
         on_progress: Called before and after each training.
 
     Returns:
-        One JSON-serialisable dict per state; docs/metrics.md explains the keys.
+        One record per state.
 
     Raises:
         InputError: If the data is missing or damaged, a state is of another configuration, there are fewer than 2
@@ -268,8 +269,10 @@ def measure_arms(
             on_trained(0)
             sample = fixed_sample(search.strategy.space, num_models, arm.seed)
             found = search.interference(sample, search.epoch, num_batches, on_trained)
-            epochs = {"epochs": search.epoch, "num_batches": num_batches or config.schedule.batches_per_model}
-            measured.append({**dataclasses.asdict(arm), **epochs, **found.as_dict()})
+            trained = num_batches or config.schedule.batches_per_model
+            measured.append(
+                InterferenceRecord.of(found, **dataclasses.asdict(arm), epochs=search.epoch, num_batches=trained)
+            )
     return measured
 
 
