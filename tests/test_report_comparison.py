@@ -12,7 +12,12 @@ from forgetless.comparison import Measure, Row
 from forgetless.comparison.result import ComparisonResult
 from forgetless.errors import InputError
 from forgetless.report import comparison_table, forgetting_against_quality
-from forgetless.report.comparison import comparison_notes, comparison_section, comparison_tables, headline_sentences
+from forgetless.report.comparison.page import (
+    comparison_notes,
+    comparison_section,
+    comparison_tables,
+    headline_sentences,
+)
 from forgetless.report.page import report_html
 from forgetless.runs import RunFolder
 from forgetless.search.result import SearchResult

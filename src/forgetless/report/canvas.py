@@ -22,7 +22,7 @@ from forgetless.errors import InputError
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import Interval
 from forgetless.protection import PROTECTIONS
-from forgetless.report.words import Panel, panel_name, panels
+from forgetless.report.two_model.groups import Panel, panel_name, panels
 
 INK, QUIET, GRID, BAND = "#1A1A1A", "#5A5A5A", "#E4E4E4", "#DCE8F2"
 _WIDTH = 9.0  # inches: 900 pixels at 100 dpi

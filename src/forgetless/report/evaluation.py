@@ -6,8 +6,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from forgetless.report.search import add_table
-from forgetless.report.words import duration
+from forgetless.report.search.figures import add_table
+from forgetless.report.two_model.groups import duration
 from forgetless.tasks.base import decimal
 
 Entry = Mapping[str, Any]

@@ -41,7 +41,7 @@ from forgetless.report.canvas import (
     spread,
     title_figure,
 )
-from forgetless.report.words import (
+from forgetless.report.two_model.groups import (
     Group,
     Panel,
     chosen_strength,

@@ -28,8 +28,8 @@ from forgetless.report.canvas import (
     title_figure,
 )
 from forgetless.report.evaluation import probability, with_interval
-from forgetless.report.search import add_table
-from forgetless.report.words import duration, label
+from forgetless.report.search.figures import add_table
+from forgetless.report.two_model.groups import duration, label
 from forgetless.search.result import epochs_text
 from forgetless.strategies import STRATEGIES
 
@@ -424,7 +424,7 @@ def comparison_section(result: ComparisonResult) -> dict[str, Any]:
         result: A comparison, finished or not.
 
     Returns:
-        Values for compare.html, and for the parts of template.html that every run has.
+        Values for section.html, and for the parts of template.html that every run has.
     """
     config, said = result.config, headline_sentences(result)
     search, schedule, seeds = config.search, config.search.schedule, config.search.run.seeds

@@ -15,9 +15,9 @@ from rich.text import Text
 from forgetless.errors import InputError
 from forgetless.interference import Interference
 from forgetless.report.canvas import FONT, INK, QUIET, grid, label_outer_axes, title_figure
-from forgetless.report.search import add_table
-from forgetless.report.search_findings import arm_label
-from forgetless.report.words import points
+from forgetless.report.search.figures import add_table
+from forgetless.report.search.findings import arm_label
+from forgetless.report.two_model.groups import points
 from forgetless.runs import INTERFERENCE, RunFolder, read_sealed, write_sealed
 from forgetless.search.result import SearchResult
 from forgetless.tasks import Unit

@@ -5,7 +5,7 @@ from typing import Any
 
 from forgetless.forgetting import ROUNDING, Interval
 from forgetless.protection import BASELINE
-from forgetless.report.words import (
+from forgetless.report.two_model.groups import (
     Group,
     control_of,
     is_control,

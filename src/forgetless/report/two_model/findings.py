@@ -7,7 +7,7 @@ from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import mean_interval
 from forgetless.options import number
 from forgetless.protection import BASELINE
-from forgetless.report.words import (
+from forgetless.report.two_model.groups import (
     Panel,
     Run,
     chosen_strength,

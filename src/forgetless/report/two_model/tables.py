@@ -12,7 +12,7 @@ from rich.text import Text
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.options import number
 from forgetless.protection import BASELINE
-from forgetless.report.words import (
+from forgetless.report.two_model.groups import (
     Panel,
     chosen_strength,
     diverged_arms,

@@ -7,11 +7,11 @@ from typing import Any
 from forgetless.options import number
 from forgetless.protection import BASELINE
 from forgetless.report.canvas import colour, data_uri
-from forgetless.report.cells import cell_drawing
-from forgetless.report.interference import COLUMNS, Arm, interference_cells, interference_map, interference_notes
-from forgetless.report.search import forgetting_curves, plus_minus, share_cell
-from forgetless.report.search_findings import headline_sentences, main_protection, strength
-from forgetless.report.words import duration, is_control, label, strength_heading
+from forgetless.report.search.cells import cell_drawing
+from forgetless.report.search.figures import forgetting_curves, plus_minus, share_cell
+from forgetless.report.search.findings import headline_sentences, main_protection, strength
+from forgetless.report.search.interference import COLUMNS, Arm, interference_cells, interference_map, interference_notes
+from forgetless.report.two_model.groups import duration, is_control, label, strength_heading
 from forgetless.search import make_space
 from forgetless.search.result import (
     FORGETTING,
@@ -45,7 +45,7 @@ def search_section(result: SearchResult, interference: Sequence[Arm] = ()) -> di
         interference: What was measured of who overwrites whom, per arm.
 
     Returns:
-        Values for search.html, and for the parts of template.html that every run has.
+        Values for section.html, and for the parts of template.html that every run has.
     """
     said = headline_sentences(result)
     done, wanted = result.progress

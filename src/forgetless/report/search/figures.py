@@ -22,9 +22,9 @@ from forgetless.errors import InputError
 from forgetless.forgetting import ROUNDING
 from forgetless.protection import BASELINE
 from forgetless.report.canvas import BAND, FONT, INK, colour, grid, place_legends, title_figure
-from forgetless.report.search_findings import arm_label, curves_title
-from forgetless.report.table import NOTHING_TO_REDUCE
-from forgetless.report.words import duration, points
+from forgetless.report.search.findings import arm_label, curves_title
+from forgetless.report.two_model.groups import duration, points
+from forgetless.report.two_model.tables import NOTHING_TO_REDUCE
 from forgetless.search.result import (
     FORGETTING,
     MULTI_MODEL,

@@ -7,10 +7,9 @@ from forgetless.experiments.two_model import TwoModelConfig, TwoModelResult
 from forgetless.options import command_line, number
 from forgetless.protection import BASELINE, PROTECTIONS
 from forgetless.report.canvas import colour, data_uri
-from forgetless.report.figures import accuracy_curves, chain_forgetting, forgetting_bars, trade_off
-from forgetless.report.findings import finding, headline_sentences, paired
-from forgetless.report.table import reduction_text
-from forgetless.report.words import (
+from forgetless.report.two_model.figures import accuracy_curves, chain_forgetting, forgetting_bars, trade_off
+from forgetless.report.two_model.findings import finding, headline_sentences, paired
+from forgetless.report.two_model.groups import (
     Panel,
     chosen_strength,
     control_of,
@@ -30,6 +29,7 @@ from forgetless.report.words import (
     strength_heading,
     symbol_of,
 )
+from forgetless.report.two_model.tables import reduction_text
 
 # Of a table that a browser still shows; metrics.jsonl has all.
 _MOST_ROWS = 1000
