@@ -23,7 +23,7 @@ from forgetless.experiments import load_config, load_result
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import Interval
 from forgetless.options import command_line
-from forgetless.report.evaluation import probability
+from forgetless.report.formats import probability
 from forgetless.runs import RunFolder
 from forgetless.search.result import SearchResult
 

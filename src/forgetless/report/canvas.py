@@ -7,7 +7,7 @@ import math
 import re
 import textwrap
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -16,17 +16,14 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from forgetless.errors import InputError
-from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import Interval
 from forgetless.protection import PROTECTIONS
-from forgetless.report.two_model.groups import Panel, panel_name, panels
 
 INK, QUIET, GRID, BAND = "#1A1A1A", "#5A5A5A", "#E4E4E4", "#DCE8F2"
 _WIDTH = 9.0  # inches: 900 pixels at 100 dpi
-_MOST_COLUMNS = 3
 FONT: dict[str, Any] = {"fontfamily": "DejaVu Sans", "color": INK}
 MARK: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 9.5}
 SEED: dict[str, Any] = {"marker": "o", "s": 14, "facecolor": "white", "linewidth": 1.0, "zorder": 5}
@@ -45,33 +42,9 @@ def _derived(name: str) -> str:
     return to_hex(colorsys.hls_to_rgb(hue, 0.4, 0.65))
 
 
-def panels_to_draw(result: TwoModelResult) -> list[Panel]:
-    """The panels row by row, see `_columns`."""
-    shown = panels(result)
-    if not shown:
-        raise InputError("Expected at least one finished run to draw, but got none. Finish a run first.")
-    if len({panel.convergence for panel in shown}) > _MOST_COLUMNS:
-        # Stable, so that the panels of one convergence keep their order.
-        shown.sort(key=lambda panel: result.config.chain.convergence.index(panel.convergence))
-    return shown
-
-
-def _columns(shown: Sequence[Panel]) -> int:
-    """Columns by convergence, or by shared layers if that is narrower; where only one varies, as many as fit."""
-    convergences, shared = ({getattr(panel, name) for panel in shown} for name in ("convergence", "shared"))
-    if len(convergences) > 1 and len(shared) > 1 and len(shown) == len(convergences) * len(shared):
-        columns = len(convergences) if len(convergences) <= _MOST_COLUMNS else len(shared)
-        if columns <= _MOST_COLUMNS:
-            return columns
-    return 2 if len(shown) == 4 else min(len(shown), _MOST_COLUMNS)
-
-
-def grid_of_panels(shown: Sequence[Panel], height: tuple[float, float, float], share: str) -> tuple[Figure, list[Axes]]:
-    """A figure with one styled axes per panel, heights in inches for one, two, and more columns."""
-    columns = _columns(shown)
-    names = [panel_name(panel, shown) for panel in shown]
-    titles = names if columns == 1 else [name.replace(", ", "\n") for name in names]
-    return grid(titles, columns, height[columns - 1], share)
+def colours(labels: Mapping[str, str]) -> list[Patch]:
+    """What the colours of protections mean in a legend: protection → its label."""
+    return [Patch(color=colour(protection), label=label) for protection, label in labels.items()]
 
 
 def grid(titles: Sequence[str], columns: int, height: float, share: str) -> tuple[Figure, list[Axes]]:
@@ -193,3 +166,8 @@ def data_uri(figure: Figure) -> str:
     with mpl.rc_context({"svg.hashsalt": "forgetless", "svg.fonttype": "path"}):
         figure.savefig(text, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(text.getvalue().encode()).decode()
+
+
+def picture(figure: Figure, caption: str) -> dict[str, str]:
+    """A figure as the page shows it."""
+    return {"source": data_uri(figure), "caption": caption}

@@ -7,7 +7,7 @@ that is matched to it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from forgetless.errors import InputError
@@ -31,34 +30,48 @@ from forgetless.report.canvas import (
     QUIET,
     SEED,
     colour,
+    colours,
     draw_interval,
-    grid_of_panels,
+    grid,
     label_outer_axes,
     limits_of,
-    panels_to_draw,
     percent_axis,
     place_legends,
     spread,
     title_figure,
 )
-from forgetless.report.two_model.groups import (
-    Group,
-    Panel,
-    chosen_strength,
+from forgetless.report.formats import (
+    arm_label,
     control_of,
-    groups,
+    ends,
     is_control,
     label,
-    later_models,
     listed,
-    main_protection,
-    mean_forgetting,
     points,
     share,
     span,
     strength_axis,
     symbol_of,
+    with_label,
 )
+from forgetless.report.two_model.groups import (
+    Group,
+    Panel,
+    Run,
+    chosen_strength,
+    group_at,
+    groups,
+    later,
+    letters,
+    main_protection,
+    mean_forgetting,
+    panel_name,
+    panels,
+)
+
+_MOST_COLUMNS = 3
+_MODELS = (("accuracy_a_after", "-"), ("accuracy_b", "--"))
+"""What is drawn of A and of B against the strength, and the line's style."""
 
 
 def accuracy_curves(result: TwoModelResult) -> Figure:
@@ -77,8 +90,8 @@ def accuracy_curves(result: TwoModelResult) -> Figure:
     Raises:
         InputError: If there are no runs.
     """
-    shown = panels_to_draw(result)
-    figure, axes = grid_of_panels(shown, height=(4.6, 3.5, 2.9), share="y")
+    shown = _panels_to_draw(result)
+    figure, axes = _grid(shown, height=(4.6, 3.5, 2.9), share="y")
     curves = [run["curve"][key] for run in result.runs for key in ("accuracy_a", "accuracy_b")]
     limits = limits_of([100 * value for curve in curves for value in curve], least=None)
     for ax, panel in zip(axes, shown, strict=True):
@@ -92,16 +105,15 @@ def accuracy_curves(result: TwoModelResult) -> Figure:
         ax.set_xlim(0, max(run["curve"]["iteration"][-1] for run in here))
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         percent_axis(ax, limits)
-    letters = later_models(result)
-    label_outer_axes(axes, f"training iterations of {listed(letters)}", "test accuracy, %")
-    second = "B" if len(letters) == 1 else f"the model in training ({listed(letters)})"
+    models = letters(result)[1:]
+    label_outer_axes(axes, f"training iterations of {listed(models)}", "test accuracy, %")
     style: list[Artist] = [
         Line2D([], [], color=QUIET, linewidth=2.0, label="A"),
-        Line2D([], [], color=QUIET, linewidth=1.3, linestyle="--", label=second),
+        Line2D([], [], color=QUIET, linewidth=1.3, linestyle="--", label=_in_training(models)),
         Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (1, 2)), label="A before"),
     ]
-    _legend(figure, result, shown, style)
-    title_figure(figure, f"While {listed(letters)} train{'s' if len(letters) == 1 else ''}, A {_losses(result, shown)}")
+    place_legends(figure, colours(_labels(result, shown)), style)
+    title_figure(figure, f"While {listed(models)} train{'s' * (len(models) == 1)}, A {_losses(result, shown)}")
     return figure
 
 
@@ -117,22 +129,18 @@ def forgetting_bars(result: TwoModelResult) -> Figure:
     Raises:
         InputError: If there are no runs.
     """
-    shown = panels_to_draw(result)
+    shown = _panels_to_draw(result)
     found = {panel: groups(result, panel) for panel in shown}
     arms = list(dict.fromkeys((g.protection, g.label) for panel in shown for g in found[panel]))
     bar = 0.34 * len(arms)
-    figure, axes = grid_of_panels(shown, height=(bar + 1.0, bar + 0.8, bar + 0.8), share="both")
-    limits = limits_of([100 * value for panel in shown for g in found[panel] for value in g.values("forgetting")])
+    figure, axes = _grid(shown, height=(bar + 1.0, bar + 0.8, bar + 0.8), share="both")
+    limits = limits_of([value for panel in shown for g in found[panel] for value in g.values("forgetting")])
     for ax, panel in zip(axes, shown, strict=True):
         for group in found[panel]:
             y = arms.index((group.protection, group.label))
-            shade, values = colour(group.protection), [100 * v for v in group.values("forgetting")]
-            estimate = mean_interval(values)
-            ax.barh(y, estimate.mean, 0.62, color=shade, alpha=0.85, zorder=2, gid=group.protection)
-            draw_interval(ax, estimate, y, limits, vertical=False)
-            ax.scatter(values, np.full(len(values), y + spread(len(values))), edgecolor=shade, **SEED)
+            mean = _bar(ax, group.protection, group.values("forgetting"), y, (0.62, 1.0), limits, vertical=False)
             # Beside the panel, where no bar, dot or interval can cover it.
-            ax.text(1.03, y, points(estimate.mean / 100), transform=ax.get_yaxis_transform(), va="center", **FONT)
+            ax.text(1.03, y, points(mean / 100), transform=ax.get_yaxis_transform(), va="center", **FONT)
         ax.axvline(0, color=INK, linewidth=0.9, zorder=3)
         ax.set_xlim(*limits)
         ax.set_ylim(len(arms) - 0.5, -0.5)
@@ -144,7 +152,7 @@ def forgetting_bars(result: TwoModelResult) -> Figure:
     return figure
 
 
-def trade_off(result: TwoModelResult, protection: str = "wpl") -> Figure:
+def trade_off(result: TwoModelResult, protection: str | None = None) -> Figure:
     """A's and B's test accuracy at the end against the strength (α, tolerance): stability against plasticity.
 
     Means over seeds with 95 % intervals and single seeds; the unprotected and the frozen arm as horizontal lines.
@@ -152,7 +160,7 @@ def trade_off(result: TwoModelResult, protection: str = "wpl") -> Figure:
 
     Args:
         result: Runs, all or some of those asked for.
-        protection: The protection whose strength varies.
+        protection: The protection whose strength varies; that which sentences are about if None.
 
     Returns:
         The figure: a panel per number of shared layers and convergence; α on a log axis, with 0 to the left of it.
@@ -160,58 +168,47 @@ def trade_off(result: TwoModelResult, protection: str = "wpl") -> Figure:
     Raises:
         InputError: If there are no runs of that protection.
     """
+    protection = protection or main_protection(result) or BASELINE
+    ran = {run["protection"] for run in result.runs}
     strengths = sorted({run["strength"] for run in result.runs if run["protection"] == protection} - {None})
-    shown = [panel for panel in panels_to_draw(result) if any(_at(result, panel, protection, a) for a in strengths)]
+    along = {panel: _along(result, panel, protection, strengths) for panel in _panels_to_draw(result)}
+    shown = [panel for panel, found in along.items() if found]
     if not shown:
         raise InputError(f"Expected runs with a strength α under {protection!r}, but got none. Run that protection.")
-    figure, axes = grid_of_panels(shown, height=(4.4, 3.4, 2.9), share="y")
+    # The arms without a strength, controls apart, are horizontal lines.
+    levels = [n for n in result.config.arms if n in ran and not PROTECTIONS[n].has_strength() and not is_control(n)]
+    level = {panel: [g for name in levels if (g := group_at(result, panel, name, None))] for panel in shown}
     chosen, control = chosen_strength(result, protection), control_of(protection)
-    limits = limits_of(
-        [
-            100 * value
-            for panel in shown
-            for g in (
-                _at(result, panel, name, a) for name in (protection, *_levels(result)) for a in (*strengths, None)
-            )
-            if g is not None
-            for key in ("accuracy_a_after", "accuracy_b")
-            for value in g.values(key)
-        ],
-        least=None,
-    )
+    figure, axes = _grid(shown, height=(4.4, 3.4, 2.9), share="y")
+    everything = [group for panel in shown for group in (*along[panel], *level[panel])]
+    limits = limits_of([v for g in everything for key, _ in _MODELS for v in g.values(key)], least=None)
     for ax, panel in zip(axes, shown, strict=True):
         _strength_axis(ax, strengths)
-        for name in _levels(result):
-            if (level := _at(result, panel, name, None)) is not None:
-                for key, dash in (("accuracy_a_after", "-"), ("accuracy_b", "--")):
-                    value = 100 * mean_interval(level.values(key)).mean
-                    ax.axhline(value, color=colour(name), linewidth=1.3, linestyle=dash, zorder=2, gid=name)
-        for key, dash in (("accuracy_a_after", "-"), ("accuracy_b", "--")):
-            _against_strength(ax, [_at(result, panel, protection, a) for a in strengths], key, dash, limits)
+        for group in level[panel]:
+            for key, dash in _MODELS:
+                shade, gid = colour(group.protection), group.protection
+                ax.axhline(100 * group.mean(key), color=shade, linewidth=1.3, linestyle=dash, zorder=2, gid=gid)
+        for key, dash in _MODELS:
+            _against_strength(ax, along[panel], key, dash, limits)
             if control is not None:
-                _against_strength(ax, [_at(result, panel, control, a) for a in strengths], key, dash, None)
+                _against_strength(ax, _along(result, panel, control, strengths), key, dash, None)
         if len(strengths) > 1 and chosen is not None:
             ax.axvline(chosen, color=BAND, linewidth=7, zorder=0.5)
         percent_axis(ax, limits)
-    name = label(protection)
     symbol = symbol_of(protection)
-    label_outer_axes(axes, f"{strength_axis(protection)} of {name}", "test accuracy at the end, %")
-    style: list[Artist] = [
-        Line2D([], [], color=QUIET, linewidth=1.8, marker="o", markersize=5, label="A"),
-        Line2D([], [], color=QUIET, linewidth=1.8, linestyle="--", marker="o", mfc="white", markersize=5, label="B"),
+    label_outer_axes(axes, f"{strength_axis(protection)} of {label(protection)}", "test accuracy at the end, %")
+    mark: dict[str, Any] = {"color": QUIET, "linewidth": 1.8, "marker": "o", "markersize": 5}
+    meaning: list[Artist] = [
+        Line2D([], [], label="A", **mark),
+        Line2D([], [], linestyle="--", mfc="white", label="B", **mark),
     ]
     if len(strengths) > 1:
-        style.append(Line2D([], [], color=BAND, linewidth=7, label=f"{symbol} chosen on validation data"))
-    ran = {run["protection"] for run in result.runs}
-    controls = [control] if control is not None else []
-    drawn = [BASELINE, *controls, *(name for name in _levels(result) if name != BASELINE), protection]
-    lines = [Patch(color=colour(n), label=Group(n, None, []).label) for n in drawn if n in ran]
-    place_legends(figure, lines, style)
-    kept = [
-        mean_interval(g.values("accuracy_a_after")).mean for p in shown if (g := _at(result, p, protection, chosen))
-    ]
-    learned = [mean_interval(g.values("accuracy_b")).mean for p in shown if (g := _at(result, p, protection, chosen))]
-    told = f"At {symbol} = {number(chosen or 0)}, A ends at {span(kept)} % and B at {span(learned)} %"
+        meaning.append(Line2D([], [], color=BAND, linewidth=7, label=f"{symbol} chosen on validation data"))
+    drawn = [BASELINE, *([control] if control else []), *levels, protection]
+    place_legends(figure, colours({name: arm_label(name) for name in drawn if name in ran}), meaning)
+    here = [g for panel in shown if (g := group_at(result, panel, protection, chosen))]
+    kept, learned = (span(g.mean(key) for g in here) for key, _ in _MODELS)
+    told = f"At {symbol} = {number(chosen or 0)}, A ends at {kept} % and B at {learned} %"
     title_figure(figure, told if len(strengths) > 1 else f"{told}; a trade-off takes several values of {symbol}")
     return figure
 
@@ -230,38 +227,33 @@ def chain_forgetting(result: TwoModelResult) -> Figure:
     Raises:
         InputError: If there are no runs.
     """
-    shown = panels_to_draw(result)
-    letters = [model["model"] for model in result.runs[0]["models"][:-1]]
+    shown = _panels_to_draw(result)
+    models = letters(result)[:-1]
     found = {panel: groups(result, panel) for panel in shown}
-    order = list(dict.fromkeys(g.protection for panel in shown for g in found[panel]))
-    everything = [
-        100 * model["forgetting"] for p in shown for g in found[p] for run in g.runs for model in run["models"]
-    ]
-    figure, axes = grid_of_panels(shown, height=(3.8, 3.2, 2.8), share="y")
-    limits, width = limits_of(everything), 0.8 / len(order)
+    order = list(_labels(result, shown))
+    runs = [run for panel in shown for group in found[panel] for run in group.runs]
+    figure, axes = _grid(shown, height=(3.8, 3.2, 2.8), share="y")
+    limits, width = limits_of([100 * model["forgetting"] for run in runs for model in run["models"]]), 0.8 / len(order)
     for ax, panel in zip(axes, shown, strict=True):
         for group in found[panel]:
-            shade = colour(group.protection)
-            for j in range(len(letters)):
+            for j in range(len(models)):
                 x = j + (order.index(group.protection) - (len(order) - 1) / 2) * width
                 values = [100 * run["models"][j]["forgetting"] for run in group.runs]
-                estimate = mean_interval(values)
-                ax.bar(x, estimate.mean, 0.86 * width, color=shade, alpha=0.85, zorder=2, gid=group.protection)
-                draw_interval(ax, estimate, x, limits, vertical=True)
-                ax.scatter(x + width * spread(len(values)), values, edgecolor=shade, **SEED)
+                _bar(ax, group.protection, values, x, (0.86 * width, width), limits, vertical=True)
         ax.axhline(0, color=INK, linewidth=0.9, zorder=3)
         ax.set_ylim(*limits)
-        ax.set_xlim(-0.5, len(letters) - 0.5)
-        ax.set_xticks(range(len(letters)), letters)
+        ax.set_xlim(-0.5, len(models) - 0.5)
+        ax.set_xticks(range(len(models)), models)
         ax.tick_params(axis="x", length=0, pad=7, labelcolor=INK)
         ax.grid(visible=False, axis="x")
     label_outer_axes(axes, "model, in the order of training", "forgetting, points")
-    _legend(figure, result, shown, [])
+    place_legends(figure, colours(_labels(result, shown)), [])
     main = main_protection(result)
-    kept = [_over_seeds(g, mean_forgetting) for p in shown for g in found[p] if g.protection == main]
-    free = [_over_seeds(g, mean_forgetting) for p in shown for g in found[p] if g.protection == BASELINE]
+    free, kept = (
+        [mean_forgetting(g.runs) for p in shown for g in found[p] if g.protection == name] for name in (BASELINE, main)
+    )
     told = f"The models before the last lose {span(free or kept)} points on average"
-    how = "" if not kept or not main else f", {span(kept)} with {label(main)}" if free else ""
+    how = f", {span(kept)} {with_label(main)}" if free and kept and main else ""
     title_figure(figure, told + (" without protection" if free else "") + how)
     return figure
 
@@ -269,10 +261,38 @@ def chain_forgetting(result: TwoModelResult) -> Figure:
 # What the figures are made of
 
 
-def _legend(figure: Figure, result: TwoModelResult, shown: Sequence[Panel], style: list[Artist]) -> None:
-    """Colours of the protections, then what the line styles mean, below the panels."""
-    arms = dict.fromkeys((g.protection, g.label) for panel in shown for g in groups(result, panel))
-    place_legends(figure, [Patch(color=colour(name), label=label) for name, label in arms], style)
+def _panels_to_draw(result: TwoModelResult) -> list[Panel]:
+    """The panels row by row, see `_columns`."""
+    shown = panels(result)
+    if not shown:
+        raise InputError("Expected at least one finished run to draw, but got none. Finish a run first.")
+    if len({panel.convergence for panel in shown}) > _MOST_COLUMNS:
+        # Stable, so that the panels of one convergence keep their order.
+        shown.sort(key=lambda panel: result.config.chain.convergence.index(panel.convergence))
+    return shown
+
+
+def _columns(shown: Sequence[Panel]) -> int:
+    """Columns by convergence, or by shared layers if that is narrower; where only one varies, as many as fit."""
+    convergences, shared = ({getattr(panel, name) for panel in shown} for name in ("convergence", "shared"))
+    if len(convergences) > 1 and len(shared) > 1 and len(shown) == len(convergences) * len(shared):
+        columns = len(convergences) if len(convergences) <= _MOST_COLUMNS else len(shared)
+        if columns <= _MOST_COLUMNS:
+            return columns
+    return 2 if len(shown) == 4 else min(len(shown), _MOST_COLUMNS)
+
+
+def _grid(shown: Sequence[Panel], height: tuple[float, float, float], share: str) -> tuple[Figure, list[Axes]]:
+    """A figure with one styled axes per panel, heights in inches for one, two, and more columns."""
+    columns = _columns(shown)
+    names = [panel_name(panel, shown) for panel in shown]
+    titles = names if columns == 1 else [name.replace(", ", "\n") for name in names]
+    return grid(titles, columns, height[columns - 1], share)
+
+
+def _labels(result: TwoModelResult, shown: Sequence[Panel]) -> dict[str, str]:
+    """Protection → its label, of all that is shown."""
+    return {group.protection: group.label for panel in shown for group in groups(result, panel)}
 
 
 def _widths(found: Sequence[Group]) -> list[float]:
@@ -311,7 +331,7 @@ def _curves(ax: Axes, group: Group, shade: str, width: float, order: float) -> N
         )
 
 
-def _starts(run: Mapping[str, Any]) -> list[int]:
+def _starts(run: Run) -> list[int]:
     """Where in a run's curve each model's part begins."""
     iterations, later = run["curve"]["iteration"], len(run["models"]) - 1
     each = iterations[-1] / later
@@ -320,29 +340,43 @@ def _starts(run: Mapping[str, Any]) -> list[int]:
 
 def _mark_models(ax: Axes, result: TwoModelResult) -> None:
     """Say which model trains when, where there is more than one."""
-    letters = later_models(result)
-    if len(letters) < 2:
+    models = letters(result)[1:]
+    if len(models) < 2:
         return
-    each = result.runs[0]["curve"]["iteration"][-1] / len(letters)
-    for j, letter in enumerate(letters):
+    each = result.runs[0]["curve"]["iteration"][-1] / len(models)
+    for j, letter in enumerate(models):
         if j:
             ax.axvline(j * each, color=QUIET, linewidth=0.8, zorder=1.2)
         ax.text((j + 0.5) * each, 0.02, f"{letter} trains", transform=ax.get_xaxis_transform(), **MARK, **FONT)
 
 
-def _at(result: TwoModelResult, panel: Panel, protection: str, strength: float | None) -> Group | None:
-    runs = [r for r in result.runs if panel.holds(r) and r["protection"] == protection and r["strength"] == strength]
-    return Group(protection, strength, runs) if runs else None
+def _in_training(models: Sequence[str]) -> str:
+    return "B" if len(models) == 1 else f"the model in training ({listed(models)})"
 
 
-def _levels(result: TwoModelResult) -> list[str]:
-    """The arms without a strength that ran, controls apart: horizontal lines."""
-    ran = {run["protection"] for run in result.runs}
-    return [
-        name
-        for name in result.config.arms
-        if name in ran and not PROTECTIONS[name].has_strength() and not is_control(name)
-    ]
+def _bar(
+    ax: Axes,
+    protection: str,
+    values: Sequence[float],
+    at: float,
+    widths: tuple[float, float],
+    limits: tuple[float, float],
+    *,
+    vertical: bool,
+) -> float:
+    """Mean, interval and single seeds; widths of the bar, and of the room for the seeds. Returns the mean."""
+    estimate, shade = mean_interval(values), colour(protection)
+    draw = ax.bar if vertical else ax.barh
+    draw(at, estimate.mean, widths[0], color=shade, alpha=0.85, zorder=2, gid=protection)
+    draw_interval(ax, estimate, at, limits, vertical=vertical)
+    places = at + widths[1] * spread(len(values))
+    ax.scatter(*((places, values) if vertical else (values, places)), edgecolor=shade, **SEED)
+    return estimate.mean
+
+
+def _along(result: TwoModelResult, panel: Panel, protection: str, strengths: Sequence[float]) -> list[Group]:
+    """The groups of a protection in a panel, by strength."""
+    return [group for a in strengths if (group := group_at(result, panel, protection, a)) is not None]
 
 
 def _strength_axis(ax: Axes, strengths: Sequence[float]) -> None:
@@ -360,49 +394,41 @@ def _strength_axis(ax: Axes, strengths: Sequence[float]) -> None:
 
 
 def _against_strength(
-    ax: Axes, found: Sequence[Group | None], key: str, dash: str, limits: tuple[float, float] | None
+    ax: Axes, found: Sequence[Group], key: str, dash: str, limits: tuple[float, float] | None
 ) -> None:
     """One model's accuracy over the strength; with points and intervals, unless the axis limits are left out."""
-    present = [group for group in found if group is not None]
-    if not present:
+    if not found:
         return
-    protection, shade = present[0].protection, colour(present[0].protection)
-    at = [float(group.strength or 0) for group in present]
-    estimates = [mean_interval([100 * value for value in group.values(key)]) for group in present]
+    protection, shade = found[0].protection, colour(found[0].protection)
+    at = [float(group.strength or 0) for group in found]
+    estimates = [group.estimate(key) for group in found]
     means = [estimate.mean for estimate in estimates]
-    style: dict[str, Any] = {"color": shade, "linestyle": dash, "gid": f"{protection} {key}"}
+    style: dict[str, Any] = {"color": shade, "linestyle": dash, "marker": "o", "gid": f"{protection} {key}"}
     if limits is None:
-        ax.plot(at, means, linewidth=1.3, marker="o", markersize=3, zorder=2.5, **style)
+        ax.plot(at, means, linewidth=1.3, markersize=3, zorder=2.5, **style)
         return
     fill = shade if key == "accuracy_a_after" else "white"
-    ax.plot(at, means, linewidth=1.8, marker="o", markersize=6, markerfacecolor=fill, zorder=4.5, **style)
+    ax.plot(at, means, linewidth=1.8, markersize=6, markerfacecolor=fill, zorder=4.5, **style)
     for x, estimate in zip(at, estimates, strict=True):
         if estimate.low is not None and estimate.high is not None:
             possible = Interval(estimate.mean, max(estimate.low, 0.0), min(estimate.high, 100.0))
             draw_interval(ax, possible, x, limits, vertical=True, shade=shade)
 
 
-def _over_seeds(group: Group, quantity: Any) -> float:
-    return mean_interval([quantity(run) for run in group.runs]).mean
-
-
 def _losses(result: TwoModelResult, shown: Sequence[Panel]) -> str:
     """Such as `loses 20.0 to 39.2 points without protection and 0.3 with weight plasticity`."""
-    main = main_protection(result)
     found = [group for panel in shown for group in groups(result, panel)]
     parts: list[str] = []
     verb = ""
-    for name in dict.fromkeys((BASELINE, main or found[0].protection)):
-        lost = [mean_interval(group.values("forgetting")).mean for group in found if group.protection == name]
+    for name in dict.fromkeys((BASELINE, main_protection(result) or found[0].protection)):
+        lost = [group.mean("forgetting") for group in found if group.protection == name]
         if lost:
             gained = points(max(lost)).startswith("−")  # what reads as 0.0 is no gain
-            present = "gains" if gained else "loses"
+            present = "gains " if gained else "loses "
             amount = span([-value for value in lost] if gained else lost)
-            if amount == "0.0":
-                amount = "none"
-            how = "without protection" if name == BASELINE else f"with {label(name)}"
+            amount = "none" if amount == "0.0" else amount
             unit = "" if amount == "none" or any("points" in part for part in parts) else "points "
-            parts.append(f"{'' if present == verb else present + ' '}{amount} {unit}{how}")
+            parts.append(f"{'' if present == verb else present}{amount} {unit}{with_label(name)}")
             verb = present
     return " and ".join(parts)
 
@@ -412,20 +438,17 @@ def _bars_title(result: TwoModelResult, shown: Sequence[Panel]) -> str:
     main = main_protection(result)
     pairs = []
     for panel in shown:
-        found = {g.protection: g for g in groups(result, panel)}
-        if main in found and BASELINE in found:
-            free, held = ({r["seed"]: r["forgetting"] for r in found[name].runs} for name in (BASELINE, main))
-            if seeds := sorted(set(free) & set(held)):
-                pairs.append(reduction([held[s] for s in seeds], [free[s] for s in seeds], num_resamples=1))
+        found = {g.protection: {run["seed"]: run["forgetting"] for run in g.runs} for g in groups(result, panel)}
+        free, held = found.get(BASELINE, {}), found.get(main or "", {})
+        if seeds := sorted(set(free) & set(held)):
+            pairs.append(reduction([held[s] for s in seeds], [free[s] for s in seeds], num_resamples=1))
     if not pairs or main is None:
-        return f"While {listed(later_models(result))} trains, A {_losses(result, shown)}"
-    name = label(main)
+        return f"While {later(result)} trains, A {_losses(result, shown)}"
     shares = sorted(pair.mean for pair in pairs if pair is not None)
     if not shares:
         return "Without protection A does not forget: there is no forgetting to reduce"
     some = "" if len(shares) == len(pairs) else f", where there is any ({len(shares)} of {len(pairs)} panels)"
-    low, high = (share({"mean": min(value, 1.0)}) for value in (shares[0], shares[-1]))
     if shares[-1] < 0:
-        return f"With {name} A forgets more than without protection{some}"
-    told = low if low == high else f"{low.removesuffix(' %')} to {high}"
-    return f"{name.capitalize()} prevents {told} of A's forgetting{some}"
+        return f"With {label(main)} A forgets more than without protection{some}"
+    low, high = (share(min(value, 1.0)) for value in (shares[0], shares[-1]))
+    return f"{label(main).capitalize()} prevents {ends(low, high)} % of A's forgetting{some}"

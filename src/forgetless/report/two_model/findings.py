@@ -7,29 +7,37 @@ from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import mean_interval
 from forgetless.options import number
 from forgetless.protection import BASELINE
-from forgetless.report.two_model.groups import (
-    Panel,
-    Run,
-    chosen_strength,
+from forgetless.report.formats import (
     control_of,
-    diverged_arms,
-    groups,
-    later_models,
+    ends,
+    in_sentence,
     listed,
-    main_protection,
-    mean_forgetting,
-    panels,
     points,
-    progress,
     share,
-    share_interval,
-    share_number,
     span,
     symbol_of,
     with_protection,
 )
+from forgetless.report.sentences import compared, doubts, missing_arm, prevented, so_far, unmatched
+from forgetless.report.two_model.groups import (
+    Panel,
+    chosen_strength,
+    diverged_arms,
+    groups,
+    later,
+    letters,
+    main_protection,
+    mean_forgetting,
+    paired,
+    panels,
+    progress,
+    summary_against,
+)
+from forgetless.tasks import TASKS
 
-# Below this many points of accuracy a difference of B is shown as 0.0 and told as nothing.
+_UNIT = TASKS["images"].unit
+
+# Below this many points of accuracy a difference of B is shown as 0.0 and said to be nothing.
 _NOTHING = 0.05
 
 # The control arm's steps are matched to within 5 %, seed by seed.
@@ -39,8 +47,8 @@ _MATCHED_WITHIN = 0.06
 def headline(result: TwoModelResult) -> str:
     """What was found, in a few sentences; the first says the most.
 
-    It tells how much A lost without and with protection (`wpl`, or the first other one), how much of that was
-    prevented, what B pays, what the control arm prevents, and what keeps one from relying on it: a single seed, an
+    It says how much A lost without and with protection (one that has a control arm, or the first), how much of that
+    was prevented, what B pays, what the control arm prevents, and what keeps one from relying on it: a single seed, an
     interval that includes 0, arms that are missing, runs that are not finished.
 
     Args:
@@ -53,151 +61,87 @@ def headline(result: TwoModelResult) -> str:
 
 
 def headline_sentences(result: TwoModelResult) -> list[str]:
-    """The sentences of `headline`.
-
-    Args:
-        result: The runs, all or some of those asked for.
-
-    Returns:
-        At least one sentence.
-    """
+    """The sentences of `headline`, at least one."""
     if not result.runs:
         return [diverged_arms(result) or "No run is finished yet."]
-    done, wanted = progress(result)
     shown = panels(result)
     finished, diverged = ({run["protection"] for run in runs} for runs in (result.runs, result.diverged))
     if BASELINE in diverged - finished:
-        first, others = "Without protection every run diverged, so there is nothing to compare with.", list[str]()
+        sentences = ["Without protection every run diverged, so there is nothing to compare with."]
     else:
-        first, *others = _finding(result, shown[0]) if len(shown) == 1 else _over_panels(result, shown)
+        sentences = finding(result, shown[0]) if len(shown) == 1 else _over_panels(result, shown)
     main = main_protection(result)
     strengths = {run["strength"] for run in result.runs if run["protection"] == main} - {None}
     if main is not None and len(strengths) > 1:
         strength = number(chosen_strength(result, main) or 0.0)
-        others.append(
-            f"This is told of {symbol_of(main)} = {strength}, chosen among {len(strengths)} on validation data."
+        sentences.append(
+            f"This is at {symbol_of(main)} = {strength}, chosen among {len(strengths)} on validation data."
         )
     if result.diverged:
-        others.append(diverged_arms(result))
-    if done < wanted:
-        first = f"So far, with {done} of {wanted} runs finished: {first}"
-    return [first, *others]
+        sentences.append(diverged_arms(result))
+    return so_far(sentences, progress(result), "runs")
 
 
-def finding(result: TwoModelResult, panel: Panel) -> str:
-    """What was found in one panel: A's loss without and with protection, B's price, and what the control arm says.
-
-    Args:
-        result: The runs.
-        panel: One of `panels(result)`.
-
-    Returns:
-        A few sentences.
-    """
-    return " ".join(_finding(result, panel))
-
-
-def paired(result: TwoModelResult, panel: Panel) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Summaries of the unprotected arm and of the main protection's, over the seeds that both have.
-
-    Args:
-        result: The runs.
-        panel: One of `panels(result)`.
-
-    Returns:
-        Two dicts as `TwoModelResult.summary` makes them, with the runs under `runs`; None if one arm is missing.
-    """
-    found = {group.protection: group.runs for group in groups(result, panel)}
-    main = main_protection(result)
-    if main is None or BASELINE not in found or main not in found:
-        return None
-    seeds = {run["seed"] for run in found[BASELINE]} & {run["seed"] for run in found[main]}
-    free, held = ([run for run in found[name] if run["seed"] in seeds] for name in (BASELINE, main))
-    return (_summary(result, free, free), _summary(result, held, free)) if seeds else None
-
-
-def _summary(result: TwoModelResult, runs: Sequence[Run], plain: Sequence[Run]) -> dict[str, Any]:
-    """The summary of one group of runs against the unprotected runs of the same seeds, with the runs themselves."""
-    key = (runs[0]["protection"], runs[0]["strength"])
-    both = [*plain, *(run for run in runs if run["protection"] != BASELINE)]
-    entries = TwoModelResult(result.config, both).summary()
-    return {**next(e for e in entries if (e["protection"], e["strength"]) == key), "runs": list(runs)}
-
-
-def _finding(result: TwoModelResult, panel: Panel) -> list[str]:
+def finding(result: TwoModelResult, panel: Panel) -> list[str]:
+    """A few sentences on one panel: A's loss without and with protection, B's price, and what the control arm says."""
     pair = paired(result, panel)
-    later = listed(later_models(result))
     if pair is None:
-        return _one_arm(result, panel, later)
+        return _one_arm(result, panel)
     free, held = pair
-    sentences = [_compared(free, held, later)]
+    sentences = [_compared(free, held, later(result))]
     if result.config.chain.models > 2:
-        without, with_ = (points(_mean_over_models(arm["runs"])) for arm in (free, held))
-        sentences.append(_averaged(result, without, with_))
+        sentences.append(_averaged(result, *(points(mean_forgetting(arm["runs"])) for arm in pair)))
     if held["reduction"] is not None:
-        sentences += _doubts(free, held) + _control(result, panel, free, held)
+        sentences += doubts(free["forgetting"], held["reduction"]) + _control(result, panel, free, held)
     return sentences
 
 
-def _one_arm(result: TwoModelResult, panel: Panel, later: str) -> list[str]:
+def _one_arm(result: TwoModelResult, panel: Panel) -> list[str]:
     """What can be said without a comparison, and which arm it takes."""
     found = {group.protection: group for group in groups(result, panel)}
-    name = next((name for name in (BASELINE, main_protection(result)) if name in found), next(iter(found)))
-    group = found[name]
-    before, after, b = (
-        points(mean_interval(group.values(key)).mean) for key in ("accuracy_a_before", "accuracy_a_after", "accuracy_b")
-    )
-    lost = round(mean_interval(group.values("forgetting")).mean, 9)
-    told = f"Training {later} {_cost(lost)} {with_protection(name)} ({before} to {after} %), and B reached {b} %."
-    return [told, _missing(name)]
+    group = found[_first_of(result, found)]
+    before, after, b = (points(group.mean(key)) for key in ("accuracy_a_before", "accuracy_a_after", "accuracy_b"))
+    cost = f"{_cost(group.mean('forgetting'))} {with_protection(group.protection)}"
+    return [
+        f"Training {later(result)} {cost} ({before} to {after} %), and B reached {b} %.",
+        _missing(group.protection),
+    ]
+
+
+def _first_of(result: TwoModelResult, present: Mapping[str, Any]) -> str:
+    """Which arm to describe where there is nothing to compare."""
+    return next((n for n in (BASELINE, main_protection(result)) if n and n in present), next(iter(present)))
 
 
 def _missing(present: str) -> str:
     if present == BASELINE:
         return (
-            "How much a protection prevents takes a protected arm of the same seeds, such as `--protection none wpl`."
+            f"How much a protection prevents takes a protected arm of the same seeds, such as {missing_arm(present)}."
         )
-    return f"How much of it was prevented takes an unprotected arm of the same seeds: `--protection none {present}`."
+    return f"How much of it was prevented takes an unprotected arm of the same seeds: {missing_arm(present)}."
 
 
-def _compared(free: Mapping[str, Any], held: Mapping[str, Any], later: str) -> str:
+def _compared(free: Mapping[str, Any], held: Mapping[str, Any], models: str) -> str:
     # Differences of equal accuracies may leave a rounding error in their mean.
     lost, kept = (round(summary["forgetting"]["mean"], 9) for summary in (free, held))
-    prevented = held["reduction"]
     how, price = with_protection(held["protection"]), _price(held["cost_b"]["mean"])
-    start = f"Training {later} {_cost(lost)} without protection"
-    if prevented is None:
-        before, after, protected = (
-            points(value["mean"])
-            for value in (free["accuracy_a_before"], free["accuracy_a_after"], held["accuracy_a_after"])
-        )
+    start = f"Training {models} {_cost(lost)} without protection"
+    if held["reduction"] is None:
+        before, after = (points(free[key]["mean"]) for key in ("accuracy_a_before", "accuracy_a_after"))
         return (
-            f"{start} ({before} to {after} %), so there is no forgetting to reduce; {how} A ends at {protected} %, "
-            f"and {price}."
+            f"{start} ({before} to {after} %), so there is no forgetting to reduce; {how} A ends at "
+            f"{points(held['accuracy_a_after']['mean'])} %, and {price}."
         )
-    # Where A improved, more than all of it: told as all.
-    capped = {end: None if prevented[end] is None else min(prevented[end], 1.0) for end in ("low", "high")}
-    ends = f"95 % interval {share_interval(capped)}" if held["num_seeds"] > 1 else "one seed, so no interval"
-    if prevented["mean"] < 0:
-        surely = held["num_seeds"] > 1 and prevented["high"] is not None and prevented["high"] < 0
-        verdict = "protection made it worse" if surely else "protection did not help"
-        return f"{start} and {_amount(kept)} {how}: {verdict} (reduction {share(prevented)}, {ends}), and {price}."
-    much = "all" if prevented["mean"] >= 1 else share(prevented)
-    told = f"{much} of the forgetting was prevented ({ends}), and {price}."
+    told = f"{prevented(held['reduction'])}, and {price}."
     if kept < 0:
-        return f"{start}; {how} A gained {_amount(-kept)}: {told}"
-    return f"{start} and {_amount(kept) if kept else 'nothing'} {how}: {told}"
-
-
-def _amount(fraction: float) -> str:
-    """Points with one decimal, or more where that would read 0.0."""
-    return points(fraction, next((d for d in (1, 2, 3) if float(f"{100 * fraction:.{d}f}")), 1))
+        return f"{start}; {how} A gained {_UNIT.amount(-kept)}: {told}"
+    return f"{start} and {_UNIT.amount(kept) if kept else 'nothing'} {how}: {told}"
 
 
 def _cost(lost: float) -> str:
-    if not lost:
+    if not round(lost, 9):
         return "cost A nothing"
-    return f"cost A {_amount(lost)} points of accuracy" if lost > 0 else f"improved A by {_amount(-lost)} points"
+    return f"cost A {_UNIT.amount(lost)} {_UNIT.name}" if lost > 0 else f"improved A by {_UNIT.amount(-lost)} points"
 
 
 def _price(cost: float) -> str:
@@ -206,73 +150,50 @@ def _price(cost: float) -> str:
     return f"B pays {points(cost)} points" if cost > 0 else f"B ends {points(-cost)} points higher than unprotected"
 
 
-def _doubts(free: Mapping[str, Any], held: Mapping[str, Any]) -> list[str]:
-    """What keeps a reader from relying on the numbers, if anything."""
-    if held["num_seeds"] < 2:
-        return []
-    doubts = []
-    low = free["forgetting"]["low"]
-    if low is not None and low <= 0:
-        doubts.append(
-            f"The unprotected loss varies so much between these {free['num_seeds']} seeds that its own 95 % interval "
-            "includes 0: more seeds would tell."
-        )
-    low = held["reduction"]["low"]
-    if held["reduction"]["mean"] >= 0 and (low is None or low <= 0):
-        doubts.append("The reduction's interval includes 0: these runs do not show that the protection helps.")
-    return doubts
-
-
 def _control(result: TwoModelResult, panel: Panel, free: Mapping[str, Any], held: Mapping[str, Any]) -> list[str]:
     """How the protection compares with smaller steps alone, where that arm has the same seeds."""
     control_arm = control_of(held["protection"])
-    runs = {run["seed"]: run for g in groups(result, panel) if g.protection == control_arm for run in g.runs}
-    seeds = [run["seed"] for run in held["runs"]]
-    if control_arm is None or not set(seeds) <= set(runs):
+    found = {run["seed"]: run for g in groups(result, panel) if g.protection == control_arm for run in g.runs}
+    if control_arm is None or not {run["seed"] for run in held["runs"]} <= set(found):
         return []
-    control = _summary(result, [runs[seed] for seed in seeds], free["runs"])["reduction"]
-    start = f"The control arm, no protection but smaller steps of the shared weights, prevented {share(control)}"
-    steps = [(runs[run["seed"]]["mean_step"], run["mean_step"]) for run in held["runs"]]
-    if apart := [pair for pair in steps if abs(pair[0] - pair[1]) > _MATCHED_WITHIN * pair[1]]:
-        ratios = [found / wanted for found, wanted in apart if wanted]
-        ends = dict.fromkeys(points(ratio, 0) for ratio in (min(ratios), max(ratios))) if ratios else {}
-        sizes = f"{' to '.join(ends)} %" if ends else "any number of times"
-        some = f"in {len(apart)} of {len(seeds)} seeds " if len(seeds) > 1 else ""
-        start += f" ({some}with steps of {sizes} the protected arm's size, as they could not be matched)"
-    more = mean_interval([runs[run["seed"]]["forgetting"] - run["forgetting"] for run in held["runs"]])
-    if more.low is None or more.high is None:
-        return [f"{start}."]
-    name = with_protection(held["protection"]).removeprefix("with ")
-    if more.low > 0:
-        return [f"{start}; {name} keeps {_amount(more.mean)} points more of A."]
-    if more.high < 0:
-        return [f"{start}, and keeps {_amount(-more.mean)} points more of A than {name}."]
-    return [f"{start}; these {len(seeds)} seeds do not tell the two apart."]
+    pairs = [(found[run["seed"]], run) for run in held["runs"]]
+    control = summary_against(result, [run for run, _ in pairs], free["runs"])["reduction"]
+    steps = unmatched([(run["mean_step"], wanted["mean_step"]) for run, wanted in pairs], _MATCHED_WITHIN)
+    more = mean_interval([run["forgetting"] - protected["forgetting"] for run, protected in pairs])
+    name, amount = in_sentence(held["protection"]), _UNIT.amount(abs(more.mean))
+    return [
+        compared(
+            "The control arm, no protection but smaller steps of the shared weights, prevented "
+            f"{share(control['mean'])} %{steps}",
+            more,
+            more=f"; {name} keeps {amount} points more of A",
+            less=f", and keeps {amount} points more of A than {name}",
+            neither=f"; over these {len(pairs)} seeds the two are not significantly different",
+        )
+    ]
 
 
 def _over_panels(result: TwoModelResult, shown: Sequence[Panel]) -> list[str]:
-    later = listed(later_models(result))
     pairs = [pair for panel in shown if (pair := paired(result, panel)) is not None]
     if not pairs:
         losses: dict[str, list[float]] = {}
         for panel in shown:
             for group in groups(result, panel):
-                losses.setdefault(group.protection, []).append(mean_interval(group.values("forgetting")).mean)
-        name = next((name for name in (BASELINE, main_protection(result)) if name in losses), next(iter(losses)))
-        cost = f"training {later} cost A {span(losses[name])} points of accuracy {with_protection(name)}"
-        return [f"In {len(losses[name])} settings, {cost}.", _missing(name)]
+                losses.setdefault(group.protection, []).append(group.mean("forgetting"))
+        name = _first_of(result, losses)
+        cost = f"cost A {span(losses[name])} {_UNIT.name} {with_protection(name)}"
+        return [f"In {len(losses[name])} settings, training {later(result)} {cost}.", _missing(name)]
     free, held = zip(*pairs, strict=True)
+    lost, kept = (span(summary["forgetting"]["mean"] for summary in arm) for arm in (free, held))
     start = (
-        f"In {len(pairs)} settings, training {later} cost A {span(s['forgetting']['mean'] for s in free)} points of "
-        f"accuracy without protection and {span(s['forgetting']['mean'] for s in held)} "
-        f"{with_protection(held[0]['protection'])}"
+        f"In {len(pairs)} settings, training {later(result)} cost A {lost} {_UNIT.name} without protection and {kept}"
     )
-    sentences = [f"{start}: {_range_of_reductions([summary['reduction'] for summary in held])}."]
+    told = _range_of_reductions([summary["reduction"] for summary in held])
+    sentences = [f"{start} {with_protection(held[0]['protection'])}: {told}."]
     highest = max(summary["cost_b"]["mean"] for summary in held)
     sentences.append(f"B pays {f'at most {points(highest)} points' if 100 * highest >= _NOTHING else 'nothing'}.")
     if result.config.chain.models > 2:
-        without, with_ = (span(_mean_over_models(s["runs"]) for s in arm) for arm in (free, held))
-        sentences.append(_averaged(result, without, with_))
+        sentences.append(_averaged(result, *(span(mean_forgetting(s["runs"]) for s in arm) for arm in (free, held))))
     return sentences
 
 
@@ -280,8 +201,8 @@ def _range_of_reductions(reductions: Sequence[Mapping[str, float] | None]) -> st
     found = sorted(reduction["mean"] for reduction in reductions if reduction is not None)
     if not found:
         return "without protection there is no forgetting to reduce"
-    low, high = (share_number(min(value, 1.0)) for value in (found[0], found[-1]))
-    told = f"{low if low == high else f'{low} to {high}'} % of the forgetting was prevented"
+    low, high = (share(min(value, 1.0)) for value in (found[0], found[-1]))
+    told = f"{ends(low, high)} % of the forgetting was prevented"
     if worse := sum(value < 0 for value in found):
         told += f"; with protection it was more in {worse} of them"
     if idle := len(reductions) - len(found):
@@ -290,9 +211,5 @@ def _range_of_reductions(reductions: Sequence[Mapping[str, float] | None]) -> st
 
 
 def _averaged(result: TwoModelResult, without: str, with_: str) -> str:
-    kept = listed([model["model"] for model in result.runs[0]["models"][:-1]])
+    kept = listed(letters(result)[:-1])
     return f"Averaged over {kept}, {without} points are lost without protection, {with_} with it."
-
-
-def _mean_over_models(runs: Sequence[Run]) -> float:
-    return mean_interval([mean_forgetting(run) for run in runs]).mean

@@ -1,43 +1,35 @@
-"""The summary as a table for the terminal, at most 80 columns wide."""
+"""The summary of a two-model run as a table: what each protection did to A and to B."""
 
 import math
-from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
+from rich import table as rich
 
 from forgetless.experiments.two_model import TwoModelResult
-from forgetless.options import number
 from forgetless.protection import BASELINE
-from forgetless.report.two_model.groups import (
-    Panel,
-    chosen_strength,
-    diverged_arms,
+from forgetless.report.formats import (
+    NOTHING,
+    NOTHING_TO_REDUCE,
     is_control,
-    panel_name,
-    panels,
+    or_nothing,
+    plus_minus,
     points,
-    progress,
     strength_heading,
     symbol_of,
 )
+from forgetless.report.table import Row, Table, in_terminal, of_protection
+from forgetless.report.two_model.groups import Panel, chosen_strength, diverged_arms, panel_name, panels, progress
 
-NOTHING_TO_REDUCE = "none to reduce"
-
-_COLUMNS = ("protection", "", "A before", "A after", "forgetting", "reduction", "B", "B's cost")
-_REDUCTION = _COLUMNS.index("reduction")
-_WIDTH = 80
+_COLUMNS = ("A before", "A after", "forgetting", "reduction", "B", "B's cost")
 
 
-def summary_table(result: TwoModelResult) -> Table:
+def summary_table(result: TwoModelResult) -> rich.Table:
     """What each protection did to A and to B, over seeds.
 
     Accuracies are in per cent and differences in points, with ± half the width of the 95 % interval; a reduction is
-    followed by the ends of its interval. With several panels there is a table for each, under its name. The α that
-    the report's figures show is in bold.
+    followed by the ends of its interval, rounded outwards. With several panels there is a table for each, under its
+    name. The α that the report's figures show is in bold.
 
     Args:
         result: Runs, all or some of those asked for.
@@ -46,87 +38,61 @@ def summary_table(result: TwoModelResult) -> Table:
         The table, for `rich.console.Console.print`.
     """
     shown = panels(result)
-    summary = result.summary()
-    rows = {panel: _rows(result, panel, summary) for panel in shown}
-    # The same widths in every panel, so that the columns stand in line.
-    strength = strength_heading(entry["protection"] for entry in summary)
-    columns = tuple(name or strength for name in _COLUMNS)
-    lines = [columns, *(cells for found in rows.values() for cells, _ in found)]
-    widths = [max(len(cells[i]) for cells in lines) for i in range(len(_COLUMNS))]
-    if (excess := sum(widths) + len(widths) - 1 - _WIDTH) > 0:
-        widths[_REDUCTION] = max(widths[_REDUCTION] - excess, len("reduction"))
-    whole = Table.grid()
-    for i, panel in enumerate(shown):
-        whole.add_row(Text(("\n" if i else "") + panel_name(panel, shown), style="bold"))
-        table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-        for j, (name, width) in enumerate(zip(columns, widths, strict=True)):
-            justify: Literal["left", "right"] = "right" if j else "left"
-            table.add_column(name, justify=justify, width=width, no_wrap=j != _REDUCTION)
-        for cells, bold in rows[panel]:
-            table.add_row(*cells, style="bold" if bold else None)
-        whole.add_row(table)
-    whole.add_row(_notes(result, summary))
-    return whole
+    columns = (strength_heading(result.config.arms), *_COLUMNS)
+    names = ["\n" * (i > 0) + panel_name(panel, shown) for i, panel in enumerate(shown)]
+    parts = [Table(name, columns, summary_rows(result, panel)) for name, panel in zip(names, shown, strict=True)]
+    return in_terminal(parts, _notes(result), wrapped="reduction")
 
 
-def _rows(result: TwoModelResult, panel: Panel, summary: list[dict[str, Any]]) -> list[tuple[tuple[str, ...], bool]]:
-    """The cells of a panel's table, line by line, and whether the line is in bold."""
-    here = [entry for entry in summary if panel.holds(entry)]
-    unprotected = any(entry["protection"] == BASELINE for entry in here)
-    counts = Counter(entry["protection"] for entry in here)
-    chosen = {name: chosen_strength(result, name) for name in counts if counts[name] > 1}
+def summary_rows(result: TwoModelResult, panel: Panel, *, on_page: bool = False) -> list[Row]:
+    """The lines of a panel's table; on the page with one digit more."""
+    here = [entry for entry in result.summary() if panel.holds(entry)]
+    here.sort(key=lambda entry: result.config.arms.index(entry["protection"]))
+    protections = [entry["protection"] for entry in here]
     rows = []
-    for entry in sorted(here, key=lambda entry: result.config.arms.index(entry["protection"])):
-        strength = entry["strength"]
-        cells = (
-            str(entry["protection"]),
-            "" if strength is None else number(strength),
-            *(_plus_minus(entry[key]) for key in ("accuracy_a_before", "accuracy_a_after", "forgetting")),
-            reduction_text(entry, unprotected=unprotected),
-            _plus_minus(entry["accuracy_b"]),
-            _plus_minus(entry["cost_b"]),
+    for entry in here:
+        name, strength = entry["protection"], entry["strength"]
+        before, after, forgetting, b, cost = (
+            plus_minus(entry[key], 2 if on_page else 1, 100, narrow=not on_page)
+            for key in ("accuracy_a_before", "accuracy_a_after", "forgetting", "accuracy_b", "cost_b")
         )
-        rows.append((cells, strength is not None and strength == chosen.get(entry["protection"])))
+        reduced = reduction_cell(entry, on_page=on_page, unprotected=BASELINE in protections)
+        cells = [or_nothing(strength), before, after, forgetting, reduced, b, cost]
+        is_chosen = protections.count(name) > 1 and strength is not None and strength == chosen_strength(result, name)
+        rows.append(of_protection(name, cells, is_chosen=is_chosen))
     return rows
 
 
-def reduction_text(entry: Mapping[str, Any], *, unprotected: bool) -> str:
+def reduction_cell(entry: Mapping[str, Any], *, on_page: bool, unprotected: bool = True) -> str:
     """A reduction in per cent with its interval.
 
     Args:
         entry: A line of the summary.
+        on_page: `98.60 (97.1 to 99.5)`; in the terminal `98.6 [97,100]`, the ends rounded outwards.
         unprotected: Whether its panel has an unprotected arm.
 
     Returns:
-        Such as `98.6 [97,100]`, the ends rounded outwards, ∞ where there is no bound; `none to reduce` where the
-        unprotected arm does not forget; `–` where it is missing, or is the line itself.
+        The cell; that there is none to reduce where the unprotected arm does not forget; – where it is missing, or is
+        the line itself.
     """
-    prevented = entry["reduction"]
-    if prevented is None:
-        is_compared = entry["protection"] != BASELINE and entry["cost_b"] is not None
-        return NOTHING_TO_REDUCE if unprotected and is_compared else "–"
-    mean = points(prevented["mean"], 1 if abs(prevented["mean"]) < 0.9995 else 0)
-    if entry["num_seeds"] < 2:
-        return mean
-    low = "−∞" if prevented["low"] is None else points(math.floor(round(100 * prevented["low"], 6)) / 100, 0)
-    high = "∞" if prevented["high"] is None else points(math.ceil(round(100 * prevented["high"], 6)) / 100, 0)
-    return f"{mean} [{low},{high}]"
+    if entry["reduction"] is None:
+        is_compared = unprotected and entry["protection"] != BASELINE and entry["cost_b"] is not None
+        return ("no forgetting to reduce" if on_page else NOTHING_TO_REDUCE) if is_compared else NOTHING
+    mean, low, high = (entry["reduction"][end] for end in ("mean", "low", "high"))
+    if on_page:
+        ends = f" ({'−∞' if low is None else points(low)} to {points(high)})" if high is not None else ""
+        return points(mean, 2) + ends
+    text = points(mean, 1 if abs(mean) < 0.9995 else 0)
+    if high is None:
+        return text
+    least, most = math.floor(round(100 * low, 6)) if low is not None else None, math.ceil(round(100 * high, 6))
+    return f"{text} [{'−∞' if least is None else points(least / 100, 0)},{points(most / 100, 0)}]"
 
 
-def _plus_minus(interval: Mapping[str, float | None] | None) -> str:
-    if interval is None or interval["mean"] is None:
-        return "–"
-    mean = points(interval["mean"])
-    if interval["high"] is None:
-        return mean
-    half = interval["high"] - interval["mean"]
-    return f"{mean} ±{points(half, 1 if half < 0.0995 else 0)}"
-
-
-def _notes(result: TwoModelResult, summary: list[dict[str, Any]]) -> Text:
+def _notes(result: TwoModelResult) -> list[str]:
     """How to read it, and what is missing."""
+    summary, notes = result.summary(), []
     seeds = max((entry["num_seeds"] for entry in summary), default=0)
-    notes = []
     done, wanted = progress(result)
     if done < wanted:
         notes.append(f"Unfinished: {done} of {wanted} runs. Go on with `forgetless resume`.")
@@ -140,9 +106,10 @@ def _notes(result: TwoModelResult, summary: list[dict[str, Any]]) -> Text:
         notes.append(f"{NOTHING_TO_REDUCE}: the unprotected A lost nothing, no forgetting to reduce.")
     if summary and BASELINE not in result.config.arms:
         notes.append("No reduction without an unprotected arm: add none to --protection.")
-    notes += [
-        f"Bold: the {symbol_of(name)} with the best mean validation accuracy of A and B."
-        for name in dict.fromkeys(entry["protection"] for entry in summary)
-        if not is_control(name) and len({e["strength"] for e in summary if e["protection"] == name}) > 1
+    strengths: dict[str, set[float]] = {}
+    for entry in summary:
+        strengths.setdefault(entry["protection"], set()).add(entry["strength"])
+    several = [name for name, found in strengths.items() if len(found) > 1 and not is_control(name)]
+    return notes + [
+        f"Bold: the {symbol_of(name)} with the best mean validation accuracy of A and B." for name in several
     ]
-    return Text("\n".join(notes), style="dim")

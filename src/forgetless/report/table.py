@@ -1,0 +1,95 @@
+"""Tables: one description of columns and rows, for the terminal and for the page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich import box
+from rich import table as rich
+from rich.text import Text
+
+from forgetless.report.canvas import colour
+from forgetless.report.formats import label
+
+_WIDTH = 80
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table.
+
+    Attributes:
+        name: In the terminal.
+        cells: One per column.
+        label: Its name on the page.
+        colour: Beside it.
+        is_chosen: Whether it is in bold.
+    """
+
+    name: str
+    cells: Sequence[str | Text]
+    label: str = ""
+    colour: str = ""
+    is_chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        title: Over it.
+        columns: Their names, but for that of the first.
+        rows: Its lines.
+        note: Below the title on the page.
+        first: The column of the rows' names.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    note: str = ""
+    first: str = "protection"
+
+
+def of_protection(protection: str, cells: Sequence[str], *, is_chosen: bool = False, name: str = "") -> Row:
+    """A line that tells of a protection, called `name` on the page."""
+    return Row(protection, cells, name or label(protection), colour(protection), is_chosen)
+
+
+def in_terminal(parts: Sequence[Table], notes: Sequence[str], wrapped: str | None = None) -> rich.Table:
+    """Tables one below the other, and notes, at most 80 columns wide.
+
+    Args:
+        parts: The tables.
+        notes: Below them.
+        wrapped: For tables that hardly fit: their columns stand in line, and this one is the first to be broken.
+
+    Returns:
+        The table, for `rich.console.Console.print`.
+    """
+    whole = rich.Table.grid()
+    widths = _widths(parts, wrapped) if wrapped else {}
+    for part in parts:
+        whole.add_row(Text(part.title, style="bold"))
+        padding = 0 if wrapped else (0, 1, 0, 0)
+        table = rich.Table(box=box.SIMPLE_HEAD, padding=padding, pad_edge=False, show_edge=False)
+        for name in (part.first, *part.columns):
+            justify: Literal["left", "right"] = "left" if name == part.first else "right"
+            table.add_column(name, justify=justify, width=widths.get(name), overflow="fold")
+        for row in part.rows:
+            table.add_row(row.name, *row.cells, style="bold" if row.is_chosen else None)
+        whole.add_row(table)
+    whole.add_row(Text("\n".join(notes), style="dim"))
+    return whole
+
+
+def _widths(parts: Sequence[Table], wrapped: str) -> dict[str, int]:
+    """The same in all tables, so that the columns stand in line; one gives way if they are too wide together."""
+    widths: dict[str, int] = {}
+    for part in parts:
+        for i, name in enumerate((part.first, *part.columns)):
+            found = [len((row.name, *row.cells)[i]) for row in part.rows]
+            widths[name] = max(len(name), widths.get(name, 0), *found)
+    excess = max(0, sum(widths.values()) + len(widths) - 1 - _WIDTH)
+    return {**widths, wrapped: max(widths[wrapped] - excess, len(wrapped))} if widths else {}
