@@ -153,7 +153,7 @@ def test_the_table_is_whole_at_80_columns(searched, truth, tmp_path, capsys, mon
     options = ("--truth", str(truth), "--column", "accuracy", "--estimates", "30", "--output", str(tmp_path))
     assert main(["evaluate", str(searched), *options]) == 0
     text = capsys.readouterr().out
-    assert "What searches hand over: accuracy" in text
+    assert "What searches select: accuracy" in text
     assert "enas, wpl" in text
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80 or "evaluation.json" in max(text.splitlines(), key=len)

@@ -16,7 +16,7 @@ from forgetless.report.search.interference import (
 from forgetless.report.search.tables import search_table
 from forgetless.report.two_model.figures import accuracy_curves, chain_forgetting, forgetting_bars, trade_off
 from forgetless.report.two_model.findings import headline
-from forgetless.report.two_model.groups import chosen_strength
+from forgetless.report.two_model.shown import chosen_strength
 from forgetless.report.two_model.tables import summary_table
 
 __all__ = [

@@ -87,9 +87,9 @@ def grid(titles: Sequence[str], columns: int, height: float, share: str) -> tupl
     return figure, axes
 
 
-def label_outer_axes(axes: Sequence[Axes], x: str, y: str) -> None:
+def label_outer_axes(figure: Figure, x: str, y: str) -> None:
     """Label the axes that show numbers: the left ones and the lowest ones."""
-    for ax in axes:
+    for ax in figure.axes:
         if ax.xaxis.get_tick_params()["labelbottom"]:
             ax.set_xlabel(x, fontsize=10, **FONT)
         if ax.yaxis.get_tick_params()["labelleft"]:

@@ -66,7 +66,7 @@ def interference_map(result: SearchResult, arms: Sequence[Arm]) -> Figure:
             axis.set_major_locator(MaxNLocator(8, integer=True))
         for spine in ax.spines.values():
             spine.set_visible(False)
-    label_outer_axes(axes, "model evaluated, i", "model trained, j")
+    label_outer_axes(figure, "model evaluated, i", "model trained, j")
     bar = figure.colorbar(mesh, ax=axes, fraction=0.04, pad=0.02, aspect=25)
     bar.set_label(f"worse off by, {unit.name}", fontsize=9.5, **FONT)
     bar.ax.tick_params(colors=QUIET, labelcolor=INK, labelsize=9, labelfontfamily="DejaVu Sans")

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from forgetless.errors import InputError
 from forgetless.experiments.two_model import TwoModelResult
-from forgetless.forgetting import Interval, mean_interval, reduction
+from forgetless.forgetting import Interval, mean_interval
 from forgetless.options import number
 from forgetless.protection import BASELINE, PROTECTIONS
 from forgetless.report.canvas import (
@@ -46,7 +46,6 @@ from forgetless.report.formats import (
     ends,
     is_control,
     label,
-    listed,
     points,
     share,
     span,
@@ -54,20 +53,7 @@ from forgetless.report.formats import (
     symbol_of,
     with_label,
 )
-from forgetless.report.two_model.groups import (
-    Group,
-    Panel,
-    Run,
-    chosen_strength,
-    group_at,
-    groups,
-    later,
-    letters,
-    main_protection,
-    mean_forgetting,
-    panel_name,
-    panels,
-)
+from forgetless.report.two_model.shown import Group, Panel, Run, Shown, mean_forgetting, panel_name
 
 _MOST_COLUMNS = 3
 _MODELS = (("accuracy_a_after", "-"), ("accuracy_b", "--"))
@@ -90,30 +76,30 @@ def accuracy_curves(result: TwoModelResult) -> Figure:
     Raises:
         InputError: If there are no runs.
     """
-    shown = _panels_to_draw(result)
+    shown = _shown(result)
     figure, axes = _grid(shown, height=(4.6, 3.5, 2.9), share="y")
     curves = [run["curve"][key] for run in result.runs for key in ("accuracy_a", "accuracy_b")]
     limits = limits_of([100 * value for curve in curves for value in curve], least=None)
-    for ax, panel in zip(axes, shown, strict=True):
+    for ax, panel in axes:
         here = [run for run in result.runs if panel.holds(run)]
         before = 100 * np.mean([run["accuracy_a_before"] for run in here])
         ax.axhline(float(before), color=INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1.5, gid="before")
-        found = groups(result, panel)
+        found = shown.groups(panel)
         for i, (group, width) in enumerate(zip(found, _widths(found), strict=True)):
             _curves(ax, group, colour(group.protection), width, order=2 + i)
-        _mark_models(ax, result)
+        _mark_models(ax, shown)
         ax.set_xlim(0, max(run["curve"]["iteration"][-1] for run in here))
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         percent_axis(ax, limits)
-    models = letters(result)[1:]
-    label_outer_axes(axes, f"training iterations of {listed(models)}", "test accuracy, %")
+    label_outer_axes(figure, f"training iterations of {shown.later}", "test accuracy, %")
+    dashed = f"the model in training ({shown.later})" if shown.is_chain else "B"
     style: list[Artist] = [
         Line2D([], [], color=QUIET, linewidth=2.0, label="A"),
-        Line2D([], [], color=QUIET, linewidth=1.3, linestyle="--", label=_in_training(models)),
+        Line2D([], [], color=QUIET, linewidth=1.3, linestyle="--", label=dashed),
         Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (1, 2)), label="A before"),
     ]
-    place_legends(figure, colours(_labels(result, shown)), style)
-    title_figure(figure, f"While {listed(models)} train{'s' * (len(models) == 1)}, A {_losses(result, shown)}")
+    place_legends(figure, colours(_labels(shown)), style)
+    title_figure(figure, f"While {shown.later} train{'' if shown.is_chain else 's'}, A {_losses(shown)}")
     return figure
 
 
@@ -129,26 +115,25 @@ def forgetting_bars(result: TwoModelResult) -> Figure:
     Raises:
         InputError: If there are no runs.
     """
-    shown = _panels_to_draw(result)
-    found = {panel: groups(result, panel) for panel in shown}
-    arms = list(dict.fromkeys((g.protection, g.label) for panel in shown for g in found[panel]))
+    shown = _shown(result)
+    arms = list(_labels(shown))
     bar = 0.34 * len(arms)
     figure, axes = _grid(shown, height=(bar + 1.0, bar + 0.8, bar + 0.8), share="both")
-    limits = limits_of([value for panel in shown for g in found[panel] for value in g.values("forgetting")])
-    for ax, panel in zip(axes, shown, strict=True):
-        for group in found[panel]:
-            y = arms.index((group.protection, group.label))
+    limits = limits_of([value for group in shown.groups() for value in group.values("forgetting")])
+    for ax, panel in axes:
+        for group in shown.groups(panel):
+            y = arms.index(group.protection)
             mean = _bar(ax, group.protection, group.values("forgetting"), y, (0.62, 1.0), limits, vertical=False)
             # Beside the panel, where no bar, dot or interval can cover it.
             ax.text(1.03, y, points(mean / 100), transform=ax.get_yaxis_transform(), va="center", **FONT)
         ax.axvline(0, color=INK, linewidth=0.9, zorder=3)
         ax.set_xlim(*limits)
         ax.set_ylim(len(arms) - 0.5, -0.5)
-        ax.set_yticks(range(len(arms)), [label for _, label in arms])
+        ax.set_yticks(range(len(arms)), _labels(shown).values())
         ax.tick_params(axis="y", length=0, pad=9, labelcolor=INK)
         ax.grid(visible=False, axis="y")
-    label_outer_axes(axes, "points of accuracy A lost", "")
-    title_figure(figure, _bars_title(result, shown))
+    label_outer_axes(figure, "points of accuracy A lost", "")
+    title_figure(figure, _bars_title(shown))
     return figure
 
 
@@ -168,35 +153,38 @@ def trade_off(result: TwoModelResult, protection: str | None = None) -> Figure:
     Raises:
         InputError: If there are no runs of that protection.
     """
-    protection = protection or main_protection(result) or BASELINE
-    ran = {run["protection"] for run in result.runs}
-    strengths = sorted({run["strength"] for run in result.runs if run["protection"] == protection} - {None})
-    along = {panel: _along(result, panel, protection, strengths) for panel in _panels_to_draw(result)}
-    shown = [panel for panel, found in along.items() if found]
-    if not shown:
+    shown = _shown(result)
+    protection = protection or shown.main or BASELINE
+    strengths, chosen = shown.strengths.get(protection, []), shown.chosen.get(protection)
+
+    def along(panel: Panel, name: str) -> list[Group]:
+        found = (shown.group(panel, name, strength) for strength in strengths)
+        return [group for group in found if group.runs]
+
+    panels = [panel for panel in shown.panels if along(panel, protection)]
+    if not panels:
         raise InputError(f"Expected runs with a strength α under {protection!r}, but got none. Run that protection.")
     # The arms without a strength, controls apart, are horizontal lines.
-    levels = [n for n in result.config.arms if n in ran and not PROTECTIONS[n].has_strength() and not is_control(n)]
-    level = {panel: [g for name in levels if (g := group_at(result, panel, name, None))] for panel in shown}
-    chosen, control = chosen_strength(result, protection), control_of(protection)
-    figure, axes = _grid(shown, height=(4.4, 3.4, 2.9), share="y")
-    everything = [group for panel in shown for group in (*along[panel], *level[panel])]
+    levels = [n for n in shown.ran if not PROTECTIONS[n].has_strength() and not is_control(n)]
+    level = {panel: [group for group in shown.groups(panel) if group.protection in levels] for panel in panels}
+    control = control_of(protection)
+    figure, axes = _grid(shown, height=(4.4, 3.4, 2.9), share="y", panels=panels)
+    everything = [group for panel in panels for group in (*along(panel, protection), *level[panel])]
     limits = limits_of([v for g in everything for key, _ in _MODELS for v in g.values(key)], least=None)
-    for ax, panel in zip(axes, shown, strict=True):
+    for ax, panel in axes:
         _strength_axis(ax, strengths)
         for group in level[panel]:
             for key, dash in _MODELS:
                 shade, gid = colour(group.protection), group.protection
                 ax.axhline(100 * group.mean(key), color=shade, linewidth=1.3, linestyle=dash, zorder=2, gid=gid)
         for key, dash in _MODELS:
-            _against_strength(ax, along[panel], key, dash, limits)
-            if control is not None:
-                _against_strength(ax, _along(result, panel, control, strengths), key, dash, None)
+            _against_strength(ax, along(panel, protection), key, dash, limits)
+            _against_strength(ax, along(panel, control) if control else [], key, dash, None)
         if len(strengths) > 1 and chosen is not None:
             ax.axvline(chosen, color=BAND, linewidth=7, zorder=0.5)
         percent_axis(ax, limits)
     symbol = symbol_of(protection)
-    label_outer_axes(axes, f"{strength_axis(protection)} of {label(protection)}", "test accuracy at the end, %")
+    label_outer_axes(figure, f"{strength_axis(protection)} of {label(protection)}", "test accuracy at the end, %")
     mark: dict[str, Any] = {"color": QUIET, "linewidth": 1.8, "marker": "o", "markersize": 5}
     meaning: list[Artist] = [
         Line2D([], [], label="A", **mark),
@@ -205,8 +193,8 @@ def trade_off(result: TwoModelResult, protection: str | None = None) -> Figure:
     if len(strengths) > 1:
         meaning.append(Line2D([], [], color=BAND, linewidth=7, label=f"{symbol} chosen on validation data"))
     drawn = [BASELINE, *([control] if control else []), *levels, protection]
-    place_legends(figure, colours({name: arm_label(name) for name in drawn if name in ran}), meaning)
-    here = [g for panel in shown if (g := group_at(result, panel, protection, chosen))]
+    place_legends(figure, colours({name: arm_label(name) for name in drawn if name in shown.ran}), meaning)
+    here = [group for panel in panels for group in shown.groups(panel) if group.protection == protection]
     kept, learned = (span(g.mean(key) for g in here) for key, _ in _MODELS)
     told = f"At {symbol} = {number(chosen or 0)}, A ends at {kept} % and B at {learned} %"
     title_figure(figure, told if len(strengths) > 1 else f"{told}; a trade-off takes several values of {symbol}")
@@ -227,15 +215,13 @@ def chain_forgetting(result: TwoModelResult) -> Figure:
     Raises:
         InputError: If there are no runs.
     """
-    shown = _panels_to_draw(result)
-    models = letters(result)[:-1]
-    found = {panel: groups(result, panel) for panel in shown}
-    order = list(_labels(result, shown))
-    runs = [run for panel in shown for group in found[panel] for run in group.runs]
+    shown = _shown(result)
+    models, order = shown.letters[:-1], list(_labels(shown))
+    everything = [model["forgetting"] for g in shown.groups() for run in g.runs for model in run["models"]]
     figure, axes = _grid(shown, height=(3.8, 3.2, 2.8), share="y")
-    limits, width = limits_of([100 * model["forgetting"] for run in runs for model in run["models"]]), 0.8 / len(order)
-    for ax, panel in zip(axes, shown, strict=True):
-        for group in found[panel]:
+    limits, width = limits_of([100 * value for value in everything]), 0.8 / len(order)
+    for ax, panel in axes:
+        for group in shown.groups(panel):
             for j in range(len(models)):
                 x = j + (order.index(group.protection) - (len(order) - 1) / 2) * width
                 values = [100 * run["models"][j]["forgetting"] for run in group.runs]
@@ -246,14 +232,13 @@ def chain_forgetting(result: TwoModelResult) -> Figure:
         ax.set_xticks(range(len(models)), models)
         ax.tick_params(axis="x", length=0, pad=7, labelcolor=INK)
         ax.grid(visible=False, axis="x")
-    label_outer_axes(axes, "model, in the order of training", "forgetting, points")
-    place_legends(figure, colours(_labels(result, shown)), [])
-    main = main_protection(result)
+    label_outer_axes(figure, "model, in the order of training", "forgetting, points")
+    place_legends(figure, colours(_labels(shown)), [])
     free, kept = (
-        [mean_forgetting(g.runs) for p in shown for g in found[p] if g.protection == name] for name in (BASELINE, main)
+        [mean_forgetting(g.runs) for g in shown.groups() if g.protection == name] for name in (BASELINE, shown.main)
     )
     told = f"The models before the last lose {span(free or kept)} points on average"
-    how = f", {span(kept)} {with_label(main)}" if free and kept and main else ""
+    how = f", {span(kept)} {with_label(shown.main)}" if free and kept and shown.main else ""
     title_figure(figure, told + (" without protection" if free else "") + how)
     return figure
 
@@ -261,38 +246,40 @@ def chain_forgetting(result: TwoModelResult) -> Figure:
 # What the figures are made of
 
 
-def _panels_to_draw(result: TwoModelResult) -> list[Panel]:
-    """The panels row by row, see `_columns`."""
-    shown = panels(result)
-    if not shown:
+def _shown(result: TwoModelResult) -> Shown:
+    if not result.runs:
         raise InputError("Expected at least one finished run to draw, but got none. Finish a run first.")
-    if len({panel.convergence for panel in shown}) > _MOST_COLUMNS:
+    return Shown(result)
+
+
+def _grid(
+    shown: Shown, height: tuple[float, float, float], share: str, panels: Sequence[Panel] | None = None
+) -> tuple[Figure, list[tuple[Axes, Panel]]]:
+    """A figure with one styled axes per panel, row by row, heights in inches for one, two, and more columns."""
+    panels, convergences = panels or shown.panels, shown.result.config.chain.convergence
+    if len({panel.convergence for panel in panels}) > _MOST_COLUMNS:
         # Stable, so that the panels of one convergence keep their order.
-        shown.sort(key=lambda panel: result.config.chain.convergence.index(panel.convergence))
-    return shown
+        panels = sorted(panels, key=lambda panel: convergences.index(panel.convergence))
+    columns = _columns(panels)
+    names = [panel_name(panel, panels) for panel in panels]
+    titles = names if columns == 1 else [name.replace(", ", "\n") for name in names]
+    figure, axes = grid(titles, columns, height[columns - 1], share)
+    return figure, list(zip(axes, panels, strict=True))
 
 
-def _columns(shown: Sequence[Panel]) -> int:
+def _columns(panels: Sequence[Panel]) -> int:
     """Columns by convergence, or by shared layers if that is narrower; where only one varies, as many as fit."""
-    convergences, shared = ({getattr(panel, name) for panel in shown} for name in ("convergence", "shared"))
-    if len(convergences) > 1 and len(shared) > 1 and len(shown) == len(convergences) * len(shared):
-        columns = len(convergences) if len(convergences) <= _MOST_COLUMNS else len(shared)
+    by_convergence, by_shared = (len({getattr(panel, name) for panel in panels}) for name in ("convergence", "shared"))
+    if by_convergence > 1 and by_shared > 1 and len(panels) == by_convergence * by_shared:
+        columns = by_convergence if by_convergence <= _MOST_COLUMNS else by_shared
         if columns <= _MOST_COLUMNS:
             return columns
-    return 2 if len(shown) == 4 else min(len(shown), _MOST_COLUMNS)
+    return 2 if len(panels) == 4 else min(len(panels), _MOST_COLUMNS)
 
 
-def _grid(shown: Sequence[Panel], height: tuple[float, float, float], share: str) -> tuple[Figure, list[Axes]]:
-    """A figure with one styled axes per panel, heights in inches for one, two, and more columns."""
-    columns = _columns(shown)
-    names = [panel_name(panel, shown) for panel in shown]
-    titles = names if columns == 1 else [name.replace(", ", "\n") for name in names]
-    return grid(titles, columns, height[columns - 1], share)
-
-
-def _labels(result: TwoModelResult, shown: Sequence[Panel]) -> dict[str, str]:
+def _labels(shown: Shown) -> dict[str, str]:
     """Protection → its label, of all that is shown."""
-    return {group.protection: group.label for panel in shown for group in groups(result, panel)}
+    return {group.protection: group.label for group in shown.groups()}
 
 
 def _widths(found: Sequence[Group]) -> list[float]:
@@ -338,20 +325,16 @@ def _starts(run: Run) -> list[int]:
     return [0] + [next(i for i, at in enumerate(iterations) if at > j * each) for j in range(1, later)]
 
 
-def _mark_models(ax: Axes, result: TwoModelResult) -> None:
+def _mark_models(ax: Axes, shown: Shown) -> None:
     """Say which model trains when, where there is more than one."""
-    models = letters(result)[1:]
-    if len(models) < 2:
+    if not shown.is_chain:
         return
-    each = result.runs[0]["curve"]["iteration"][-1] / len(models)
+    models = shown.letters[1:]
+    each = shown.result.runs[0]["curve"]["iteration"][-1] / len(models)
     for j, letter in enumerate(models):
         if j:
             ax.axvline(j * each, color=QUIET, linewidth=0.8, zorder=1.2)
         ax.text((j + 0.5) * each, 0.02, f"{letter} trains", transform=ax.get_xaxis_transform(), **MARK, **FONT)
-
-
-def _in_training(models: Sequence[str]) -> str:
-    return "B" if len(models) == 1 else f"the model in training ({listed(models)})"
 
 
 def _bar(
@@ -372,11 +355,6 @@ def _bar(
     places = at + widths[1] * spread(len(values))
     ax.scatter(*((places, values) if vertical else (values, places)), edgecolor=shade, **SEED)
     return estimate.mean
-
-
-def _along(result: TwoModelResult, panel: Panel, protection: str, strengths: Sequence[float]) -> list[Group]:
-    """The groups of a protection in a panel, by strength."""
-    return [group for a in strengths if (group := group_at(result, panel, protection, a)) is not None]
 
 
 def _strength_axis(ax: Axes, strengths: Sequence[float]) -> None:
@@ -415,13 +393,12 @@ def _against_strength(
             draw_interval(ax, possible, x, limits, vertical=True, shade=shade)
 
 
-def _losses(result: TwoModelResult, shown: Sequence[Panel]) -> str:
+def _losses(shown: Shown) -> str:
     """Such as `loses 20.0 to 39.2 points without protection and 0.3 with weight plasticity`."""
-    found = [group for panel in shown for group in groups(result, panel)]
     parts: list[str] = []
     verb = ""
-    for name in dict.fromkeys((BASELINE, main_protection(result) or found[0].protection)):
-        lost = [group.mean("forgetting") for group in found if group.protection == name]
+    for name in dict.fromkeys((BASELINE, shown.main or shown.groups()[0].protection)):
+        lost = [group.mean("forgetting") for group in shown.groups() if group.protection == name]
         if lost:
             gained = points(max(lost)).startswith("−")  # what reads as 0.0 is no gain
             present = "gains " if gained else "loses "
@@ -433,22 +410,16 @@ def _losses(result: TwoModelResult, shown: Sequence[Panel]) -> str:
     return " and ".join(parts)
 
 
-def _bars_title(result: TwoModelResult, shown: Sequence[Panel]) -> str:
+def _bars_title(shown: Shown) -> str:
     """How much of the forgetting the main protection prevents, over panels."""
-    main = main_protection(result)
-    pairs = []
-    for panel in shown:
-        found = {g.protection: {run["seed"]: run["forgetting"] for run in g.runs} for g in groups(result, panel)}
-        free, held = found.get(BASELINE, {}), found.get(main or "", {})
-        if seeds := sorted(set(free) & set(held)):
-            pairs.append(reduction([held[s] for s in seeds], [free[s] for s in seeds], num_resamples=1))
-    if not pairs or main is None:
-        return f"While {later(result)} trains, A {_losses(result, shown)}"
-    shares = sorted(pair.mean for pair in pairs if pair is not None)
+    pairs = [pair[1]["reduction"] for panel in shown.panels if (pair := shown.paired(panel))]
+    if not pairs or shown.main is None:
+        return f"While {shown.later} trains, A {_losses(shown)}"
+    shares = sorted(found["mean"] for found in pairs if found is not None)
     if not shares:
         return "Without protection A does not forget: there is no forgetting to reduce"
     some = "" if len(shares) == len(pairs) else f", where there is any ({len(shares)} of {len(pairs)} panels)"
     if shares[-1] < 0:
-        return f"With {label(main)} A forgets more than without protection{some}"
+        return f"With {label(shown.main)} A forgets more than without protection{some}"
     low, high = (share(min(value, 1.0)) for value in (shares[0], shares[-1]))
-    return f"{label(main).capitalize()} prevents {ends(low, high)} % of A's forgetting{some}"
+    return f"{label(shown.main).capitalize()} prevents {ends(low, high)} % of A's forgetting{some}"

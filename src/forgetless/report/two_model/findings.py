@@ -19,20 +19,7 @@ from forgetless.report.formats import (
     with_protection,
 )
 from forgetless.report.sentences import compared, doubts, missing_arm, prevented, so_far, unmatched
-from forgetless.report.two_model.groups import (
-    Panel,
-    chosen_strength,
-    diverged_arms,
-    groups,
-    later,
-    letters,
-    main_protection,
-    mean_forgetting,
-    paired,
-    panels,
-    progress,
-    summary_against,
-)
+from forgetless.report.two_model.shown import Panel, Run, Shown, mean_forgetting
 from forgetless.tasks import TASKS
 
 _UNIT = TASKS["images"].unit
@@ -57,68 +44,61 @@ def headline(result: TwoModelResult) -> str:
     Returns:
         The finding of the one panel, or the range over several panels.
     """
-    return " ".join(headline_sentences(result))
+    return " ".join(headline_sentences(Shown(result)))
 
 
-def headline_sentences(result: TwoModelResult) -> list[str]:
+def headline_sentences(shown: Shown) -> list[str]:
     """The sentences of `headline`, at least one."""
+    result, main = shown.result, shown.main
     if not result.runs:
-        return [diverged_arms(result) or "No run is finished yet."]
-    shown = panels(result)
+        return [shown.diverged or "No run is finished yet."]
     finished, diverged = ({run["protection"] for run in runs} for runs in (result.runs, result.diverged))
     if BASELINE in diverged - finished:
         sentences = ["Without protection every run diverged, so there is nothing to compare with."]
     else:
-        sentences = finding(result, shown[0]) if len(shown) == 1 else _over_panels(result, shown)
-    main = main_protection(result)
-    strengths = {run["strength"] for run in result.runs if run["protection"] == main} - {None}
-    if main is not None and len(strengths) > 1:
-        strength = number(chosen_strength(result, main) or 0.0)
-        sentences.append(
-            f"This is at {symbol_of(main)} = {strength}, chosen among {len(strengths)} on validation data."
-        )
-    if result.diverged:
-        sentences.append(diverged_arms(result))
-    return so_far(sentences, progress(result), "runs")
+        sentences = finding(shown, shown.panels[0]) if len(shown.panels) == 1 else _over_panels(shown)
+    if main is not None and len(strengths := shown.strengths[main]) > 1:
+        chosen = f"{symbol_of(main)} = {number(shown.chosen[main] or 0.0)}"
+        sentences.append(f"This is at {chosen}, chosen among {len(strengths)} on validation data.")
+    return so_far([*sentences, *filter(None, [shown.diverged])], shown.progress, "runs")
 
 
-def finding(result: TwoModelResult, panel: Panel) -> list[str]:
+def finding(shown: Shown, panel: Panel) -> list[str]:
     """A few sentences on one panel: A's loss without and with protection, B's price, and what the control arm says."""
-    pair = paired(result, panel)
+    pair = shown.paired(panel)
     if pair is None:
-        return _one_arm(result, panel)
+        return _one_arm(shown, panel)
     free, held = pair
-    sentences = [_compared(free, held, later(result))]
-    if result.config.chain.models > 2:
-        sentences.append(_averaged(result, *(points(mean_forgetting(arm["runs"])) for arm in pair)))
+    sentences = [_compared(free, held, shown.later)]
+    if shown.is_chain:
+        sentences.append(_averaged(shown, *(points(mean_forgetting(arm["runs"])) for arm in pair)))
     if held["reduction"] is not None:
-        sentences += doubts(free["forgetting"], held["reduction"]) + _control(result, panel, free, held)
+        sentences += doubts(free["forgetting"], held["reduction"]) + _control(shown, panel, free, held)
     return sentences
 
 
-def _one_arm(result: TwoModelResult, panel: Panel) -> list[str]:
+def _one_arm(shown: Shown, panel: Panel) -> list[str]:
     """What can be said without a comparison, and which arm it takes."""
-    found = {group.protection: group for group in groups(result, panel)}
-    group = found[_first_of(result, found)]
-    before, after, b = (points(group.mean(key)) for key in ("accuracy_a_before", "accuracy_a_after", "accuracy_b"))
-    cost = f"{_cost(group.mean('forgetting'))} {with_protection(group.protection)}"
-    return [
-        f"Training {later(result)} {cost} ({before} to {after} %), and B reached {b} %.",
-        _missing(group.protection),
-    ]
+    found = {group.protection: group for group in shown.groups(panel)}
+    name = _first_of(shown, found)
+    before, after, b = (
+        points(found[name].mean(key)) for key in ("accuracy_a_before", "accuracy_a_after", "accuracy_b")
+    )
+    cost = f"{_cost(found[name].mean('forgetting'))} {with_protection(name)}"
+    told = f"Training {shown.later} {cost} ({before} to {after} %), and B reached {b} %."
+    return [told, _missing(name)]
 
 
-def _first_of(result: TwoModelResult, present: Mapping[str, Any]) -> str:
+def _first_of(shown: Shown, present: Mapping[str, Any]) -> str:
     """Which arm to describe where there is nothing to compare."""
-    return next((n for n in (BASELINE, main_protection(result)) if n and n in present), next(iter(present)))
+    return next((name for name in (BASELINE, shown.main) if name and name in present), next(iter(present)))
 
 
 def _missing(present: str) -> str:
+    arms = missing_arm(present)
     if present == BASELINE:
-        return (
-            f"How much a protection prevents takes a protected arm of the same seeds, such as {missing_arm(present)}."
-        )
-    return f"How much of it was prevented takes an unprotected arm of the same seeds: {missing_arm(present)}."
+        return f"How much a protection prevents takes a protected arm of the same seeds, such as {arms}."
+    return f"How much of it was prevented takes an unprotected arm of the same seeds: {arms}."
 
 
 def _compared(free: Mapping[str, Any], held: Mapping[str, Any], models: str) -> str:
@@ -150,14 +130,14 @@ def _price(cost: float) -> str:
     return f"B pays {points(cost)} points" if cost > 0 else f"B ends {points(-cost)} points higher than unprotected"
 
 
-def _control(result: TwoModelResult, panel: Panel, free: Mapping[str, Any], held: Mapping[str, Any]) -> list[str]:
+def _control(shown: Shown, panel: Panel, free: Mapping[str, Any], held: Mapping[str, Any]) -> list[str]:
     """How the protection compares with smaller steps alone, where that arm has the same seeds."""
-    control_arm = control_of(held["protection"])
-    found = {run["seed"]: run for g in groups(result, panel) if g.protection == control_arm for run in g.runs}
-    if control_arm is None or not {run["seed"] for run in held["runs"]} <= set(found):
+    groups = [group for group in shown.groups(panel) if group.protection == control_of(held["protection"])]
+    found = {run["seed"]: run for group in groups for run in group.runs}
+    pairs: list[tuple[Run, Run]] = [(found[run["seed"]], run) for run in held["runs"] if run["seed"] in found]
+    if len(pairs) < len(held["runs"]):
         return []
-    pairs = [(found[run["seed"]], run) for run in held["runs"]]
-    control = summary_against(result, [run for run, _ in pairs], free["runs"])["reduction"]
+    control = shown.against([run for run, _ in pairs], free["runs"])["reduction"]
     steps = unmatched([(run["mean_step"], wanted["mean_step"]) for run, wanted in pairs], _MATCHED_WITHIN)
     more = mean_interval([run["forgetting"] - protected["forgetting"] for run, protected in pairs])
     name, amount = in_sentence(held["protection"]), _UNIT.amount(abs(more.mean))
@@ -173,27 +153,29 @@ def _control(result: TwoModelResult, panel: Panel, free: Mapping[str, Any], held
     ]
 
 
-def _over_panels(result: TwoModelResult, shown: Sequence[Panel]) -> list[str]:
-    pairs = [pair for panel in shown if (pair := paired(result, panel)) is not None]
+def _over_panels(shown: Shown) -> list[str]:
+    pairs = [pair for panel in shown.panels if (pair := shown.paired(panel)) is not None]
     if not pairs:
         losses: dict[str, list[float]] = {}
-        for panel in shown:
-            for group in groups(result, panel):
-                losses.setdefault(group.protection, []).append(group.mean("forgetting"))
-        name = _first_of(result, losses)
+        for group in shown.groups():
+            losses.setdefault(group.protection, []).append(group.mean("forgetting"))
+        name = _first_of(shown, losses)
         cost = f"cost A {span(losses[name])} {_UNIT.name} {with_protection(name)}"
-        return [f"In {len(losses[name])} settings, training {later(result)} {cost}.", _missing(name)]
-    free, held = zip(*pairs, strict=True)
-    lost, kept = (span(summary["forgetting"]["mean"] for summary in arm) for arm in (free, held))
-    start = (
-        f"In {len(pairs)} settings, training {later(result)} cost A {lost} {_UNIT.name} without protection and {kept}"
-    )
+        return [f"In {len(losses[name])} settings, training {shown.later} {cost}.", _missing(name)]
+    arms = tuple(zip(*pairs, strict=True))
+    lost, kept = (span(summary["forgetting"]["mean"] for summary in arm) for arm in arms)
+    held = arms[1]
     told = _range_of_reductions([summary["reduction"] for summary in held])
-    sentences = [f"{start} {with_protection(held[0]['protection'])}: {told}."]
     highest = max(summary["cost_b"]["mean"] for summary in held)
-    sentences.append(f"B pays {f'at most {points(highest)} points' if 100 * highest >= _NOTHING else 'nothing'}.")
-    if result.config.chain.models > 2:
-        sentences.append(_averaged(result, *(span(mean_forgetting(s["runs"]) for s in arm) for arm in (free, held))))
+    sentences = [
+        (
+            f"In {len(pairs)} settings, training {shown.later} cost A {lost} {_UNIT.name} without protection and "
+            f"{kept} {with_protection(held[0]['protection'])}: {told}."
+        ),
+        f"B pays {f'at most {points(highest)} points' if 100 * highest >= _NOTHING else 'nothing'}.",
+    ]
+    if shown.is_chain:
+        sentences.append(_averaged(shown, *(span(mean_forgetting(s["runs"]) for s in arm) for arm in arms)))
     return sentences
 
 
@@ -210,6 +192,6 @@ def _range_of_reductions(reductions: Sequence[Mapping[str, float] | None]) -> st
     return told
 
 
-def _averaged(result: TwoModelResult, without: str, with_: str) -> str:
-    kept = listed(letters(result)[:-1])
+def _averaged(shown: Shown, without: str, with_: str) -> str:
+    kept = listed(shown.letters[:-1])
     return f"Averaged over {kept}, {without} points are lost without protection, {with_} with it."

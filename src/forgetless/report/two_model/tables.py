@@ -19,7 +19,7 @@ from forgetless.report.formats import (
     symbol_of,
 )
 from forgetless.report.table import Row, Table, in_terminal, of_protection
-from forgetless.report.two_model.groups import Panel, chosen_strength, diverged_arms, panel_name, panels, progress
+from forgetless.report.two_model.shown import Panel, Shown
 
 _COLUMNS = ("A before", "A after", "forgetting", "reduction", "B", "B's cost")
 
@@ -37,17 +37,19 @@ def summary_table(result: TwoModelResult) -> rich.Table:
     Returns:
         The table, for `rich.console.Console.print`.
     """
-    shown = panels(result)
+    shown = Shown(result)
     columns = (strength_heading(result.config.arms), *_COLUMNS)
-    names = ["\n" * (i > 0) + panel_name(panel, shown) for i, panel in enumerate(shown)]
-    parts = [Table(name, columns, summary_rows(result, panel)) for name, panel in zip(names, shown, strict=True)]
-    return in_terminal(parts, _notes(result), wrapped="reduction")
+    parts = [
+        Table("\n" * (i > 0) + name, columns, summary_rows(shown, panel))
+        for i, (panel, name) in enumerate(shown.names.items())
+    ]
+    return in_terminal(parts, _notes(shown), wrapped="reduction")
 
 
-def summary_rows(result: TwoModelResult, panel: Panel, *, on_page: bool = False) -> list[Row]:
+def summary_rows(shown: Shown, panel: Panel, *, on_page: bool = False) -> list[Row]:
     """The lines of a panel's table; on the page with one digit more."""
-    here = [entry for entry in result.summary() if panel.holds(entry)]
-    here.sort(key=lambda entry: result.config.arms.index(entry["protection"]))
+    here = [entry for entry in shown.result.summary() if panel.holds(entry)]
+    here.sort(key=lambda entry: shown.result.config.arms.index(entry["protection"]))
     protections = [entry["protection"] for entry in here]
     rows = []
     for entry in here:
@@ -58,7 +60,7 @@ def summary_rows(result: TwoModelResult, panel: Panel, *, on_page: bool = False)
         )
         reduced = reduction_cell(entry, on_page=on_page, unprotected=BASELINE in protections)
         cells = [or_nothing(strength), before, after, forgetting, reduced, b, cost]
-        is_chosen = protections.count(name) > 1 and strength is not None and strength == chosen_strength(result, name)
+        is_chosen = protections.count(name) > 1 and strength is not None and strength == shown.chosen[name]
         rows.append(of_protection(name, cells, is_chosen=is_chosen))
     return rows
 
@@ -89,22 +91,22 @@ def reduction_cell(entry: Mapping[str, Any], *, on_page: bool, unprotected: bool
     return f"{text} [{'−∞' if least is None else points(least / 100, 0)},{points(most / 100, 0)}]"
 
 
-def _notes(result: TwoModelResult) -> list[str]:
+def _notes(shown: Shown) -> list[str]:
     """How to read it, and what is missing."""
-    summary, notes = result.summary(), []
+    summary, notes = shown.result.summary(), []
     seeds = max((entry["num_seeds"] for entry in summary), default=0)
-    done, wanted = progress(result)
+    done, wanted = shown.progress
     if done < wanted:
         notes.append(f"Unfinished: {done} of {wanted} runs. Go on with `forgetless resume`.")
-    if result.diverged:
-        notes.append(diverged_arms(result))
+    if shown.diverged:
+        notes.append(shown.diverged)
     if seeds > 1:
         notes.append(f"In % and points of test accuracy; ± and [ ]: 95 % interval over {seeds} seeds.")
     elif seeds:
         notes.append("In % and points of test accuracy; one seed gives no interval.")
     if any(entry["reduction"] is None and entry["cost_b"] is not None for entry in summary):
         notes.append(f"{NOTHING_TO_REDUCE}: the unprotected A lost nothing, no forgetting to reduce.")
-    if summary and BASELINE not in result.config.arms:
+    if summary and BASELINE not in shown.result.config.arms:
         notes.append("No reduction without an unprotected arm: add none to --protection.")
     strengths: dict[str, set[float]] = {}
     for entry in summary:
