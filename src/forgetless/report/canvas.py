@@ -48,16 +48,9 @@ def colours(labels: Mapping[str, str]) -> list[Patch]:
 
 
 def grid(titles: Sequence[str], columns: int, height: float, share: str) -> tuple[Figure, list[Axes]]:
-    """A figure with one styled axes per title, filled row by row.
+    """A figure, its rows of a height in inches, and one styled axes per title, filled row by row.
 
-    Args:
-        titles: What stands above each axes.
-        columns: How many side by side.
-        height: Of a row, in inches.
-        share: Which axes have the same limits, and numbers at the outer panels only: `x`, `y` or `both`.
-
-    Returns:
-        The figure and its axes in the order of the titles.
+    With `share` (`x`, `y` or `both`) axes have the same limits, and numbers at the outer panels only.
     """
     rows = math.ceil(len(titles) / columns)
     figure = Figure(figsize=(_WIDTH, rows * height + 0.9), layout="constrained", facecolor="white", dpi=100)

@@ -55,13 +55,7 @@ def share_interval(low: float | None, high: float | None) -> str:
 
 
 def plus_minus(estimate: Estimate | None, decimals: int = 3, scale: float = 1.0, *, narrow: bool = False) -> str:
-    """Mean ± half the width of the interval; – for nothing.
-
-    Args:
-        estimate: From a summary.
-        decimals: Digits after the point.
-        scale: Times the number.
-        narrow: None of them for a half of two digits and more.
+    """Mean ± half the width of the interval, – for nothing; narrow, a half of two digits has no decimals.
 
     >>> plus_minus({"mean": 93.512, "low": 93.4, "high": 93.624}, 2), plus_minus(None)
     ('93.51 ±0.11', '–')

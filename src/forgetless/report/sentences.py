@@ -25,12 +25,7 @@ def missing_arm(present: str) -> str:
 def compared(start: str, difference: Interval, more: str, less: str, neither: str) -> str:
     """A sentence that ends by how a difference came out: its interval is above 0, below 0, or includes it.
 
-    Args:
-        start: Of the sentence.
-        difference: Without an interval nothing is said of it.
-        more: Where it is above.
-        less: Where it is below.
-        neither: Where it is not known.
+    Without an interval nothing is said of it.
     """
     if difference.low is None or difference.high is None:
         return f"{start}."
@@ -60,11 +55,11 @@ def doubts(unprotected: Estimate, reduction: Estimate) -> list[str]:
 
 
 def unmatched(steps: Sequence[tuple[float, float]], within: float) -> str:
-    """Where a control arm's steps differ from those of the protected arm, such as `with steps of 80 to 125 % …`.
+    """Where the steps of a control and a protected arm differ, such as ` (with steps of 80 to 125 % …)`.
 
     Args:
         steps: The mean step of both, seed by seed.
-        within: The relative difference that is not worth telling.
+        within: The relative difference that is not worth saying.
     """
     apart = [(found, wanted) for found, wanted in steps if abs(found - wanted) > within * wanted]
     if not apart:

@@ -60,13 +60,7 @@ def of_protection(protection: str, cells: Sequence[str], *, is_chosen: bool = Fa
 def in_terminal(parts: Sequence[Table], notes: Sequence[str], wrapped: str | None = None) -> rich.Table:
     """Tables one below the other, and notes, at most 80 columns wide.
 
-    Args:
-        parts: The tables.
-        notes: Below them.
-        wrapped: For tables that hardly fit: their columns stand in line, and this one is the first to be broken.
-
-    Returns:
-        The table, for `rich.console.Console.print`.
+    Where tables hardly fit, a column may be named that is the first to be broken; then all columns stand in line.
     """
     whole = rich.Table.grid()
     widths = _widths(parts, wrapped) if wrapped else {}

@@ -14,24 +14,13 @@ from forgetless.report.formats import counted, duration, plus_minus, probability
 
 
 def comparison_section(result: ComparisonResult) -> dict[str, Any]:
-    """What the template shows of a comparison.
-
-    Args:
-        result: A comparison, finished or not.
-
-    Returns:
-        Values for section.html, and for the parts of template.html that every run has.
-    """
-    said = headline_sentences(result)
+    """What section.html shows of a comparison, finished or not."""
     seconds = [value for row in result.ranked for value in result.values(row, Measure.SECONDS).values()]
     took = f"The searches took {duration(math.fsum(seconds))} of one process in all"
-    done = result.num_units - len(result.missing)
     return {
         "settings": _settings(result),
-        "headline": said[0],
-        "details": " ".join(said[1:]),
-        "findings": [],
-        "unfinished": f"{done} of {result.num_units} searches are finished" if result.missing else "",
+        "sentences": headline_sentences(result),
+        "progress": (result.num_units - len(result.missing), result.num_units, "searches"),
         "missing": list(result.missing.items()),
         "figures": _figures(result),
         "tables": comparison_tables(result),

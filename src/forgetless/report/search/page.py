@@ -31,24 +31,12 @@ _OF_EPOCHS = {
 
 
 def search_section(result: SearchResult, interference: Sequence[Arm] = ()) -> dict[str, Any]:
-    """What the template shows of a search.
-
-    Args:
-        result: Records, all or some of those asked for.
-        interference: What was measured of who overwrites whom, per arm.
-
-    Returns:
-        Values for section.html, and for the parts of template.html that every run has.
-    """
-    said = headline_sentences(result)
-    done, wanted = result.progress
+    """What section.html shows of a search, and of who overwrites whom in it, where that was measured."""
     columns = _epoch_columns(result)
     return {
         "settings": _settings(result),
-        "headline": said[0],
-        "details": " ".join(said[1:]),
-        "findings": [],
-        "unfinished": f"{done} of {wanted} searches are finished" if done < wanted else "",
+        "sentences": headline_sentences(result),
+        "progress": (*result.progress, "searches"),
         "figures": _figures(result, interference),
         "tables": [*page_tables(result), *([page_table(result, interference)] if interference else [])],
         "cells": _cells(result),
@@ -61,14 +49,7 @@ def search_section(result: SearchResult, interference: Sequence[Arm] = ()) -> di
 
 
 def search_comparison(result: SearchResult) -> list[str]:
-    """A line of the table that sets several searches side by side.
-
-    Args:
-        result: The search.
-
-    Returns:
-        The search, its main protection, forgetting without and with it, reduction, reward without and with it.
-    """
+    """A search beside others: name, main protection, forgetting without and with it, reduction, both rewards."""
     entries = {entry["protection"]: entry for entry in result.summary()}
     main = main_protection(result)
     both = [entries.get(BASELINE), entries.get(main or "")]

@@ -73,16 +73,9 @@ def in_unit(result: SearchResult, entry: Mapping[str, Any], *keys: str) -> list[
 
 
 def reduction_cell(result: SearchResult, entry: Mapping[str, Any], key: str, decimals: int = 1) -> str:
-    """A reduction in per cent with its interval.
+    """A reduction, such as `75 [60, 85]` per cent; key is one of the values of REDUCTIONS.
 
-    Args:
-        result: The search.
-        entry: A line of its summary.
-        key: One of the values of REDUCTIONS.
-        decimals: Digits after the point.
-
-    Returns:
-        Such as `75 [60, 85]`; `none to reduce` where the unprotected searches do not forget; – where it is missing.
+    `none to reduce` where the unprotected searches do not forget; – where it is missing.
     """
     if entry[key] is not None:
         return bracketed(entry[key], decimals, 100)

@@ -32,23 +32,16 @@ _MOST_ROWS = 1000
 
 
 def two_model_section(result: TwoModelResult) -> dict[str, Any]:
-    """What the template shows of a two-model run.
-
-    Args:
-        result: Runs, all or some of those asked for.
-    """
+    """What section.html shows of a two-model run, finished or not."""
     shown = Shown(result)
-    said = headline_sentences(shown)
-    done, wanted = shown.progress
     summary = [(name, summary_rows(shown, panel, on_page=True)) for panel, name in shown.names.items()]
     return {
         "settings": _settings(result.config),
-        "headline": said[0],
-        "details": " ".join(said[1:]),
+        "sentences": headline_sentences(shown),
         "findings": [(name, " ".join(finding(shown, p))) for p, name in shown.names.items()]
         if len(summary) > 1
         else [],
-        "unfinished": f"{done} of {wanted} runs are finished" if done < wanted else "",
+        "progress": (*shown.progress, "runs"),
         "figures": _figures(shown) if result.runs else [],
         "trade_off_command": _trade_off_command(shown),
         "summary": summary,
@@ -157,11 +150,7 @@ def _seed_row(run: Run) -> list[str]:
 
 
 def two_model_comparison(result: TwoModelResult) -> list[list[str]]:
-    """Lines of the table that sets several runs side by side: the main finding of each panel.
-
-    Args:
-        result: The run.
-    """
+    """A run beside others: a line for each panel, with its main finding."""
     shown, rows = Shown(result), []
     for panel in shown.panels:
         found = {group.protection: group for group in shown.groups(panel)}

@@ -123,10 +123,9 @@ class Shown:
         return Group(protection, strength, [run for run in mine if panel.holds(run)])
 
     def paired(self, panel: Panel) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Summaries of the unprotected arm and of the main protection's, over the seeds that both have.
+        """Summaries of the unprotected and the main arm, over the seeds that both have, with the runs under `runs`.
 
-        Returns:
-            Two dicts as `TwoModelResult.summary` makes them, with the runs under `runs`; None if one arm is missing.
+        None if one arm is missing.
         """
         found = {group.protection: {run["seed"]: run for run in group.runs} for group in self.groups(panel)}
         free, held = found.get(BASELINE, {}), found.get(self.main or "", {})

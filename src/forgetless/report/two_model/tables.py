@@ -66,16 +66,9 @@ def summary_rows(shown: Shown, panel: Panel, *, on_page: bool = False) -> list[R
 
 
 def reduction_cell(entry: Mapping[str, Any], *, on_page: bool, unprotected: bool = True) -> str:
-    """A reduction in per cent with its interval.
+    """A reduction: on the page `98.60 (97.1 to 99.5)`; in the terminal `98.6 [97,100]`, the ends rounded outwards.
 
-    Args:
-        entry: A line of the summary.
-        on_page: `98.60 (97.1 to 99.5)`; in the terminal `98.6 [97,100]`, the ends rounded outwards.
-        unprotected: Whether its panel has an unprotected arm.
-
-    Returns:
-        The cell; that there is none to reduce where the unprotected arm does not forget; – where it is missing, or is
-        the line itself.
+    That there is none to reduce, where the unprotected arm does not forget; – where it is missing, as in that arm.
     """
     if entry["reduction"] is None:
         is_compared = unprotected and entry["protection"] != BASELINE and entry["cost_b"] is not None
