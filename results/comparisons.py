@@ -13,7 +13,7 @@ from forgetless.evaluation.significance import paired_permutation_test
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import Interval, mean_interval
 from forgetless.options import command_line
-from forgetless.report.comparison.tables import comparison_notes, comparison_tables
+from forgetless.report.comparison.page import comparison_notes, comparison_tables
 from forgetless.runs import RunFolder
 from forgetless.search.result import REWARD
 

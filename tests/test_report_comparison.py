@@ -13,8 +13,7 @@ from forgetless.comparison.result import ComparisonResult
 from forgetless.errors import InputError
 from forgetless.report import comparison_table, forgetting_against_quality
 from forgetless.report.comparison.findings import headline_sentences
-from forgetless.report.comparison.page import comparison_section
-from forgetless.report.comparison.tables import comparison_notes, comparison_tables
+from forgetless.report.comparison.page import comparison_notes, comparison_section, comparison_tables
 from forgetless.report.page import report_html
 from forgetless.runs import RunFolder
 from forgetless.search.result import SearchResult

@@ -77,7 +77,7 @@ class ComparisonRun(RunKind[ComparisonConfig, "ComparisonResult"]):
     @staticmethod
     def table(result: ComparisonResult) -> Table:
         """All rows, ranked."""
-        from forgetless.report.comparison.tables import comparison_table
+        from forgetless.report.comparison.page import comparison_table
 
         return comparison_table(result)
 

@@ -140,7 +140,7 @@ class SearchRun(RunKind[SearchConfig, "SearchResult"]):
     @staticmethod
     def table(result: SearchResult) -> Table:
         """Forgetting, and what came of the search."""
-        from forgetless.report.search.tables import search_table
+        from forgetless.report.search.page import search_table
 
         return search_table(result)
 

@@ -1,7 +1,7 @@
 """Tables and pictures of finished or unfinished runs, from their records alone: nothing here trains."""
 
 from forgetless.report.comparison.figures import forgetting_against_quality
-from forgetless.report.comparison.tables import comparison_table
+from forgetless.report.comparison.page import comparison_table
 from forgetless.report.evaluation import evaluation_table
 from forgetless.report.page import report_html, write_report
 from forgetless.report.search.cells import cell_drawing
@@ -13,11 +13,11 @@ from forgetless.report.search.interference import (
     load_interference,
     write_interference,
 )
-from forgetless.report.search.tables import search_table
+from forgetless.report.search.page import search_table
 from forgetless.report.two_model.figures import accuracy_curves, chain_forgetting, forgetting_bars, trade_off
 from forgetless.report.two_model.findings import headline
+from forgetless.report.two_model.page import summary_table
 from forgetless.report.two_model.shown import chosen_strength
-from forgetless.report.two_model.tables import summary_table
 
 __all__ = [
     # pictures

@@ -132,7 +132,7 @@ class TwoModelRun(RunKind[TwoModelConfig, "TwoModelResult"]):
     @staticmethod
     def table(result: TwoModelResult) -> Table:
         """What each protection did to A and to B."""
-        from forgetless.report.two_model.tables import summary_table
+        from forgetless.report.two_model.page import summary_table
 
         return summary_table(result)
 

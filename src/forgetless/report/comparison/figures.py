@@ -9,9 +9,8 @@ from forgetless.comparison import Measure, Row
 from forgetless.comparison.result import ComparisonResult
 from forgetless.errors import InputError
 from forgetless.forgetting import Interval
-from forgetless.report.canvas import FONT, INK, QUIET, colours, draw_interval, grid, place_legends, title_figure
-from forgetless.report.comparison.findings import headline_sentences, quality_name
-from forgetless.report.comparison.tables import colour_of, in_per_cent, scale_of
+from forgetless.report.canvas import FONT, INK, QUIET, colour, colours, draw_interval, grid, place_legends, title_figure
+from forgetless.report.comparison.findings import headline_sentences, in_per_cent, quality_name, scale_of
 from forgetless.report.formats import label
 
 _MARKERS = "osD^vP*X"
@@ -80,3 +79,8 @@ def _limits(estimates: Sequence[Interval | None]) -> tuple[float, float]:
 
 def _marker(result: ComparisonResult, row: Row) -> str:
     return _MARKERS[result.config.strategy_names.index(row.strategy) % len(_MARKERS)]
+
+
+def colour_of(row: Row) -> str:
+    """That of its protection; quiet for what searches nothing."""
+    return colour(row.protection) if row.is_search else QUIET

@@ -1,12 +1,17 @@
 """What a comparison found, in sentences that say no more than its tests allow."""
 
-from collections.abc import Mapping
+import math
+import statistics
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from forgetless.comparison import Measure, Row
 from forgetless.comparison.result import ComparisonResult
-from forgetless.report.comparison.tables import decimals, in_per_cent, scale_of
-from forgetless.report.formats import label, plus_minus, probability
+from forgetless.report.formats import Estimate, label, plus_minus, probability
+
+_ENOUGH = 3  # decimals
+_QUALITY = (Measure.FOUND_MEAN, Measure.FOUND_BEST, Measure.REGRET)
+FORGETTING = (Measure.FORGETTING, Measure.FORGETTING_BEST, Measure.FORGETTING_MAX, Measure.MULTI_MODEL)
 
 _VERDICTS = {
     Measure.FOUND_MEAN: ("quality", "Significantly better architectures", "Significantly worse ones"),
@@ -58,3 +63,34 @@ def _in_general(result: ComparisonResult, test: Mapping[str, Any]) -> str:
     reference = Row(*test["reference"])
     is_own = reference.strategy == test["row"][0] and result.config.tests.reference not in result.config.strategy_names
     return f"the same strategy with {label(reference.protection)}" if is_own else _named(reference)
+
+
+# Numbers
+
+
+def scale_of(result: ComparisonResult, measure: Measure) -> float:
+    """Shares of wrong images are shown in per cent; everything else is as it is recorded."""
+    is_share = measure in FORGETTING or (measure in _QUALITY and result.lower_is_better(Measure.FOUND_MEAN))
+    return result.unit.scale if is_share else 1.0
+
+
+def in_per_cent(result: ComparisonResult) -> str:
+    """Said of quality, where it is."""
+    return " in %" if scale_of(result, Measure.FOUND_MEAN) != 1.0 else ""
+
+
+def decimals(intervals: Iterable[Estimate | None], scale: float) -> int:
+    """As many that half a usual interval has two digits, but no more than give a usual mean three; at least one.
+
+    Three are enough where half a usual interval is a thousandth or more: four columns of more do not fit a terminal.
+    """
+    present = [interval for interval in intervals if interval is not None]
+    halves = [scale * (interval["high"] - interval["mean"]) for interval in present if interval["high"] is not None]
+    means = [scale * abs(interval["mean"]) for interval in present]
+    wanted = [
+        digits - 1 - math.floor(math.log10(statistics.median(some)))
+        for digits, values in ((2, halves), (3, means))
+        if (some := [value for value in values if value > 0])
+    ]
+    found = max(1, min(wanted, default=2))
+    return min(found, _ENOUGH) if halves and statistics.median(halves) >= 10**-_ENOUGH else found
