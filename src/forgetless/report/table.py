@@ -1,8 +1,8 @@
 """Tables: one description of columns and rows, for the terminal and for the page."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rich import box
 from rich import table as rich
@@ -55,6 +55,14 @@ class Table:
 def of_protection(protection: str, cells: Sequence[str], *, is_chosen: bool = False, name: str = "") -> Row:
     """A line that tells of a protection, called `name` on the page."""
     return Row(protection, cells, name or label(protection), colour(protection), is_chosen)
+
+
+def table_of(
+    title: str, entries: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str]], note: str = ""
+) -> Table:
+    """A line for each entry, of the protection that it is of: column → what it shows of an entry."""
+    rows = [of_protection(entry["protection"], [cell(entry) for cell in columns.values()]) for entry in entries]
+    return Table(title, tuple(columns), rows, note)
 
 
 def in_terminal(parts: Sequence[Table], notes: Sequence[str], wrapped: str | None = None) -> rich.Table:

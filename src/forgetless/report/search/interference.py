@@ -15,12 +15,11 @@ from forgetless.errors import InputError
 from forgetless.interference import Interference
 from forgetless.report.canvas import FONT, INK, QUIET, grid, label_outer_axes, title_figure
 from forgetless.report.formats import NOTHING, arm_label, bracketed, points
-from forgetless.report.table import Table, in_terminal, of_protection
+from forgetless.report.table import Table, in_terminal, table_of
 from forgetless.runs import INTERFERENCE, RunFolder, read_sealed, write_sealed
 from forgetless.search.result import SearchResult
 from forgetless.tasks import Unit
 
-_COLUMNS = ("multi-model part", "largest entry", "pairs that got worse, %")
 _HEIGHTS = (5.0, 4.5, 3.5)  # inches of a row of one, two and three panels
 _DOTS_PER_INCH = 150
 
@@ -112,16 +111,12 @@ def page_table(result: SearchResult, arms: Sequence[Arm]) -> Table:
 def _table(result: SearchResult, arms: Sequence[Arm], title: str, note: str = "") -> Table:
     """Per arm the multi-model part, the largest entry of the matrix, and the share of pairs that got worse."""
     unit = result.unit
-    rows = []
-    for arm in arms:
-        largest, worse = arm["largest"], arm["share_worse"]
-        cells = [
-            bracketed(arm["multi_model_part"], unit.decimals, unit.scale),
-            NOTHING if largest is None else unit.text(largest),
-            NOTHING if worse is None else points(worse, 0),
-        ]
-        rows.append(of_protection(arm["protection"], cells))
-    return Table(title, _COLUMNS, rows, note)
+    columns = {
+        "multi-model part": lambda arm: bracketed(arm["multi_model_part"], unit.decimals, unit.scale),
+        "largest entry": lambda arm: NOTHING if arm["largest"] is None else unit.text(arm["largest"]),
+        "pairs that got worse, %": lambda arm: NOTHING if arm["share_worse"] is None else points(arm["share_worse"], 0),
+    }
+    return table_of(title, arms, columns, note)
 
 
 def _notes(arms: Sequence[Arm]) -> list[str]:

@@ -5,7 +5,8 @@ their epochs count in a table.
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich import table as rich
@@ -13,31 +14,19 @@ from rich import table as rich
 from forgetless.forgetting import ROUNDING
 from forgetless.options import number
 from forgetless.protection import BASELINE
+from forgetless.report import formats
 from forgetless.report.canvas import picture
-from forgetless.report.formats import (
-    NOTHING,
-    NOTHING_TO_REDUCE,
-    bracketed,
-    counted,
-    duration,
-    is_control,
-    label,
-    or_nothing,
-    plus_minus,
-    strength_heading,
-)
 from forgetless.report.search.cells import cell_drawing
 from forgetless.report.search.figures import forgetting_curves
 from forgetless.report.search.findings import headline_sentences, main_protection
 from forgetless.report.search.interference import Arm, interference_map, page_table
-from forgetless.report.table import Row, Table, in_terminal, of_protection
+from forgetless.report.table import Row, Table, in_terminal, of_protection, table_of
 from forgetless.search import make_space
 from forgetless.search.result import FORGETTING, MULTI_MODEL, REDUCTIONS, REWARD, SearchResult, epochs_text
 from forgetless.tasks.base import decimal
 
 _LOSSES = ("mean", "best 5", "maximum")
-_OUTCOME = ("derived_test_error", "random_test_error", "gain")
-_COLUMNS = ("reward", "derived", "random", "better by")
+_OUTCOME = {"derived_test_error": "derived", "random_test_error": "random", "gain": "better by"}
 _OF_EPOCHS = {
     "error_first": "err₁",
     "error_second": "err₂",
@@ -62,36 +51,70 @@ def search_table(result: SearchResult) -> rich.Table:
     unit, summary, trains = result.unit, result.summary(), result.config.trains_shared_weights
     parts = []
     if summary and trains:
-        reduced = [reduction_cell(result, entry, REDUCTIONS[FORGETTING[0]], 0) for entry in summary]
-        rows = [
-            of_protection(entry["protection"], [*in_unit(result, entry, *FORGETTING), cell])
-            for entry, cell in zip(summary, reduced, strict=True)
-        ]
+        columns = _in_unit(result, dict(zip(FORGETTING, _LOSSES, strict=True)))
+        columns["reduction of mean, %"] = lambda entry: reduction_cell(result, entry, REDUCTIONS[FORGETTING[0]], 0)
         title = f"Forgetting err₂ − err₁, {unit.name}, {epochs_text(result.forgetting_epochs)}"
-        parts.append(Table(title, (*_LOSSES, "reduction of mean, %"), rows))
+        parts.append(table_of(title, summary, columns))
     if summary:
         test = "test error in nats per token" if unit.scale == 1 else "test error in %"
         title = f"\nReward ({unit.reward}) and {test}" if trains else test.capitalize()
-        parts.append(_outcome(result, title, "time"))
+        parts.append(table_of(title, summary, _outcome(result, "time")))
     return in_terminal(parts, _notes(result))
 
 
 def page_tables(result: SearchResult) -> list[Table]:
     """Forgetting, how much of it was prevented, and what came of the search."""
-    if not result.summary():
+    summary, unit, columns = result.summary(), result.unit, _measured(result)
+    if not summary:
         return []
-    test = result.unit.name if result.unit.scale == 1 else "per cent"
-    rewards = f"Reward: {result.unit.reward}, mean over {epochs_text(result.last_quarter)}. "
-    note = f"Derived and random: test {result.unit.error} in {test} after training from scratch."
+    test = unit.name if unit.scale == 1 else "per cent"
+    note = f"Derived and random: test {unit.error} in {test} after training from scratch."
+    outcome = _outcome(result, "time, all seeds")
     if not result.config.trains_shared_weights:
-        return [_outcome(result, "What came of it", "time, all seeds", note)]
-    outcome = _outcome(result, "What came of it", "time, all seeds", rewards + note)
-    return [_forgetting(result), *_reductions(result), outcome]
+        return [table_of("What came of it", summary, outcome, note)]
+    interval = " ± is half the width of the 95 % interval over seeds." * _has_intervals(summary)
+    parts = [
+        table_of(
+            "Forgetting",
+            summary,
+            {
+                formats.strength_heading(entry["protection"] for entry in summary): lambda entry: formats.or_nothing(
+                    result.config.options_of(entry["protection"]).strength_or_none
+                ),
+                **_in_unit(result, columns),
+                "diverged": lambda entry: str(entry["num_diverged"]),
+            },
+            f"In {unit.name}, mean over {epochs_text(result.forgetting_epochs)}.{interval}",
+        )
+    ]
+    held = [entry for entry in summary if entry["protection"] != BASELINE]
+    if 0 < len(held) < len(summary):
+        interval = ", with its 95 % interval" * _has_intervals(held)
+        reductions = {
+            name: partial(reduction_cell, result, key=REDUCTIONS[forgets]) for forgets, name in columns.items()
+        }
+        told = f"Reduction against no protection in the same seeds and epochs, in per cent{interval}."
+        parts.append(table_of("How much of it was prevented", held, reductions, told))
+    rewards = f"Reward: {unit.reward}, mean over {epochs_text(result.last_quarter)}. "
+    return [*parts, table_of("What came of it", summary, outcome, rewards + note)]
 
 
-def in_unit(result: SearchResult, entry: Mapping[str, Any], *keys: str) -> list[str]:
-    """Errors, or differences of errors, with their intervals."""
-    return [plus_minus(entry[key], result.unit.decimals, result.unit.scale) for key in keys]
+def error_cell(result: SearchResult, key: str, entry: Mapping[str, Any]) -> str:
+    """An error, or a difference of errors, with its interval."""
+    return formats.plus_minus(entry[key], result.unit.decimals, result.unit.scale)
+
+
+def _in_unit(result: SearchResult, columns: Mapping[str, str]) -> dict[str, Callable[[Any], str]]:
+    """Column → its cells, of errors: key → column."""
+    return {name: partial(error_cell, result, key) for key, name in columns.items()}
+
+
+def _outcome(result: SearchResult, time: str) -> dict[str, Callable[[Any], str]]:
+    return {
+        "reward": lambda entry: formats.plus_minus(entry["reward"]),
+        **_in_unit(result, _OUTCOME),
+        time: lambda entry: formats.duration(entry["seconds"]),
+    }
 
 
 def reduction_cell(result: SearchResult, entry: Mapping[str, Any], key: str, decimals: int = 1) -> str:
@@ -100,56 +123,17 @@ def reduction_cell(result: SearchResult, entry: Mapping[str, Any], key: str, dec
     `none to reduce` where the unprotected searches do not forget; – where it is missing.
     """
     if entry[key] is not None:
-        return bracketed(entry[key], decimals, 100)
+        return formats.bracketed(entry[key], decimals, 100)
     free = next((e for e in result.summary() if e["protection"] == BASELINE), None)
     forgets = next(name for name, reduced in REDUCTIONS.items() if reduced == key)
     is_idle = free is not None and free[forgets] is not None and free[forgets]["mean"] <= ROUNDING
-    return NOTHING_TO_REDUCE if is_idle and entry["protection"] != BASELINE else NOTHING
+    return formats.NOTHING_TO_REDUCE if is_idle and entry["protection"] != BASELINE else formats.NOTHING
 
 
-def measured(result: SearchResult) -> dict[str, str]:
+def _measured(result: SearchResult) -> dict[str, str]:
     """What may be forgotten: key → column."""
     part = {MULTI_MODEL: "multi-model part"} if result.has_multi_model_part else {}
     return dict(zip(FORGETTING, _LOSSES, strict=True)) | part
-
-
-def _outcome(result: SearchResult, title: str, time: str, note: str = "") -> Table:
-    rows = [
-        of_protection(
-            entry["protection"],
-            [plus_minus(entry["reward"]), *in_unit(result, entry, *_OUTCOME), duration(entry["seconds"])],
-        )
-        for entry in result.summary()
-    ]
-    return Table(title, (*_COLUMNS, time), rows, note)
-
-
-def _forgetting(result: SearchResult) -> Table:
-    summary, columns = result.summary(), measured(result)
-    interval = " ± is half the width of the 95 % interval over seeds." * _has_intervals(summary)
-    rows = []
-    for entry in summary:
-        strength = or_nothing(result.config.options_of(entry["protection"]).strength_or_none)
-        cells = [strength, *in_unit(result, entry, *columns), str(entry["num_diverged"])]
-        rows.append(of_protection(entry["protection"], cells))
-    heading = strength_heading(entry["protection"] for entry in summary)
-    note = f"In {result.unit.name}, mean over {epochs_text(result.forgetting_epochs)}.{interval}"
-    return Table("Forgetting", (heading, *columns.values(), "diverged"), rows, note)
-
-
-def _reductions(result: SearchResult) -> list[Table]:
-    """The table of what was prevented; none without an unprotected arm to compare with."""
-    summary, columns = result.summary(), measured(result)
-    held = [entry for entry in summary if entry["protection"] != BASELINE]
-    if not held or len(held) == len(summary):
-        return []
-    rows = [
-        of_protection(entry["protection"], [reduction_cell(result, entry, REDUCTIONS[key]) for key in columns])
-        for entry in held
-    ]
-    interval = ", with its 95 % interval" * _has_intervals(held)
-    note = f"Reduction against no protection in the same seeds and epochs, in per cent{interval}."
-    return [Table("How much of it was prevented", tuple(columns.values()), rows, note)]
 
 
 def _has_intervals(summary: Sequence[Mapping[str, Any]]) -> bool:
@@ -171,13 +155,13 @@ def _notes(result: SearchResult) -> list[str]:
         notes.append(f"One seed gives no interval.{sign}")
     if not trains:
         return [*notes, f"Strategy {result.config.strategy_name}: no shared weights, no rewards, no forgetting."]
-    if any(reduction_cell(result, entry, REDUCTIONS[FORGETTING[0]]) == NOTHING_TO_REDUCE for entry in summary):
-        notes.append(f"{NOTHING_TO_REDUCE}: without protection the models do not forget on average.")
+    if any(reduction_cell(result, entry, REDUCTIONS[FORGETTING[0]]) == formats.NOTHING_TO_REDUCE for entry in summary):
+        notes.append(f"{formats.NOTHING_TO_REDUCE}: without protection the models do not forget on average.")
     if summary and BASELINE not in result.config.arms:
         notes.append("No reduction without an unprotected arm: take --controls.")
     if summary:
         notes.append(f"Reward: mean over {epochs_text(result.last_quarter)}. Time: over all seeds.")
-    if parts := [f"{e['protection']} {in_unit(result, e, MULTI_MODEL)[0]}" for e in summary if e[MULTI_MODEL]]:
+    if parts := [f"{e['protection']} {error_cell(result, MULTI_MODEL, e)}" for e in summary if e[MULTI_MODEL]]:
         notes.append(f"Multi-model part: {', '.join(parts)}.")
     if diverged := [f"{entry['protection']} {entry['num_diverged']}" for entry in summary if entry["num_diverged"]]:
         notes.append(f"Diverged models, left out: {', '.join(diverged)}.")
@@ -213,16 +197,16 @@ def search_comparison(result: SearchResult) -> list[str]:
     config, held = result.config, both[1]
     return [
         f"{config.space_name}, {config.strategy_name}, {config.data.name}, {result.unit.name}",
-        NOTHING if main is None else label(main),
-        *(in_unit(result, entry, FORGETTING[0])[0] if entry else NOTHING for entry in both),
-        reduction_cell(result, held, "reduction_mean") if held else NOTHING,
-        *(plus_minus(entry["reward"] if entry else None) for entry in both),
+        formats.NOTHING if main is None else formats.label(main),
+        *(error_cell(result, FORGETTING[0], entry) if entry else formats.NOTHING for entry in both),
+        reduction_cell(result, held, "reduction_mean") if held else formats.NOTHING,
+        *(formats.plus_minus(entry["reward"] if entry else None) for entry in both),
     ]
 
 
 def _settings(result: SearchResult) -> str:
     config, schedule = result.config, result.config.schedule
-    rates = [r["learning_rate"] for r in result.epochs() if not is_control(r["protection"])]
+    rates = [r["learning_rate"] for r in result.epochs() if not formats.is_control(r["protection"])]
     epochs = f"{schedule.epochs} epochs of {schedule.models_per_epoch} models × {schedule.batches_per_model} batches"
     parts = [
         config.space.kind.label,
@@ -231,7 +215,7 @@ def _settings(result: SearchResult) -> str:
         config.space.kind(config.space).size,
         config.optimizer.name + (f" at {number(rates[0])}" if rates else ""),
         epochs if config.trains_shared_weights else "",
-        counted(config.run.seeds, "seed"),
+        formats.counted(config.run.seeds, "seed"),
     ]
     return ", ".join(filter(None, parts))
 
@@ -263,7 +247,7 @@ def _cells(result: SearchResult) -> list[dict[str, str]]:
         found = [r for r in result.derived(protection) if r["derived_validation_error"] is not None]
         if found:
             best = min(found, key=lambda record: float(record["derived_validation_error"]))
-            name = label(protection)
+            name = formats.label(protection)
             caption = f"{name[0].upper()}{name[1:]}, seed {best['seed']}: {best['architecture']}"
             drawn.append(picture(cell_drawing(space.parse(best["architecture"])), caption))
     return drawn
@@ -284,7 +268,7 @@ def _derived_rows(result: SearchResult) -> list[tuple[Row, str]]:
 
 def _epoch_columns(result: SearchResult) -> dict[str, str]:
     """Key → column; what is not measured in every search comes last."""
-    columns = measured(result)
+    columns = _measured(result)
     return {key: columns[key] for key in FORGETTING} | _OF_EPOCHS | columns
 
 
@@ -305,7 +289,7 @@ def _epoch_rows(result: SearchResult, keys: Mapping[str, str]) -> list[Row]:
 
 def _number(result: SearchResult, key: str, value: float | None) -> str:
     if value is None:
-        return NOTHING
+        return formats.NOTHING
     if key in {*FORGETTING, MULTI_MODEL} or "error" in key:
         return result.unit.text(value)
     if key in {"penalty", "mean_step", "learning_rate", "num_diverged"}:
@@ -321,5 +305,7 @@ def _time(result: SearchResult) -> str:
             phases[phase] = phases.get(phase, 0.0) + seconds
     if not phases:
         return ""
-    longest = ", ".join(f"{name} {duration(s)}" for name, s in sorted(phases.items(), key=lambda item: -item[1]))
-    return f"Searching and training the derived architectures took {duration(sum(phases.values()))}: {longest}."
+    longest = ", ".join(
+        f"{name} {formats.duration(s)}" for name, s in sorted(phases.items(), key=lambda item: -item[1])
+    )
+    return f"Searching and training the derived architectures took {formats.duration(sum(phases.values()))}: {longest}."

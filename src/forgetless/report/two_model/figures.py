@@ -22,37 +22,7 @@ from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import Interval, mean_interval
 from forgetless.options import number
 from forgetless.protection import BASELINE, PROTECTIONS
-from forgetless.report.canvas import (
-    BAND,
-    FONT,
-    INK,
-    MARK,
-    QUIET,
-    SEED,
-    colour,
-    colours,
-    draw_interval,
-    grid,
-    label_outer_axes,
-    limits_of,
-    percent_axis,
-    place_legends,
-    spread,
-    title_figure,
-)
-from forgetless.report.formats import (
-    arm_label,
-    control_of,
-    ends,
-    is_control,
-    label,
-    points,
-    share,
-    span,
-    strength_axis,
-    symbol_of,
-    with_label,
-)
+from forgetless.report import canvas, formats
 from forgetless.report.two_model.shown import Group, Panel, Run, Shown, mean_forgetting, panel_name
 
 _MOST_COLUMNS = 3
@@ -77,29 +47,29 @@ def accuracy_curves(result: TwoModelResult) -> Figure:
         InputError: If there are no runs.
     """
     shown = _shown(result)
-    figure, axes = _grid(shown, height=(4.6, 3.5, 2.9), share="y")
+    figure, axes = _grid(shown, height=(4.6, 3.5, 2.9), shared="y")
     curves = [run["curve"][key] for run in result.runs for key in ("accuracy_a", "accuracy_b")]
-    limits = limits_of([100 * value for curve in curves for value in curve], least=None)
+    limits = canvas.limits_of([100 * value for curve in curves for value in curve], least=None)
     for ax, panel in axes:
         here = [run for run in result.runs if panel.holds(run)]
         before = 100 * np.mean([run["accuracy_a_before"] for run in here])
-        ax.axhline(float(before), color=INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1.5, gid="before")
+        ax.axhline(float(before), color=canvas.INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1.5, gid="before")
         found = shown.groups(panel)
         for i, (group, width) in enumerate(zip(found, _widths(found), strict=True)):
-            _curves(ax, group, colour(group.protection), width, order=2 + i)
+            _curves(ax, group, canvas.colour(group.protection), width, order=2 + i)
         _mark_models(ax, shown)
         ax.set_xlim(0, max(run["curve"]["iteration"][-1] for run in here))
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        percent_axis(ax, limits)
-    label_outer_axes(figure, f"training iterations of {shown.later}", "test accuracy, %")
+        canvas.percent_axis(ax, limits)
+    canvas.label_outer_axes(figure, f"training iterations of {shown.later}", "test accuracy, %")
     dashed = f"the model in training ({shown.later})" if shown.is_chain else "B"
     style: list[Artist] = [
-        Line2D([], [], color=QUIET, linewidth=2.0, label="A"),
-        Line2D([], [], color=QUIET, linewidth=1.3, linestyle="--", label=dashed),
-        Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (1, 2)), label="A before"),
+        Line2D([], [], color=canvas.QUIET, linewidth=2.0, label="A"),
+        Line2D([], [], color=canvas.QUIET, linewidth=1.3, linestyle="--", label=dashed),
+        Line2D([], [], color=canvas.INK, linewidth=0.9, linestyle=(0, (1, 2)), label="A before"),
     ]
-    place_legends(figure, colours(_labels(shown)), style)
-    title_figure(figure, f"While {shown.later} train{'' if shown.is_chain else 's'}, A {_losses(shown)}")
+    canvas.place_legends(figure, canvas.colours(_labels(shown)), style)
+    canvas.title_figure(figure, f"While {shown.later} train{'' if shown.is_chain else 's'}, A {_losses(shown)}")
     return figure
 
 
@@ -118,22 +88,22 @@ def forgetting_bars(result: TwoModelResult) -> Figure:
     shown = _shown(result)
     arms = list(_labels(shown))
     bar = 0.34 * len(arms)
-    figure, axes = _grid(shown, height=(bar + 1.0, bar + 0.8, bar + 0.8), share="both")
-    limits = limits_of([value for group in shown.groups() for value in group.values("forgetting")])
+    figure, axes = _grid(shown, height=(bar + 1.0, bar + 0.8, bar + 0.8), shared="both")
+    limits = canvas.limits_of([value for group in shown.groups() for value in group.values("forgetting")])
     for ax, panel in axes:
         for group in shown.groups(panel):
             y = arms.index(group.protection)
             mean = _bar(ax, group.protection, group.values("forgetting"), y, (0.62, 1.0), limits, vertical=False)
             # Beside the panel, where no bar, dot or interval can cover it.
-            ax.text(1.03, y, points(mean / 100), transform=ax.get_yaxis_transform(), va="center", **FONT)
-        ax.axvline(0, color=INK, linewidth=0.9, zorder=3)
+            ax.text(1.03, y, formats.points(mean / 100), transform=ax.get_yaxis_transform(), va="center", **canvas.FONT)
+        ax.axvline(0, color=canvas.INK, linewidth=0.9, zorder=3)
         ax.set_xlim(*limits)
         ax.set_ylim(len(arms) - 0.5, -0.5)
         ax.set_yticks(range(len(arms)), _labels(shown).values())
-        ax.tick_params(axis="y", length=0, pad=9, labelcolor=INK)
+        ax.tick_params(axis="y", length=0, pad=9, labelcolor=canvas.INK)
         ax.grid(visible=False, axis="y")
-    label_outer_axes(figure, "points of accuracy A lost", "")
-    title_figure(figure, _bars_title(shown))
+    canvas.label_outer_axes(figure, "points of accuracy A lost", "")
+    canvas.title_figure(figure, _bars_title(shown))
     return figure
 
 
@@ -165,39 +135,43 @@ def trade_off(result: TwoModelResult, protection: str | None = None) -> Figure:
     if not panels:
         raise InputError(f"Expected runs with a strength α under {protection!r}, but got none. Run that protection.")
     # The arms without a strength, controls apart, are horizontal lines.
-    levels = [n for n in shown.ran if not PROTECTIONS[n].has_strength() and not is_control(n)]
+    levels = [n for n in shown.ran if not PROTECTIONS[n].has_strength() and not formats.is_control(n)]
     level = {panel: [group for group in shown.groups(panel) if group.protection in levels] for panel in panels}
-    control = control_of(protection)
-    figure, axes = _grid(shown, height=(4.4, 3.4, 2.9), share="y", panels=panels)
+    control = formats.control_of(protection)
+    figure, axes = _grid(shown, height=(4.4, 3.4, 2.9), shared="y", panels=panels)
     everything = [group for panel in panels for group in (*along(panel, protection), *level[panel])]
-    limits = limits_of([v for g in everything for key, _ in _MODELS for v in g.values(key)], least=None)
+    limits = canvas.limits_of([v for g in everything for key, _ in _MODELS for v in g.values(key)], least=None)
     for ax, panel in axes:
         _strength_axis(ax, strengths)
         for group in level[panel]:
             for key, dash in _MODELS:
-                shade, gid = colour(group.protection), group.protection
+                shade, gid = canvas.colour(group.protection), group.protection
                 ax.axhline(100 * group.mean(key), color=shade, linewidth=1.3, linestyle=dash, zorder=2, gid=gid)
         for key, dash in _MODELS:
             _against_strength(ax, along(panel, protection), key, dash, limits)
             _against_strength(ax, along(panel, control) if control else [], key, dash, None)
         if len(strengths) > 1 and chosen is not None:
-            ax.axvline(chosen, color=BAND, linewidth=7, zorder=0.5)
-        percent_axis(ax, limits)
-    symbol = symbol_of(protection)
-    label_outer_axes(figure, f"{strength_axis(protection)} of {label(protection)}", "test accuracy at the end, %")
-    mark: dict[str, Any] = {"color": QUIET, "linewidth": 1.8, "marker": "o", "markersize": 5}
+            ax.axvline(chosen, color=canvas.BAND, linewidth=7, zorder=0.5)
+        canvas.percent_axis(ax, limits)
+    symbol = formats.symbol_of(protection)
+    canvas.label_outer_axes(
+        figure, f"{formats.strength_axis(protection)} of {formats.label(protection)}", "test accuracy at the end, %"
+    )
+    mark: dict[str, Any] = {"color": canvas.QUIET, "linewidth": 1.8, "marker": "o", "markersize": 5}
     meaning: list[Artist] = [
         Line2D([], [], label="A", **mark),
         Line2D([], [], linestyle="--", mfc="white", label="B", **mark),
     ]
     if len(strengths) > 1:
-        meaning.append(Line2D([], [], color=BAND, linewidth=7, label=f"{symbol} chosen on validation data"))
+        meaning.append(Line2D([], [], color=canvas.BAND, linewidth=7, label=f"{symbol} chosen on validation data"))
     drawn = [BASELINE, *([control] if control else []), *levels, protection]
-    place_legends(figure, colours({name: arm_label(name) for name in drawn if name in shown.ran}), meaning)
+    canvas.place_legends(
+        figure, canvas.colours({name: formats.arm_label(name) for name in drawn if name in shown.ran}), meaning
+    )
     here = [group for panel in panels for group in shown.groups(panel) if group.protection == protection]
-    kept, learned = (span(g.mean(key) for g in here) for key, _ in _MODELS)
+    kept, learned = (formats.span(g.mean(key) for g in here) for key, _ in _MODELS)
     told = f"At {symbol} = {number(chosen or 0)}, A ends at {kept} % and B at {learned} %"
-    title_figure(figure, told if len(strengths) > 1 else f"{told}; a trade-off takes several values of {symbol}")
+    canvas.title_figure(figure, told if len(strengths) > 1 else f"{told}; a trade-off takes several values of {symbol}")
     return figure
 
 
@@ -218,28 +192,28 @@ def chain_forgetting(result: TwoModelResult) -> Figure:
     shown = _shown(result)
     models, order = shown.letters[:-1], list(_labels(shown))
     everything = [model["forgetting"] for g in shown.groups() for run in g.runs for model in run["models"]]
-    figure, axes = _grid(shown, height=(3.8, 3.2, 2.8), share="y")
-    limits, width = limits_of([100 * value for value in everything]), 0.8 / len(order)
+    figure, axes = _grid(shown, height=(3.8, 3.2, 2.8), shared="y")
+    limits, width = canvas.limits_of([100 * value for value in everything]), 0.8 / len(order)
     for ax, panel in axes:
         for group in shown.groups(panel):
             for j in range(len(models)):
                 x = j + (order.index(group.protection) - (len(order) - 1) / 2) * width
                 values = [100 * run["models"][j]["forgetting"] for run in group.runs]
                 _bar(ax, group.protection, values, x, (0.86 * width, width), limits, vertical=True)
-        ax.axhline(0, color=INK, linewidth=0.9, zorder=3)
+        ax.axhline(0, color=canvas.INK, linewidth=0.9, zorder=3)
         ax.set_ylim(*limits)
         ax.set_xlim(-0.5, len(models) - 0.5)
         ax.set_xticks(range(len(models)), models)
-        ax.tick_params(axis="x", length=0, pad=7, labelcolor=INK)
+        ax.tick_params(axis="x", length=0, pad=7, labelcolor=canvas.INK)
         ax.grid(visible=False, axis="x")
-    label_outer_axes(figure, "model, in the order of training", "forgetting, points")
-    place_legends(figure, colours(_labels(shown)), [])
+    canvas.label_outer_axes(figure, "model, in the order of training", "forgetting, points")
+    canvas.place_legends(figure, canvas.colours(_labels(shown)), [])
     free, kept = (
         [mean_forgetting(g.runs) for g in shown.groups() if g.protection == name] for name in (BASELINE, shown.main)
     )
-    told = f"The models before the last lose {span(free or kept)} points on average"
-    how = f", {span(kept)} {with_label(shown.main)}" if free and kept and shown.main else ""
-    title_figure(figure, told + (" without protection" if free else "") + how)
+    told = f"The models before the last lose {formats.span(free or kept)} points on average"
+    how = f", {formats.span(kept)} {formats.with_label(shown.main)}" if free and kept and shown.main else ""
+    canvas.title_figure(figure, told + (" without protection" if free else "") + how)
     return figure
 
 
@@ -253,7 +227,7 @@ def _shown(result: TwoModelResult) -> Shown:
 
 
 def _grid(
-    shown: Shown, height: tuple[float, float, float], share: str, panels: Sequence[Panel] | None = None
+    shown: Shown, height: tuple[float, float, float], shared: str, panels: Sequence[Panel] | None = None
 ) -> tuple[Figure, list[tuple[Axes, Panel]]]:
     """A figure with one styled axes per panel, row by row, heights in inches for one, two, and more columns."""
     panels, convergences = panels or shown.panels, shown.result.config.chain.convergence
@@ -263,7 +237,7 @@ def _grid(
     columns = _columns(panels)
     names = [panel_name(panel, panels) for panel in panels]
     titles = names if columns == 1 else [name.replace(", ", "\n") for name in names]
-    figure, axes = grid(titles, columns, height[columns - 1], share)
+    figure, axes = canvas.grid(titles, columns, height[columns - 1], shared)
     return figure, list(zip(axes, panels, strict=True))
 
 
@@ -333,8 +307,10 @@ def _mark_models(ax: Axes, shown: Shown) -> None:
     each = shown.result.runs[0]["curve"]["iteration"][-1] / len(models)
     for j, letter in enumerate(models):
         if j:
-            ax.axvline(j * each, color=QUIET, linewidth=0.8, zorder=1.2)
-        ax.text((j + 0.5) * each, 0.02, f"{letter} trains", transform=ax.get_xaxis_transform(), **MARK, **FONT)
+            ax.axvline(j * each, color=canvas.QUIET, linewidth=0.8, zorder=1.2)
+        ax.text(
+            (j + 0.5) * each, 0.02, f"{letter} trains", transform=ax.get_xaxis_transform(), **canvas.MARK, **canvas.FONT
+        )
 
 
 def _bar(
@@ -348,12 +324,12 @@ def _bar(
     vertical: bool,
 ) -> float:
     """Mean, interval and single seeds; widths of the bar, and of the room for the seeds. Returns the mean."""
-    estimate, shade = mean_interval(values), colour(protection)
+    estimate, shade = mean_interval(values), canvas.colour(protection)
     draw = ax.bar if vertical else ax.barh
     draw(at, estimate.mean, widths[0], color=shade, alpha=0.85, zorder=2, gid=protection)
-    draw_interval(ax, estimate, at, limits, vertical=vertical)
-    places = at + widths[1] * spread(len(values))
-    ax.scatter(*((places, values) if vertical else (values, places)), edgecolor=shade, **SEED)
+    canvas.draw_interval(ax, estimate, at, limits, vertical=vertical)
+    places = at + widths[1] * canvas.spread(len(values))
+    ax.scatter(*((places, values) if vertical else (values, places)), edgecolor=shade, **canvas.SEED)
     return estimate.mean
 
 
@@ -377,7 +353,7 @@ def _against_strength(
     """One model's accuracy over the strength; with points and intervals, unless the axis limits are left out."""
     if not found:
         return
-    protection, shade = found[0].protection, colour(found[0].protection)
+    protection, shade = found[0].protection, canvas.colour(found[0].protection)
     at = [float(group.strength or 0) for group in found]
     estimates = [group.estimate(key) for group in found]
     means = [estimate.mean for estimate in estimates]
@@ -390,7 +366,7 @@ def _against_strength(
     for x, estimate in zip(at, estimates, strict=True):
         if estimate.low is not None and estimate.high is not None:
             possible = Interval(estimate.mean, max(estimate.low, 0.0), min(estimate.high, 100.0))
-            draw_interval(ax, possible, x, limits, vertical=True, shade=shade)
+            canvas.draw_interval(ax, possible, x, limits, vertical=True, shade=shade)
 
 
 def _losses(shown: Shown) -> str:
@@ -400,12 +376,12 @@ def _losses(shown: Shown) -> str:
     for name in dict.fromkeys((BASELINE, shown.main or shown.groups()[0].protection)):
         lost = [group.mean("forgetting") for group in shown.groups() if group.protection == name]
         if lost:
-            gained = points(max(lost)).startswith("−")  # what reads as 0.0 is no gain
+            gained = formats.points(max(lost)).startswith("−")  # what reads as 0.0 is no gain
             present = "gains " if gained else "loses "
-            amount = span([-value for value in lost] if gained else lost)
+            amount = formats.span([-value for value in lost] if gained else lost)
             amount = "none" if amount == "0.0" else amount
             unit = "" if amount == "none" or any("points" in part for part in parts) else "points "
-            parts.append(f"{'' if present == verb else present}{amount} {unit}{with_label(name)}")
+            parts.append(f"{'' if present == verb else present}{amount} {unit}{formats.with_label(name)}")
             verb = present
     return " and ".join(parts)
 
@@ -420,6 +396,6 @@ def _bars_title(shown: Shown) -> str:
         return "Without protection A does not forget: there is no forgetting to reduce"
     some = "" if len(shares) == len(pairs) else f", where there is any ({len(shares)} of {len(pairs)} panels)"
     if shares[-1] < 0:
-        return f"With {label(shown.main)} A forgets more than without protection{some}"
-    low, high = (share(min(value, 1.0)) for value in (shares[0], shares[-1]))
-    return f"{label(shown.main).capitalize()} prevents {ends(low, high)} % of A's forgetting{some}"
+        return f"With {formats.label(shown.main)} A forgets more than without protection{some}"
+    low, high = (formats.share(min(value, 1.0)) for value in (shares[0], shares[-1]))
+    return f"{formats.label(shown.main).capitalize()} prevents {formats.ends(low, high)} % of A's forgetting{some}"

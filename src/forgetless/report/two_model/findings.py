@@ -7,17 +7,7 @@ from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import mean_interval
 from forgetless.options import number
 from forgetless.protection import BASELINE
-from forgetless.report.formats import (
-    control_of,
-    ends,
-    in_sentence,
-    listed,
-    points,
-    share,
-    span,
-    symbol_of,
-    with_protection,
-)
+from forgetless.report import formats
 from forgetless.report.sentences import compared, doubts, missing_arm, prevented, so_far, unmatched
 from forgetless.report.two_model.shown import Panel, Run, Shown, mean_forgetting
 from forgetless.tasks import TASKS
@@ -58,7 +48,7 @@ def headline_sentences(shown: Shown) -> list[str]:
     else:
         sentences = finding(shown, shown.panels[0]) if len(shown.panels) == 1 else _over_panels(shown)
     if main is not None and len(strengths := shown.strengths[main]) > 1:
-        chosen = f"{symbol_of(main)} = {number(shown.chosen[main] or 0.0)}"
+        chosen = f"{formats.symbol_of(main)} = {number(shown.chosen[main] or 0.0)}"
         sentences.append(f"This is at {chosen}, chosen among {len(strengths)} on validation data.")
     return so_far([*sentences, *filter(None, [shown.diverged])], shown.progress, "runs")
 
@@ -71,7 +61,7 @@ def finding(shown: Shown, panel: Panel) -> list[str]:
     free, held = pair
     sentences = [_compared(free, held, shown.later)]
     if shown.is_chain:
-        sentences.append(_averaged(shown, *(points(mean_forgetting(arm["runs"])) for arm in pair)))
+        sentences.append(_averaged(shown, *(formats.points(mean_forgetting(arm["runs"])) for arm in pair)))
     if held["reduction"] is not None:
         sentences += doubts(free["forgetting"], held["reduction"]) + _control(shown, panel, free, held)
     return sentences
@@ -82,9 +72,9 @@ def _one_arm(shown: Shown, panel: Panel) -> list[str]:
     found = {group.protection: group for group in shown.groups(panel)}
     name = _first_of(shown, found)
     before, after, b = (
-        points(found[name].mean(key)) for key in ("accuracy_a_before", "accuracy_a_after", "accuracy_b")
+        formats.points(found[name].mean(key)) for key in ("accuracy_a_before", "accuracy_a_after", "accuracy_b")
     )
-    cost = f"{_cost(found[name].mean('forgetting'))} {with_protection(name)}"
+    cost = f"{_cost(found[name].mean('forgetting'))} {formats.with_protection(name)}"
     told = f"Training {shown.later} {cost} ({before} to {after} %), and B reached {b} %."
     return [told, _missing(name)]
 
@@ -104,13 +94,13 @@ def _missing(present: str) -> str:
 def _compared(free: Mapping[str, Any], held: Mapping[str, Any], models: str) -> str:
     # Differences of equal accuracies may leave a rounding error in their mean.
     lost, kept = (round(summary["forgetting"]["mean"], 9) for summary in (free, held))
-    how, price = with_protection(held["protection"]), _price(held["cost_b"]["mean"])
+    how, price = formats.with_protection(held["protection"]), _price(held["cost_b"]["mean"])
     start = f"Training {models} {_cost(lost)} without protection"
     if held["reduction"] is None:
-        before, after = (points(free[key]["mean"]) for key in ("accuracy_a_before", "accuracy_a_after"))
+        before, after = (formats.points(free[key]["mean"]) for key in ("accuracy_a_before", "accuracy_a_after"))
         return (
             f"{start} ({before} to {after} %), so there is no forgetting to reduce; {how} A ends at "
-            f"{points(held['accuracy_a_after']['mean'])} %, and {price}."
+            f"{formats.points(held['accuracy_a_after']['mean'])} %, and {price}."
         )
     told = f"{prevented(held['reduction'])}, and {price}."
     if kept < 0:
@@ -127,12 +117,16 @@ def _cost(lost: float) -> str:
 def _price(cost: float) -> str:
     if abs(100 * cost) < _NOTHING:
         return "B pays nothing"
-    return f"B pays {points(cost)} points" if cost > 0 else f"B ends {points(-cost)} points higher than unprotected"
+    return (
+        f"B pays {formats.points(cost)} points"
+        if cost > 0
+        else f"B ends {formats.points(-cost)} points higher than unprotected"
+    )
 
 
 def _control(shown: Shown, panel: Panel, free: Mapping[str, Any], held: Mapping[str, Any]) -> list[str]:
     """How the protection compares with smaller steps alone, where that arm has the same seeds."""
-    groups = [group for group in shown.groups(panel) if group.protection == control_of(held["protection"])]
+    groups = [group for group in shown.groups(panel) if group.protection == formats.control_of(held["protection"])]
     found = {run["seed"]: run for group in groups for run in group.runs}
     pairs: list[tuple[Run, Run]] = [(found[run["seed"]], run) for run in held["runs"] if run["seed"] in found]
     if len(pairs) < len(held["runs"]):
@@ -140,11 +134,11 @@ def _control(shown: Shown, panel: Panel, free: Mapping[str, Any], held: Mapping[
     control = shown.against([run for run, _ in pairs], free["runs"])["reduction"]
     steps = unmatched([(run["mean_step"], wanted["mean_step"]) for run, wanted in pairs], _MATCHED_WITHIN)
     more = mean_interval([run["forgetting"] - protected["forgetting"] for run, protected in pairs])
-    name, amount = in_sentence(held["protection"]), _UNIT.amount(abs(more.mean))
+    name, amount = formats.in_sentence(held["protection"]), _UNIT.amount(abs(more.mean))
     return [
         compared(
             "The control arm, no protection but smaller steps of the shared weights, prevented "
-            f"{share(control['mean'])} %{steps}",
+            f"{formats.share(control['mean'])} %{steps}",
             more,
             more=f"; {name} keeps {amount} points more of A",
             less=f", and keeps {amount} points more of A than {name}",
@@ -160,22 +154,22 @@ def _over_panels(shown: Shown) -> list[str]:
         for group in shown.groups():
             losses.setdefault(group.protection, []).append(group.mean("forgetting"))
         name = _first_of(shown, losses)
-        cost = f"cost A {span(losses[name])} {_UNIT.name} {with_protection(name)}"
+        cost = f"cost A {formats.span(losses[name])} {_UNIT.name} {formats.with_protection(name)}"
         return [f"In {len(losses[name])} settings, training {shown.later} {cost}.", _missing(name)]
     arms = tuple(zip(*pairs, strict=True))
-    lost, kept = (span(summary["forgetting"]["mean"] for summary in arm) for arm in arms)
+    lost, kept = (formats.span(summary["forgetting"]["mean"] for summary in arm) for arm in arms)
     held = arms[1]
     told = _range_of_reductions([summary["reduction"] for summary in held])
     highest = max(summary["cost_b"]["mean"] for summary in held)
     sentences = [
         (
             f"In {len(pairs)} settings, training {shown.later} cost A {lost} {_UNIT.name} without protection and "
-            f"{kept} {with_protection(held[0]['protection'])}: {told}."
+            f"{kept} {formats.with_protection(held[0]['protection'])}: {told}."
         ),
-        f"B pays {f'at most {points(highest)} points' if 100 * highest >= _NOTHING else 'nothing'}.",
+        f"B pays {f'at most {formats.points(highest)} points' if 100 * highest >= _NOTHING else 'nothing'}.",
     ]
     if shown.is_chain:
-        sentences.append(_averaged(shown, *(span(mean_forgetting(s["runs"]) for s in arm) for arm in arms)))
+        sentences.append(_averaged(shown, *(formats.span(mean_forgetting(s["runs"]) for s in arm) for arm in arms)))
     return sentences
 
 
@@ -183,8 +177,8 @@ def _range_of_reductions(reductions: Sequence[Mapping[str, float] | None]) -> st
     found = sorted(reduction["mean"] for reduction in reductions if reduction is not None)
     if not found:
         return "without protection there is no forgetting to reduce"
-    low, high = (share(min(value, 1.0)) for value in (found[0], found[-1]))
-    told = f"{ends(low, high)} % of the forgetting was prevented"
+    low, high = (formats.share(min(value, 1.0)) for value in (found[0], found[-1]))
+    told = f"{formats.ends(low, high)} % of the forgetting was prevented"
     if worse := sum(value < 0 for value in found):
         told += f"; with protection it was more in {worse} of them"
     if idle := len(reductions) - len(found):
@@ -193,5 +187,5 @@ def _range_of_reductions(reductions: Sequence[Mapping[str, float] | None]) -> st
 
 
 def _averaged(shown: Shown, without: str, with_: str) -> str:
-    kept = listed(shown.letters[:-1])
+    kept = formats.listed(shown.letters[:-1])
     return f"Averaged over {kept}, {without} points are lost without protection, {with_} with it."

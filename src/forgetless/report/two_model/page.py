@@ -9,23 +9,8 @@ from rich import table as rich
 from forgetless.experiments.two_model import TwoModelConfig, TwoModelResult
 from forgetless.options import command_line, number
 from forgetless.protection import BASELINE, PROTECTIONS
+from forgetless.report import formats
 from forgetless.report.canvas import picture
-from forgetless.report.formats import (
-    NOTHING,
-    NOTHING_TO_REDUCE,
-    control_of,
-    counted,
-    duration,
-    is_control,
-    label,
-    main_of,
-    or_nothing,
-    plus_minus,
-    points,
-    strength_axis,
-    strength_heading,
-    symbol_of,
-)
 from forgetless.report.table import Row, Table, in_terminal, of_protection
 from forgetless.report.two_model.figures import accuracy_curves, chain_forgetting, forgetting_bars, trade_off
 from forgetless.report.two_model.findings import finding, headline_sentences
@@ -50,7 +35,7 @@ def summary_table(result: TwoModelResult) -> rich.Table:
         The table, for `rich.console.Console.print`.
     """
     shown = Shown(result)
-    columns = (strength_heading(result.config.arms), *_COLUMNS)
+    columns = (formats.strength_heading(result.config.arms), *_COLUMNS)
     parts = [
         Table("\n" * (i > 0) + name, columns, summary_rows(shown, panel))
         for i, (panel, name) in enumerate(shown.names.items())
@@ -67,11 +52,11 @@ def summary_rows(shown: Shown, panel: Panel, *, on_page: bool = False) -> list[R
     for entry in here:
         name, strength = entry["protection"], entry["strength"]
         before, after, forgetting, b, cost = (
-            plus_minus(entry[key], 2 if on_page else 1, 100, narrow=not on_page)
+            formats.plus_minus(entry[key], 2 if on_page else 1, 100, narrow=not on_page)
             for key in ("accuracy_a_before", "accuracy_a_after", "forgetting", "accuracy_b", "cost_b")
         )
         reduced = reduction_cell(entry, on_page=on_page, unprotected=BASELINE in protections)
-        cells = [or_nothing(strength), before, after, forgetting, reduced, b, cost]
+        cells = [formats.or_nothing(strength), before, after, forgetting, reduced, b, cost]
         is_chosen = protections.count(name) > 1 and strength is not None and strength == shown.chosen[name]
         rows.append(of_protection(name, cells, is_chosen=is_chosen))
     return rows
@@ -84,16 +69,18 @@ def reduction_cell(entry: Mapping[str, Any], *, on_page: bool, unprotected: bool
     """
     if entry["reduction"] is None:
         is_compared = unprotected and entry["protection"] != BASELINE and entry["cost_b"] is not None
-        return ("no forgetting to reduce" if on_page else NOTHING_TO_REDUCE) if is_compared else NOTHING
+        return ("no forgetting to reduce" if on_page else formats.NOTHING_TO_REDUCE) if is_compared else formats.NOTHING
     mean, low, high = (entry["reduction"][end] for end in ("mean", "low", "high"))
     if on_page:
-        ends = f" ({'−∞' if low is None else points(low)} to {points(high)})" if high is not None else ""
-        return points(mean, 2) + ends
-    text = points(mean, 1 if abs(mean) < 0.9995 else 0)
+        ends = (
+            f" ({'−∞' if low is None else formats.points(low)} to {formats.points(high)})" if high is not None else ""
+        )
+        return formats.points(mean, 2) + ends
+    text = formats.points(mean, 1 if abs(mean) < 0.9995 else 0)
     if high is None:
         return text
     least, most = math.floor(round(100 * low, 6)) if low is not None else None, math.ceil(round(100 * high, 6))
-    return f"{text} [{'−∞' if least is None else points(least / 100, 0)},{points(most / 100, 0)}]"
+    return f"{text} [{'−∞' if least is None else formats.points(least / 100, 0)},{formats.points(most / 100, 0)}]"
 
 
 def _notes(shown: Shown) -> list[str]:
@@ -110,15 +97,15 @@ def _notes(shown: Shown) -> list[str]:
     elif seeds:
         notes.append("In % and points of test accuracy; one seed gives no interval.")
     if any(entry["reduction"] is None and entry["cost_b"] is not None for entry in summary):
-        notes.append(f"{NOTHING_TO_REDUCE}: the unprotected A lost nothing, no forgetting to reduce.")
+        notes.append(f"{formats.NOTHING_TO_REDUCE}: the unprotected A lost nothing, no forgetting to reduce.")
     if summary and BASELINE not in shown.result.config.arms:
         notes.append("No reduction without an unprotected arm: add none to --protection.")
     strengths: dict[str, set[float]] = {}
     for entry in summary:
         strengths.setdefault(entry["protection"], set()).add(entry["strength"])
-    several = [name for name, found in strengths.items() if len(found) > 1 and not is_control(name)]
+    several = [name for name, found in strengths.items() if len(found) > 1 and not formats.is_control(name)]
     return notes + [
-        f"Bold: the {symbol_of(name)} with the best mean validation accuracy of A and B." for name in several
+        f"Bold: the {formats.symbol_of(name)} with the best mean validation accuracy of A and B." for name in several
     ]
 
 
@@ -140,7 +127,7 @@ def two_model_section(result: TwoModelResult) -> dict[str, Any]:
         "trade_off_command": _trade_off_command(shown),
         "summary": summary,
         "has_chosen": any(row.is_chosen for _, rows in summary for row in rows),
-        "strength": strength_heading(result.config.arms),
+        "strength": formats.strength_heading(result.config.arms),
         "models": [(name, _model_rows(shown, panel)) for panel, name in shown.names.items()] if shown.is_chain else [],
         "seeds": [_seed_row(run) for run in result.runs[:_MOST_ROWS]],
         "num_seeds": len({run["seed"] for run in result.runs}),
@@ -151,10 +138,9 @@ def two_model_section(result: TwoModelResult) -> dict[str, Any]:
 
 def _time(shown: Shown) -> str:
     runs = shown.result.runs
-    seconds = duration(sum(run["seconds"] for run in runs))
-    return (
-        f"Training and following {shown.later} took {seconds} in {counted(len(runs), 'run')}; training A comes on top."
-    )
+    seconds = formats.duration(sum(run["seconds"] for run in runs))
+    many = formats.counted(len(runs), "run")
+    return f"Training and following {shown.later} took {seconds} in {many}; training A comes on top."
 
 
 def _settings(config: TwoModelConfig) -> str:
@@ -162,7 +148,7 @@ def _settings(config: TwoModelConfig) -> str:
     return (
         f"{config.data.name}, {chain.wiring} wiring, {chain.models} models of width {chain.width}, "
         f"{optimizer.name} at {number(optimizer.learning_rate)}, {config.schedule.iterations} iterations, "
-        f"{counted(config.run.seeds, 'seed')}"
+        f"{formats.counted(config.run.seeds, 'seed')}"
     )
 
 
@@ -176,8 +162,9 @@ def _figures(shown: Shown) -> list[dict[str, str]]:
         spread = ", with the 95 % interval (Student's t; an arrowhead where it goes on beyond the axis)"
     strengths = _several(shown)
     rule = "".join(
-        f" Of {len(found)} strengths of {label(name)} this is {symbol_of(name)} = {number(shown.chosen[name] or 0)}, "
-        "under which A and B together have the highest mean validation accuracy; test data had no part in the choice."
+        f" Of {len(found)} strengths of {formats.label(name)} this is {formats.symbol_of(name)} = "
+        f"{number(shown.chosen[name] or 0)}, under which A and B together have the highest mean validation accuracy; "
+        "test data had no part in the choice."
         for name, found in strengths.items()
     )
     trains, dashed = ("train", "the model in training") if shown.is_chain else ("trains", "B")
@@ -189,10 +176,11 @@ def _figures(shown: Shown) -> list[dict[str, str]]:
         text = f"What each model lost by the end, {over}{spread}{dots}. Nothing is trained after the last model."
         drawn.append(picture(chain_forgetting(result), text))
     for name in strengths:
+        control = "; the control arm is matched to each strength" if formats.control_of(name) else ""
         text = (
-            f"Stability against plasticity: test accuracy of A (solid) and B (dashed) by the {strength_axis(name)}, "
-            f"{over}{spread}. Horizontal lines: arms without a strength"
-        ) + ("; the control arm is matched to each strength." if control_of(name) else ".")
+            "Stability against plasticity: test accuracy of A (solid) and B (dashed) by the "
+            f"{formats.strength_axis(name)}, {over}{spread}. Horizontal lines: arms without a strength{control}."
+        )
         drawn.append(picture(trade_off(result, name), text))
     return drawn
 
@@ -200,7 +188,7 @@ def _figures(shown: Shown) -> list[dict[str, str]]:
 def _trade_off_command(shown: Shown) -> str:
     """How to get the trade-off figure, where it cannot be drawn."""
     config = shown.result.config
-    main = main_of(config.arms)
+    main = formats.main_of(config.arms)
     if main is None or _several(shown) or not PROTECTIONS[main].has_strength():
         return ""
     strength = next(each.strength_or_none for each in config.protections if each.kind.name == main) or 1.0
@@ -210,8 +198,10 @@ def _trade_off_command(shown: Shown) -> str:
 
 def _several(shown: Shown) -> dict[str, list[float]]:
     """The protections that ran at several strengths, which are chosen among; those with a control arm first."""
-    found = {name: values for name, values in shown.strengths.items() if len(values) > 1 and not is_control(name)}
-    return dict(sorted(found.items(), key=lambda item: control_of(item[0]) is None))
+    found = {
+        name: values for name, values in shown.strengths.items() if len(values) > 1 and not formats.is_control(name)
+    }
+    return dict(sorted(found.items(), key=lambda item: formats.control_of(item[0]) is None))
 
 
 def _model_rows(shown: Shown, panel: Panel) -> list[Row]:
@@ -223,7 +213,7 @@ def _model_rows(shown: Shown, panel: Panel) -> list[Row]:
                 sum(run["models"][j][key] for run in group.runs) / len(group.runs)
                 for key in ("accuracy_before", "accuracy_after", "forgetting")
             ]
-            cells = [model["model"], *(points(mean, 2) for mean in means)]
+            cells = [model["model"], *(formats.points(mean, 2) for mean in means)]
             rows.append(of_protection(group.protection, cells, name=group.label))
     return rows
 
@@ -234,9 +224,9 @@ def _seed_row(run: Run) -> list[str]:
         str(run["seed"]),
         str(run["shared"]),
         f"{number(round(100 * run['convergence'], 6))} %",
-        label(run["protection"]),
-        or_nothing(run["strength"]),
-        *(points(run[key], 2) for key in accuracies),
+        formats.label(run["protection"]),
+        formats.or_nothing(run["strength"]),
+        *(formats.points(run[key], 2) for key in accuracies),
         str(run.get("steps_of_a", "")),
         f"{run['shared_learning_rate']:.3g}" if "shared_learning_rate" in run else "",
         f"{run['seconds']:.1f}",
@@ -249,10 +239,12 @@ def two_model_comparison(result: TwoModelResult) -> list[list[str]]:
     for panel in shown.panels:
         found = {group.protection: group for group in shown.groups(panel)}
         group = found.get(shown.main or "", next(iter(found.values())))
-        cells = [NOTHING] * 4
+        cells = [formats.NOTHING] * 4
         if pair := shown.paired(panel):
             free, held = pair
-            lost, kept, cost = (plus_minus(e, 2, 100) for e in (free["forgetting"], held["forgetting"], held["cost_b"]))
+            lost, kept, cost = (
+                formats.plus_minus(e, 2, 100) for e in (free["forgetting"], held["forgetting"], held["cost_b"])
+            )
             cells = [lost, kept, reduction_cell(held, on_page=True), cost]
         rows.append([panel_name(panel, [panel]), group.label, *cells])
     return rows
