@@ -30,16 +30,11 @@ SEED: dict[str, Any] = {"marker": "o", "s": 14, "facecolor": "white", "linewidth
 
 
 def colour(protection: str) -> str:
-    """The colour of a protection: its own, or one derived from its name; what is not there any more is quiet."""
+    """The colour of a protection: its own, or of a hue that its name decides; what is not there any more is quiet."""
     if protection not in PROTECTIONS:
         return QUIET
-    return PROTECTIONS[protection].colour or _derived(protection)
-
-
-def _derived(name: str) -> str:
-    """A colour of a hue that the name decides, as dark and as strong as the fixed ones."""
-    hue = zlib.crc32(name.encode()) / 2**32
-    return to_hex(colorsys.hls_to_rgb(hue, 0.4, 0.65))
+    hue = zlib.crc32(protection.encode()) / 2**32
+    return PROTECTIONS[protection].colour or to_hex(colorsys.hls_to_rgb(hue, 0.4, 0.65))
 
 
 def colours(labels: Mapping[str, str]) -> list[Patch]:
@@ -56,10 +51,9 @@ def grid(titles: Sequence[str], columns: int, height: float, share: str) -> tupl
     figure = Figure(figsize=(_WIDTH, rows * height + 0.9), layout="constrained", facecolor="white", dpi=100)
     share_x, share_y = share in {"x", "both"}, share in {"y", "both"}
     found = figure.subplots(rows, columns, squeeze=False, sharey=share_y and "all", sharex=share_x and "all")
-    axes: list[Axes] = list(found.flat)
-    for ax in axes[len(titles) :]:
+    for ax in found.flat[len(titles) :]:
         ax.remove()
-    axes = axes[: len(titles)]
+    axes: list[Axes] = list(found.flat[: len(titles)])
     for i, ax in enumerate(axes):
         ax.set_facecolor("white")
         for name, spine in ax.spines.items():
@@ -67,14 +61,13 @@ def grid(titles: Sequence[str], columns: int, height: float, share: str) -> tupl
             spine.set_color(QUIET)
         ax.grid(visible=True, color=GRID, linewidth=0.8)
         ax.set_axisbelow(True)
-        last_in_column = i + columns >= len(titles)
         ax.tick_params(
             colors=QUIET,
             labelcolor=INK,
             labelsize=10,
             labelfontfamily="DejaVu Sans",
             labelleft=i % columns == 0 or share == "x",
-            labelbottom=last_in_column,
+            labelbottom=i + columns >= len(titles),
         )
         ax.set_title(titles[i], loc="left", fontsize=10.5, pad=7, **FONT)
     return figure, axes

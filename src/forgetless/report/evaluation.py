@@ -36,8 +36,9 @@ def evaluation_table(found: Mapping[str, Any]) -> rich.Table:
         rows = []
         for entry in summary:
             cells = [plus_minus(entry[key], digits[key]) for key in columns.values()]
-            end = probability(entry["p"]) if last == "p" else _time(entry["seconds"])
-            rows.append(Row(_name(entry, summary), [*cells, end]))
+            seconds = entry["seconds"] or {"mean": None}
+            time = NOTHING if seconds["mean"] is None else duration(seconds["mean"])
+            rows.append(Row(_name(entry, summary), [*cells, probability(entry["p"]) if last == "p" else time]))
         tables.append(Table(title, (*columns, last), rows, first="search"))
     return in_terminal(tables, evaluation_notes(found))
 
@@ -65,7 +66,3 @@ def evaluation_notes(found: Mapping[str, Any]) -> list[str]:
 def _name(entry: Entry, among: Sequence[Entry]) -> str:
     name = f"{entry['strategy']}, {entry['protection']}"
     return f"{entry['run']}: {name}" if len({each["run"] for each in among}) > 1 else name
-
-
-def _time(estimate: Mapping[str, Any] | None) -> str:
-    return NOTHING if estimate is None or estimate["mean"] is None else duration(estimate["mean"])

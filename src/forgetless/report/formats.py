@@ -114,6 +114,12 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def unfinished(progress: tuple[int, int], what: str) -> list[str]:
+    """A note, where something is."""
+    done, wanted = progress
+    return [f"Unfinished: {done} of {wanted} {what}. Go on with `forgetless resume`."] if done < wanted else []
+
+
 def listed(names: Sequence[str]) -> str:
     """`B`, `B and C`, `B to F`."""
     if len(names) > 3:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from forgetless.forgetting import Interval
 from forgetless.protection import BASELINE, PROTECTIONS
-from forgetless.report.formats import Estimate, ends, points, share, share_interval
+from forgetless.report.formats import Estimate, ends, points, share, share_interval, with_label
 
 
 def so_far(sentences: Sequence[str], progress: tuple[int, int], what: str) -> list[str]:
@@ -30,6 +30,16 @@ def compared(start: str, difference: Interval, more: str, less: str, neither: st
     if difference.low is None or difference.high is None:
         return f"{start}."
     return f"{start}{more if difference.low > 0 else less if difference.high < 0 else neither}."
+
+
+def with_and_without(amounts: Sequence[tuple[str, str, str]], unit: str) -> str:
+    """Such as `lose 0.2 nats without protection and 0.1 with weight plasticity`: verb, amount and protection each."""
+    told: list[str] = []
+    for i, (verb, amount, protection) in enumerate(amounts):
+        needs_unit = amount != "none" and not any(f" {unit}" in part for part in told)
+        start = "" if i and verb == amounts[i - 1][0] else f"{verb} "
+        told.append(f"{start}{amount}{f' {unit}' if needs_unit else ''} {with_label(protection)}")
+    return " and ".join(told)
 
 
 def prevented(reduction: Estimate) -> str:

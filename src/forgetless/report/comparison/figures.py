@@ -1,5 +1,6 @@
 """The picture of a comparison: forgetting against the quality of what is selected."""
 
+import itertools
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
@@ -34,6 +35,7 @@ def forgetting_against_quality(result: ComparisonResult) -> Figure:
     points = {row: tuple(_estimate(result, row, measure) for measure in axes) for row in result.ranked}
     if not any(x and y for x, y in points.values()):
         raise InputError("Expected a finished search to draw, but got none. Finish one first.")
+    markers = dict(zip(result.config.strategy_names, itertools.cycle(_MARKERS), strict=False))
     figure, (ax,) = grid([""], 1, 4.2, "x")
     drawn: list[Row] = []
     limits = [_limits([point[i] for point in points.values() if point[i]]) for i in (0, 1)]
@@ -42,7 +44,7 @@ def forgetting_against_quality(result: ComparisonResult) -> Figure:
         if x is not None and y is not None:
             draw_interval(ax, x, y.mean, limits[0], vertical=False, shade=shade)
             draw_interval(ax, y, x.mean, limits[1], vertical=True, shade=shade)
-            ax.plot(x.mean, y.mean, marker=_marker(result, row), color=shade, markersize=8, zorder=5, gid=str(row))
+            ax.plot(x.mean, y.mean, marker=markers[row.strategy], color=shade, markersize=8, zorder=5, gid=str(row))
             drawn.append(row)
         elif y is not None and not row.is_search:
             ax.axhline(y.mean, color=QUIET, linewidth=1.2, linestyle=(0, (4, 2)), zorder=2, gid=str(row))
@@ -54,8 +56,8 @@ def forgetting_against_quality(result: ComparisonResult) -> Figure:
     ax.set_xlabel(f"forgetting err₂ − err₁, {result.unit.name}", fontsize=10, **FONT)
     ax.set_ylabel(f"{quality_name(result)} of what is selected{in_per_cent(result)}", fontsize=10, **FONT)
     shapes = [
-        Line2D([], [], color=QUIET, marker=_marker(result, row), linestyle="", markersize=7, label=row.strategy)
-        for row in {row.strategy: row for row in drawn}.values()
+        Line2D([], [], color=QUIET, marker=markers[strategy], linestyle="", markersize=7, label=strategy)
+        for strategy in dict.fromkeys(row.strategy for row in drawn)
     ]
     place_legends(figure, colours({row.protection: label(row.protection) for row in drawn}), shapes)
     title_figure(figure, headline_sentences(result)[0].rstrip("."))
@@ -75,10 +77,6 @@ def _limits(estimates: Sequence[Interval | None]) -> tuple[float, float]:
     ends = [end for e in estimates if e is not None for end in (e.mean, e.low, e.high) if end is not None]
     room = 0.08 * (max(ends) - min(ends)) or 0.5
     return min(ends) - room, max(ends) + room
-
-
-def _marker(result: ComparisonResult, row: Row) -> str:
-    return _MARKERS[result.config.strategy_names.index(row.strategy) % len(_MARKERS)]
 
 
 def colour_of(row: Row) -> str:

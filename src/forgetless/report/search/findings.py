@@ -11,10 +11,9 @@ from forgetless.report.formats import (
     in_sentence,
     is_control,
     main_of,
-    with_label,
     with_protection,
 )
-from forgetless.report.sentences import compared, doubts, missing_arm, prevented, so_far, unmatched
+from forgetless.report.sentences import compared, doubts, missing_arm, prevented, so_far, unmatched, with_and_without
 from forgetless.search.result import FORGETTING, REWARD, SearchResult
 from forgetless.tasks.base import decimal
 
@@ -65,15 +64,14 @@ def curves_title(result: SearchResult) -> str:
     entries = {entry["protection"]: entry for entry in result.summary()}
     arms = (BASELINE, main_protection(result) or next(filter(is_control, result.protections), BASELINE))
     losses = {name: entries[name][FORGETTING[0]] for name in dict.fromkeys(arms) if name in entries}
-    told: list[str] = []
-    for name, loss in losses.items():
-        if loss is None:
-            continue
-        verb = "improve by " if loss["mean"] < 0 else "lose "
-        verb = "" if told and told[0].startswith(verb) else verb
-        unit = "" if told else f" {result.unit.name}"
-        told.append(f"{verb}{result.unit.amount(abs(loss['mean']))}{unit} {with_label(name)}")
-    return f"By the end of an epoch its models {' and '.join(told)}" if told else "Forgetting and reward so far"
+    told = [
+        ("improve by" if loss["mean"] < 0 else "lose", result.unit.amount(abs(loss["mean"])), name)
+        for name, loss in losses.items()
+        if loss is not None
+    ]
+    if not told:
+        return "Forgetting and reward so far"
+    return f"By the end of an epoch its models {with_and_without(told, result.unit.name)}"
 
 
 def _change(result: SearchResult, value: float, unit: str = "") -> str:

@@ -143,10 +143,7 @@ def _has_intervals(summary: Sequence[Mapping[str, Any]]) -> bool:
 def _notes(result: SearchResult) -> list[str]:
     """How to read it, and what is missing."""
     summary, trains = result.summary(), result.config.trains_shared_weights
-    notes = []
-    done, wanted = result.progress
-    if done < wanted:
-        notes.append(f"Unfinished: {done} of {wanted} searches. Go on with `forgetless resume`.")
+    notes = formats.unfinished(result.progress, "searches")
     seeds = max((entry["num_seeds"] for entry in summary), default=0)
     sign = " Negative forgetting is progress." * trains
     if seeds > 1:
@@ -173,7 +170,9 @@ def _notes(result: SearchResult) -> list[str]:
 
 def search_section(result: SearchResult, interference: Sequence[Arm] = ()) -> dict[str, Any]:
     """What section.html shows of a search, and of who overwrites whom in it, where that was measured."""
-    columns = _epoch_columns(result)
+    columns = _measured(result)
+    # What is not measured in every search comes last.
+    columns = {key: columns[key] for key in FORGETTING} | _OF_EPOCHS | columns
     return {
         "settings": _settings(result),
         "sentences": headline_sentences(result),
@@ -264,12 +263,6 @@ def _derived_rows(result: SearchResult) -> list[tuple[Row, str]]:
         )
         for r in records
     ]
-
-
-def _epoch_columns(result: SearchResult) -> dict[str, str]:
-    """Key → column; what is not measured in every search comes last."""
-    columns = _measured(result)
-    return {key: columns[key] for key in FORGETTING} | _OF_EPOCHS | columns
 
 
 def _epoch_rows(result: SearchResult, keys: Mapping[str, str]) -> list[Row]:

@@ -23,6 +23,7 @@ from forgetless.forgetting import Interval, mean_interval
 from forgetless.options import number
 from forgetless.protection import BASELINE, PROTECTIONS
 from forgetless.report import canvas, formats
+from forgetless.report.sentences import with_and_without
 from forgetless.report.two_model.shown import Group, Panel, Run, Shown, mean_forgetting, panel_name
 
 _MOST_COLUMNS = 3
@@ -125,51 +126,37 @@ def trade_off(result: TwoModelResult, protection: str | None = None) -> Figure:
     """
     shown = _shown(result)
     protection = protection or shown.main or BASELINE
+    control = formats.control_of(protection)
     strengths, chosen = shown.strengths.get(protection, []), shown.chosen.get(protection)
-
-    def along(panel: Panel, name: str) -> list[Group]:
-        found = (shown.group(panel, name, strength) for strength in strengths)
-        return [group for group in found if group.runs]
-
-    panels = [panel for panel in shown.panels if along(panel, protection)]
+    panels = [panel for panel in shown.panels if strengths and _along(shown, panel, protection, strengths)]
     if not panels:
         raise InputError(f"Expected runs with a strength α under {protection!r}, but got none. Run that protection.")
     # The arms without a strength, controls apart, are horizontal lines.
     levels = [n for n in shown.ran if not PROTECTIONS[n].has_strength() and not formats.is_control(n)]
-    level = {panel: [group for group in shown.groups(panel) if group.protection in levels] for panel in panels}
-    control = formats.control_of(protection)
+    drawn = [name for name in (BASELINE, control, *levels, protection) if name in shown.ran]
     figure, axes = _grid(shown, height=(4.4, 3.4, 2.9), shared="y", panels=panels)
-    everything = [group for panel in panels for group in (*along(panel, protection), *level[panel])]
+    along = {(p, name): _along(shown, p, name, strengths) for p in panels for name in (*levels, protection, control)}
+    everything = [group for (_, name), found in along.items() if name != control for group in found]
     limits = canvas.limits_of([v for g in everything for key, _ in _MODELS for v in g.values(key)], least=None)
     for ax, panel in axes:
         _strength_axis(ax, strengths)
-        for group in level[panel]:
+        for group in (group for name in levels for group in along[panel, name]):
             for key, dash in _MODELS:
                 shade, gid = canvas.colour(group.protection), group.protection
                 ax.axhline(100 * group.mean(key), color=shade, linewidth=1.3, linestyle=dash, zorder=2, gid=gid)
         for key, dash in _MODELS:
-            _against_strength(ax, along(panel, protection), key, dash, limits)
-            _against_strength(ax, along(panel, control) if control else [], key, dash, None)
+            _against_strength(ax, along[panel, protection], key, dash, limits)
+            _against_strength(ax, along[panel, control], key, dash, None)
         if len(strengths) > 1 and chosen is not None:
             ax.axvline(chosen, color=canvas.BAND, linewidth=7, zorder=0.5)
         canvas.percent_axis(ax, limits)
-    symbol = formats.symbol_of(protection)
-    canvas.label_outer_axes(
-        figure, f"{formats.strength_axis(protection)} of {formats.label(protection)}", "test accuracy at the end, %"
-    )
-    mark: dict[str, Any] = {"color": canvas.QUIET, "linewidth": 1.8, "marker": "o", "markersize": 5}
-    meaning: list[Artist] = [
-        Line2D([], [], label="A", **mark),
-        Line2D([], [], linestyle="--", mfc="white", label="B", **mark),
-    ]
-    if len(strengths) > 1:
-        meaning.append(Line2D([], [], color=canvas.BAND, linewidth=7, label=f"{symbol} chosen on validation data"))
-    drawn = [BASELINE, *([control] if control else []), *levels, protection]
-    canvas.place_legends(
-        figure, canvas.colours({name: formats.arm_label(name) for name in drawn if name in shown.ran}), meaning
-    )
+    axis = f"{formats.strength_axis(protection)} of {formats.label(protection)}"
+    canvas.label_outer_axes(figure, axis, "test accuracy at the end, %")
+    colours = canvas.colours({name: formats.arm_label(name) for name in drawn})
+    canvas.place_legends(figure, colours, _strength_legend(protection, several=len(strengths) > 1))
     here = [group for panel in panels for group in shown.groups(panel) if group.protection == protection]
     kept, learned = (formats.span(g.mean(key) for g in here) for key, _ in _MODELS)
+    symbol = formats.symbol_of(protection)
     told = f"At {symbol} = {number(chosen or 0)}, A ends at {kept} % and B at {learned} %"
     canvas.title_figure(figure, told if len(strengths) > 1 else f"{told}; a trade-off takes several values of {symbol}")
     return figure
@@ -261,13 +248,10 @@ def _widths(found: Sequence[Group]) -> list[float]:
     means = [np.mean([run["curve"]["accuracy_a"] for run in group.runs], axis=0) for group in found]
     widths: list[float] = []
     for i in reversed(range(len(found))):
-        covered = [w for w, other in zip(widths, means[i + 1 :], strict=True) if _mostly_equal(means[i], other)]
+        later = zip(widths, means[i + 1 :], strict=True)
+        covered = [width for width, other in later if np.mean(np.abs(means[i] - other) < 0.01) > 0.5]
         widths.insert(0, max(covered, default=0.6) + 1.4)
     return widths
-
-
-def _mostly_equal(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> bool:
-    return bool(np.mean(np.abs(first - second) < 0.01) > 0.5)
 
 
 def _curves(ax: Axes, group: Group, shade: str, width: float, order: float) -> None:
@@ -333,6 +317,26 @@ def _bar(
     return estimate.mean
 
 
+def _along(shown: Shown, panel: Panel, protection: str | None, strengths: Sequence[float]) -> list[Group]:
+    """The groups of a protection in a panel, by strength; the one group of an arm without."""
+    if protection is None or protection not in shown.ran:
+        return []
+    found = (shown.group(panel, protection, s) for s in (strengths if shown.strengths[protection] else [None]))
+    return [group for group in found if group.runs]
+
+
+def _strength_legend(protection: str, *, several: bool) -> list[Artist]:
+    mark: dict[str, Any] = {"color": canvas.QUIET, "linewidth": 1.8, "marker": "o", "markersize": 5}
+    meaning: list[Artist] = [
+        Line2D([], [], label="A", **mark),
+        Line2D([], [], linestyle="--", mfc="white", label="B", **mark),
+    ]
+    if several:
+        chosen = f"{formats.symbol_of(protection)} chosen on validation data"
+        meaning.append(Line2D([], [], color=canvas.BAND, linewidth=7, label=chosen))
+    return meaning
+
+
 def _strength_axis(ax: Axes, strengths: Sequence[float]) -> None:
     """A log axis; 0 has a place one decade to the left of the least positive strength."""
     positive = [strength for strength in strengths if strength > 0]
@@ -371,19 +375,14 @@ def _against_strength(
 
 def _losses(shown: Shown) -> str:
     """Such as `loses 20.0 to 39.2 points without protection and 0.3 with weight plasticity`."""
-    parts: list[str] = []
-    verb = ""
+    amounts = []
     for name in dict.fromkeys((BASELINE, shown.main or shown.groups()[0].protection)):
         lost = [group.mean("forgetting") for group in shown.groups() if group.protection == name]
         if lost:
             gained = formats.points(max(lost)).startswith("−")  # what reads as 0.0 is no gain
-            present = "gains " if gained else "loses "
             amount = formats.span([-value for value in lost] if gained else lost)
-            amount = "none" if amount == "0.0" else amount
-            unit = "" if amount == "none" or any("points" in part for part in parts) else "points "
-            parts.append(f"{'' if present == verb else present}{amount} {unit}{formats.with_label(name)}")
-            verb = present
-    return " and ".join(parts)
+            amounts.append(("gains" if gained else "loses", "none" if amount == "0.0" else amount, name))
+    return with_and_without(amounts, "points")
 
 
 def _bars_title(shown: Shown) -> str:

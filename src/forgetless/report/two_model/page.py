@@ -85,11 +85,8 @@ def reduction_cell(entry: Mapping[str, Any], *, on_page: bool, unprotected: bool
 
 def _notes(shown: Shown) -> list[str]:
     """How to read it, and what is missing."""
-    summary, notes = shown.result.summary(), []
+    summary, notes = shown.result.summary(), formats.unfinished(shown.progress, "runs")
     seeds = max((entry["num_seeds"] for entry in summary), default=0)
-    done, wanted = shown.progress
-    if done < wanted:
-        notes.append(f"Unfinished: {done} of {wanted} runs. Go on with `forgetless resume`.")
     if shown.diverged:
         notes.append(shown.diverged)
     if seeds > 1:
