@@ -127,11 +127,18 @@ class Shown:
 
         None if one arm is missing.
         """
-        found = {group.protection: {run["seed"]: run for run in group.runs} for group in self.groups(panel)}
-        free, held = found.get(BASELINE, {}), found.get(self.main or "", {})
-        plain = [run for seed, run in free.items() if seed in held]
-        runs = [run for seed, run in held.items() if seed in free]
-        return (self.against(plain, plain), self.against(runs, plain)) if runs else None
+        return self._pairs[panel]
+
+    @cached_property
+    def _pairs(self) -> dict[Panel, tuple[dict[str, Any], dict[str, Any]] | None]:
+        pairs = {}
+        for panel in self.panels:
+            found = {group.protection: {run["seed"]: run for run in group.runs} for group in self.groups(panel)}
+            free, held = found.get(BASELINE, {}), found.get(self.main or "", {})
+            plain = [run for seed, run in free.items() if seed in held]
+            runs = [run for seed, run in held.items() if seed in free]
+            pairs[panel] = (self.against(plain, plain), self.against(runs, plain)) if runs else None
+        return pairs
 
     def against(self, runs: Sequence[Run], plain: Sequence[Run]) -> dict[str, Any]:
         """The summary of runs of one group against the unprotected ones of the same seeds, with the runs themselves."""
