@@ -11,8 +11,8 @@ from forgetless.comparison.result import ComparisonResult
 from forgetless.evaluation.searches import summarise
 from forgetless.evaluation.significance import paired_permutation_test
 from forgetless.forgetting import Interval, mean_interval
-from forgetless.report.comparison import comparison_notes, comparison_tables
-from forgetless.report.words import points
+from forgetless.report.comparison.page import comparison_notes, comparison_tables
+from forgetless.report.formats import points
 from forgetless.search.result import REWARD
 
 SHARE = " 0.01 is one point."
@@ -125,7 +125,7 @@ def tried() -> Page:
         "uniform-lr3e-3": "Smaller learning rate, protected throughout",
     }
     results = [result_of(f"recurrent-3-tried/{name}") for name in names]
-    taus = sorted(i["mean"] for result in results for row in result.ranked if (i := result.interval(row, Measure.TAU)))
+    taus = sorted(i.mean for result in results for row in result.ranked if (i := result.interval(row, Measure.TAU)))
     said = " to ".join(f"{tau:.2f}".replace("-", "−") for tau in (taus[0], taus[-1]))
     return Page(
         name="compare-recurrent-3-tried",
@@ -160,7 +160,7 @@ def compared(name: str, heading: str = "") -> list[str]:
         cells |= {"better than random by": shown(gain, 1, 3), "p": "–" if p is None else f"{p:.3f}"}
     return [
         run_block(path, time_taken(math.fsum(seconds))),
-        f"{quality.replace('What is handed over', 'Selected architectures')}\n\n*Better than random*: than as many "
+        f"{quality}\n\n*Better than random*: than as many "
         "architectures drawn uniformly for the same seed; p of one-sided sign flips over seeds, not corrected."
         + SHARE
         * ("in %" in quality),
@@ -257,13 +257,13 @@ def lost_in(result: ComparisonResult, protection: str, digits: int) -> str:
     """Mean forgetting of a protection under ENAS, in words."""
     interval = result.interval(Row("enas", protection), Measure.FORGETTING)
     assert interval is not None
-    return f"{result.unit.scale * interval['mean']:.{digits}f}".replace("-", "−")
+    return f"{result.unit.scale * interval.mean:.{digits}f}".replace("-", "−")
 
 
 def time_ratio(result: ComparisonResult, protection: str) -> str:
     """How many times as long as without protection a search takes."""
     seconds = [result.interval(Row("enas", name), Measure.SECONDS) for name in (protection, "none")]
-    return f"{seconds[0]['mean'] / seconds[1]['mean']:.1f}" if seconds[0] and seconds[1] else "–"
+    return f"{seconds[0].mean / seconds[1].mean:.1f}" if seconds[0] and seconds[1] else "–"
 
 
 def ranking(file: str, strategy: str) -> str:

@@ -23,7 +23,7 @@ from forgetless.configuration import Configuration
 from forgetless.experiments import load_config
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.options import command_line
-from forgetless.report.evaluation import probability
+from forgetless.report.formats import probability
 from forgetless.runs import RunFolder
 from forgetless.search.result import SearchResult
 

@@ -10,7 +10,7 @@ from typing import Any
 from forgetless.experiments import load_result
 from forgetless.forgetting import Interval
 from forgetless.options import command_line
-from forgetless.report.words import duration
+from forgetless.report.formats import duration
 from forgetless.runs import RunFolder
 
 HERE = Path(__file__).parent

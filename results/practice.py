@@ -7,7 +7,7 @@ from typing import Any
 import instruction_sets
 from page import HERE, Cells, Page, command_block, environment, read, table
 
-from forgetless.report.words import span
+from forgetless.report.formats import span
 
 OUTCOMES = ("identical", "warned", "refused", "wrong")
 MEANINGS = """- *Identical*: the same result after resuming, with no message.

@@ -8,7 +8,7 @@ from page import HERE, Cells, Page, load, percent, read, run_block, shown, table
 
 from forgetless.forgetting import Interval
 from forgetless.options import command_line
-from forgetless.report.words import points
+from forgetless.report.formats import points
 from forgetless.runs import INTERFERENCE, METRICS
 from forgetless.search.records import EpochRecord
 from forgetless.search.result import MULTI_MODEL, REDUCTIONS, REWARD, SearchResult, epochs_text

@@ -9,7 +9,7 @@ from page import HERE, Cells, Page, load, only, percent, run_block, shown, table
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.experiments.two_model.records import RunRecord
 from forgetless.forgetting import mean_interval
-from forgetless.report.words import duration, later_models, listed, points, span
+from forgetless.report.formats import duration, listed, points, span
 
 ARM = ("shared", "A stopped at", "protection", "strength")
 TEST = ("A before", "A after", "forgetting, points", "reduction, %", "B", "B against unprotected, points")
@@ -278,7 +278,8 @@ def lost_by(name: str) -> dict[str, str]:
 def block_of(name: str) -> str:
     result = result_of(name)
     seconds = duration(sum(run.seconds for run in result.runs))
-    trained = f"Training {listed(later_models(result))} took {seconds} in all; A's time was not recorded."
+    later = listed([model.model for model in result.runs[0].models[1:]])
+    trained = f"Training {later} took {seconds} in all; A's time was not recorded."
     return run_block(HERE / "two-model" / name, trained)
 
 

@@ -153,20 +153,20 @@ def test_the_table_is_whole_at_80_columns(searched, truth, tmp_path, capsys, mon
     options = ("--truth", str(truth), "--column", "accuracy", "--estimates", "30", "--output", str(tmp_path))
     assert main(["evaluate", str(searched), *options]) == 0
     text = capsys.readouterr().out
-    assert "What searches hand over: accuracy" in text
+    assert "What searches select: accuracy" in text
     assert "enas, wpl" in text
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80 or "evaluation.json" in max(text.splitlines(), key=len)
 
 
-def test_the_notes_tell_how_many_each_search_handed_over():
+def test_the_notes_say_how_many_each_search_selected():
     def note(*sizes):
         searches = [{"found": [["a", 0.5]] * size} for size in sizes]
         return evaluation_notes(
             {"about": {"description": "D.", "top": 5}, "searches": searches, "summary": [], "failures": []}
         )[0]
 
-    assert note(5, 5) == "D. Each search hands over its 5 best; as many are drawn uniformly."
+    assert note(5, 5) == "D. Each search selects its 5 best; as many are drawn uniformly."
     assert "its 3 best" in note(3)
     assert "its 3 to 5 best" in note(5, 3)
 

@@ -12,7 +12,8 @@ from forgetless.comparison import Measure, Row
 from forgetless.comparison.result import ComparisonResult
 from forgetless.errors import InputError
 from forgetless.report import comparison_table, forgetting_against_quality
-from forgetless.report.comparison import comparison_notes, comparison_section, comparison_tables, headline_sentences
+from forgetless.report.comparison.findings import headline_sentences
+from forgetless.report.comparison.page import comparison_notes, comparison_section, comparison_tables
 from forgetless.report.page import report_html
 from forgetless.runs import RunFolder
 from forgetless.search.result import SearchResult
@@ -89,7 +90,7 @@ def marks(result, measure):
 # The numbers
 
 
-def test_rows_are_ranked_by_what_is_handed_over():
+def test_rows_are_ranked_by_what_is_selected():
     assert result_of().ranked == [HELD, ENAS, ENAS_HELD, FREE]
     larger = result_of(about={"measure": "accuracy", "lower_is_better": False})
     assert larger.ranked == [FREE, ENAS_HELD, ENAS, HELD]
@@ -163,7 +164,7 @@ def test_another_task_than_the_benchmark_s_is_noted_once():
 
 
 def test_a_row_that_lacks_seeds_though_its_searches_ended_is_named():
-    """All that one handed over diverged: its mean is over the others, and looks better for it."""
+    """All that one selected diverged: its mean is over the others, and looks better for it."""
     result = result_of()
     assert not any("gave no number" in note for note in comparison_notes(result))
     evaluations = [
@@ -260,7 +261,7 @@ def test_long_names_stay_whole_at_80_columns(with_random):
 
 def test_the_sentences_say_no_more_than_the_tests():
     said = headline_sentences(result_of())
-    assert said[0].startswith("uniform with weight plasticity hands over the best architectures: test error 19.8")
+    assert said[0].startswith("uniform with weight plasticity selects the best architectures: test error 19.8")
     assert said[1] == "Its difference from uniform with no protection is significant (p = 0.016)."
     assert (
         "Significantly better architectures than the same strategy with no protection: uniform with weight plasticity."
@@ -274,10 +275,10 @@ def test_the_sentences_say_no_more_than_the_tests():
 def test_rows_that_are_equally_good_are_not_passed_over():
     assert not any("equally good" in sentence for sentence in headline_sentences(result_of()))
     equal = result_of(quality={**QUALITY, ENAS: QUALITY[HELD]})
-    assert "1 other row hands over equally good ones." in headline_sentences(equal)
+    assert "1 other row selects equally good ones." in headline_sentences(equal)
 
 
-def test_a_search_of_few_samples_hands_over_all_of_them():
+def test_a_search_of_few_samples_selects_all_of_them():
     assert "mean of the 5 best of each search" in text_of(result_of())
     few = result_of(changed(CONFIG, final_samples=3))
     assert "mean of the 3 best of each search" in text_of(few)
@@ -290,8 +291,8 @@ def test_the_picture_has_a_point_per_row_with_its_intervals(with_random):
     points = {line.get_gid(): line.get_data() for line in ax.lines}
     for row in (FREE, HELD, ENAS, ENAS_HELD):
         (x,), (y,) = points[str(row)]
-        assert x == pytest.approx(100 * with_random.interval(row, Measure.FORGETTING)["mean"])
-        assert y == pytest.approx(100 * with_random.interval(row, Measure.FOUND_MEAN)["mean"])
+        assert x == pytest.approx(100 * with_random.interval(row, Measure.FORGETTING).mean)
+        assert y == pytest.approx(100 * with_random.interval(row, Measure.FOUND_MEAN).mean)
     assert "random" in points
     assert len([line for line in ax.lines if line.get_gid() == "interval"]) == 8
     assert ax.yaxis_inverted()

@@ -274,7 +274,7 @@ HEADLINES = {
     "control as good": (
         {"matched-lr": 0.05},
         {},
-        "loses 0.050; the seeds do not tell it from the weight plasticity loss.",
+        "loses 0.050, not significantly different from the weight plasticity loss.",
         "more than with",
     ),
     "control better": (
@@ -314,7 +314,7 @@ HEADLINES = {
     "derived as good as random": (
         {},
         {"spread": 1.0},
-        "a random one 5.500; the seeds do not tell them apart.",
+        "a random one 5.500, no significant difference.",
         "better",
     ),
     "derived in one seed": ({}, {"seeds": 1}, "a random one 5.500, in one seed.", "better"),

@@ -22,8 +22,8 @@ from forgetless.experiments.two_model.training import Trainer
 from forgetless.protection import Evidence, make_protection, tolerance
 from forgetless.protection.tolerance import ToleranceWPL
 from forgetless.report import accuracy_curves, chosen_strength, trade_off
-from forgetless.report.table import summary_table
-from forgetless.report.words import Group
+from forgetless.report.two_model.page import summary_table
+from forgetless.report.two_model.shown import Group
 from forgetless.search import Search, SearchArm, load_task
 from forgetless.training import cpu_arithmetic, train
 

@@ -11,7 +11,8 @@ from forgetless.comparison.config import ComparisonConfig, Measure, Row
 from forgetless.comparison.run import is_finished, read_evaluation, read_failures, read_unit, units
 from forgetless.evaluation.searches import value_of_tau
 from forgetless.evaluation.significance import compare_pairs
-from forgetless.forgetting import mean_interval
+from forgetless.forgetting import Interval, mean_interval
+from forgetless.records import plain
 from forgetless.runs import CONFIG, EVALUATION, RunFolder, read_sealed
 from forgetless.search.records import SearchRecord
 from forgetless.search.result import SearchResult
@@ -95,7 +96,7 @@ class ComparisonResult:
                     found[int(record["seed"])] = float(value)
         return dict(sorted(found.items()))
 
-    def interval(self, row: Row, measure: Measure) -> Record | None:
+    def interval(self, row: Row, measure: Measure) -> Interval | None:
         """The mean over seeds, with its 95 % interval; None where there is no value.
 
         Args:
@@ -103,7 +104,7 @@ class ComparisonResult:
             measure: What.
         """
         values = self.values(row, measure)
-        return dataclasses.asdict(mean_interval(list(values.values()))) if values else None
+        return mean_interval(list(values.values())) if values else None
 
     @cached_property
     def ranked(self) -> list[Row]:
@@ -113,7 +114,7 @@ class ComparisonResult:
             interval = self.interval(row, Measure.FOUND_MEAN)
             if interval is None:
                 return -math.inf
-            return float(-interval["mean"] if self.lower_is_better(Measure.FOUND_MEAN) else interval["mean"])
+            return -interval.mean if self.lower_is_better(Measure.FOUND_MEAN) else interval.mean
 
         return sorted(self.config.rows, key=quality, reverse=True)
 
@@ -124,7 +125,7 @@ class ComparisonResult:
             measure: By which.
         """
         sign = -1.0 if self.lower_is_better(measure) else 1.0
-        means = {row: interval["mean"] for row in self.ranked if (interval := self.interval(row, measure)) is not None}
+        means = {row: interval.mean for row in self.ranked if (interval := self.interval(row, measure)) is not None}
         best = max((sign * mean for mean in means.values()), default=0.0)
         is_told = len(means) > 1 and measure.is_tested
         return {row for row, mean in means.items() if sign * mean == best} if is_told else set()
@@ -179,7 +180,7 @@ class ComparisonResult:
             epochs = self.forgetting_epochs(row.strategy)
             entry: Record = {"rank": rank, **row._asdict(), "forgetting_epochs": [epochs.start, epochs.stop]}
             values = {measure: self.values(row, measure) for measure in self.config.measures}
-            entry |= {str(measure): self.interval(row, measure) for measure in self.config.measures}
+            entry |= {str(measure): plain(self.interval(row, measure)) for measure in self.config.measures}
             rows.append(
                 {**entry, "seeds": {str(m): {str(s): v for s, v in each.items()} for m, each in values.items()}}
             )

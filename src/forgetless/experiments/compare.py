@@ -24,7 +24,7 @@ class ComparisonRun(RunKind[ComparisonConfig, "ComparisonResult"]):
 
     name: ClassVar[str] = "compare"
     Config: ClassVar[type[Configuration]] = ComparisonConfig
-    template: ClassVar[str] = "compare.html"
+    template: ClassVar[str] = "comparison/section.html"
 
     @staticmethod
     def device(config: ComparisonConfig) -> str:
@@ -78,13 +78,13 @@ class ComparisonRun(RunKind[ComparisonConfig, "ComparisonResult"]):
     @staticmethod
     def table(result: ComparisonResult) -> Table:
         """All rows, ranked."""
-        from forgetless.report.comparison import comparison_table
+        from forgetless.report.comparison.page import comparison_table
 
         return comparison_table(result)
 
     @staticmethod
     def section(result: ComparisonResult, folder: RunFolder) -> dict[str, Any]:  # noqa: ARG004
         """Tables, picture, tests."""
-        from forgetless.report.comparison import comparison_section
+        from forgetless.report.comparison.page import comparison_section
 
         return comparison_section(result)

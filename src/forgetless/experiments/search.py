@@ -27,7 +27,7 @@ class SearchRun(RunKind[SearchConfig, "SearchResult"]):
     name: ClassVar[str] = "search"
     Config: ClassVar[type[Configuration]] = SearchConfig
     has_scalars: ClassVar[bool] = True
-    template: ClassVar[str] = "search.html"
+    template: ClassVar[str] = "search/section.html"
     title: ClassVar[str] = "Searches"
     comparison_columns: ClassVar[tuple[str, ...]] = (
         *("search", "protection", "forgetting without", "forgetting with", "reduction, %"),
@@ -136,21 +136,21 @@ class SearchRun(RunKind[SearchConfig, "SearchResult"]):
     @staticmethod
     def table(result: SearchResult) -> Table:
         """Forgetting, and what came of the search."""
-        from forgetless.report.search import search_table
+        from forgetless.report.search.page import search_table
 
         return search_table(result)
 
     @staticmethod
     def section(result: SearchResult, folder: RunFolder) -> dict[str, Any]:
         """Curves, tables, cells; and who overwrites whom, where it was measured."""
-        from forgetless.report.interference import load_interference
-        from forgetless.report.search_page import search_section
+        from forgetless.report.search.interference import load_interference
+        from forgetless.report.search.page import search_section
 
         return search_section(result, load_interference(folder))
 
     @staticmethod
     def comparison_rows(result: SearchResult) -> list[list[str]]:
         """One line."""
-        from forgetless.report.search_page import search_comparison
+        from forgetless.report.search.page import search_comparison
 
         return [search_comparison(result)]

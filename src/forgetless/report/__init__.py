@@ -1,21 +1,23 @@
 """Tables and pictures of finished or unfinished runs, from their records alone: nothing here trains."""
 
-from forgetless.report.cells import cell_drawing
-from forgetless.report.comparison import comparison_table, forgetting_against_quality
+from forgetless.report.comparison.figures import forgetting_against_quality
+from forgetless.report.comparison.page import comparison_table
 from forgetless.report.evaluation import evaluation_table
-from forgetless.report.figures import accuracy_curves, chain_forgetting, forgetting_bars, trade_off
-from forgetless.report.findings import headline
-from forgetless.report.interference import (
+from forgetless.report.page import report_html, write_report
+from forgetless.report.search.cells import cell_drawing
+from forgetless.report.search.figures import forgetting_curves
+from forgetless.report.search.findings import search_headline
+from forgetless.report.search.interference import (
     interference_map,
     interference_table,
     load_interference,
     write_interference,
 )
-from forgetless.report.page import report_html, write_report
-from forgetless.report.search import forgetting_curves, search_table
-from forgetless.report.search_findings import search_headline
-from forgetless.report.table import summary_table
-from forgetless.report.words import chosen_strength
+from forgetless.report.search.page import search_table
+from forgetless.report.two_model.figures import accuracy_curves, chain_forgetting, forgetting_bars, trade_off
+from forgetless.report.two_model.findings import headline
+from forgetless.report.two_model.page import summary_table
+from forgetless.report.two_model.shown import chosen_strength
 
 __all__ = [
     # pictures

@@ -7,7 +7,7 @@ import math
 import re
 import textwrap
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -16,84 +16,44 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from forgetless.errors import InputError
-from forgetless.experiments.two_model import TwoModelResult
 from forgetless.forgetting import Interval
 from forgetless.protection import PROTECTIONS
-from forgetless.report.words import Panel, panel_name, panels
 
 INK, QUIET, GRID, BAND = "#1A1A1A", "#5A5A5A", "#E4E4E4", "#DCE8F2"
 _WIDTH = 9.0  # inches: 900 pixels at 100 dpi
-_MOST_COLUMNS = 3
 FONT: dict[str, Any] = {"fontfamily": "DejaVu Sans", "color": INK}
 MARK: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 9.5}
 SEED: dict[str, Any] = {"marker": "o", "s": 14, "facecolor": "white", "linewidth": 1.0, "zorder": 5}
 
 
 def colour(protection: str) -> str:
-    """The colour of a protection: its own, or one derived from its name; what is not there any more is quiet."""
+    """The colour of a protection: its own, or of a hue that its name decides; what is not there any more is quiet."""
     if protection not in PROTECTIONS:
         return QUIET
-    return PROTECTIONS[protection].colour or _derived(protection)
+    hue = zlib.crc32(protection.encode()) / 2**32
+    return PROTECTIONS[protection].colour or to_hex(colorsys.hls_to_rgb(hue, 0.4, 0.65))
 
 
-def _derived(name: str) -> str:
-    """A colour of a hue that the name decides, as dark and as strong as the fixed ones."""
-    hue = zlib.crc32(name.encode()) / 2**32
-    return to_hex(colorsys.hls_to_rgb(hue, 0.4, 0.65))
-
-
-def panels_to_draw(result: TwoModelResult) -> list[Panel]:
-    """The panels row by row, see `_columns`."""
-    shown = panels(result)
-    if not shown:
-        raise InputError("Expected at least one finished run to draw, but got none. Finish a run first.")
-    if len({panel.convergence for panel in shown}) > _MOST_COLUMNS:
-        # Stable, so that the panels of one convergence keep their order.
-        shown.sort(key=lambda panel: result.config.chain.convergence.index(panel.convergence))
-    return shown
-
-
-def _columns(shown: Sequence[Panel]) -> int:
-    """Columns by convergence, or by shared layers if that is narrower; where only one varies, as many as fit."""
-    convergences, shared = ({getattr(panel, name) for panel in shown} for name in ("convergence", "shared"))
-    if len(convergences) > 1 and len(shared) > 1 and len(shown) == len(convergences) * len(shared):
-        columns = len(convergences) if len(convergences) <= _MOST_COLUMNS else len(shared)
-        if columns <= _MOST_COLUMNS:
-            return columns
-    return 2 if len(shown) == 4 else min(len(shown), _MOST_COLUMNS)
-
-
-def grid_of_panels(shown: Sequence[Panel], height: tuple[float, float, float], share: str) -> tuple[Figure, list[Axes]]:
-    """A figure with one styled axes per panel, heights in inches for one, two, and more columns."""
-    columns = _columns(shown)
-    names = [panel_name(panel, shown) for panel in shown]
-    titles = names if columns == 1 else [name.replace(", ", "\n") for name in names]
-    return grid(titles, columns, height[columns - 1], share)
+def colours(labels: Mapping[str, str]) -> list[Patch]:
+    """What the colours of protections mean in a legend: protection → its label."""
+    return [Patch(color=colour(protection), label=label) for protection, label in labels.items()]
 
 
 def grid(titles: Sequence[str], columns: int, height: float, share: str) -> tuple[Figure, list[Axes]]:
-    """A figure with one styled axes per title, filled row by row.
+    """A figure, its rows of a height in inches, and one styled axes per title, filled row by row.
 
-    Args:
-        titles: What stands above each axes.
-        columns: How many side by side.
-        height: Of a row, in inches.
-        share: Which axes have the same limits, and numbers at the outer panels only: `x`, `y` or `both`.
-
-    Returns:
-        The figure and its axes in the order of the titles.
+    With `share` (`x`, `y` or `both`) axes have the same limits, and numbers at the outer panels only.
     """
     rows = math.ceil(len(titles) / columns)
     figure = Figure(figsize=(_WIDTH, rows * height + 0.9), layout="constrained", facecolor="white", dpi=100)
     share_x, share_y = share in {"x", "both"}, share in {"y", "both"}
     found = figure.subplots(rows, columns, squeeze=False, sharey=share_y and "all", sharex=share_x and "all")
-    axes: list[Axes] = list(found.flat)
-    for ax in axes[len(titles) :]:
+    for ax in found.flat[len(titles) :]:
         ax.remove()
-    axes = axes[: len(titles)]
+    axes: list[Axes] = list(found.flat[: len(titles)])
     for i, ax in enumerate(axes):
         ax.set_facecolor("white")
         for name, spine in ax.spines.items():
@@ -101,22 +61,21 @@ def grid(titles: Sequence[str], columns: int, height: float, share: str) -> tupl
             spine.set_color(QUIET)
         ax.grid(visible=True, color=GRID, linewidth=0.8)
         ax.set_axisbelow(True)
-        last_in_column = i + columns >= len(titles)
         ax.tick_params(
             colors=QUIET,
             labelcolor=INK,
             labelsize=10,
             labelfontfamily="DejaVu Sans",
             labelleft=i % columns == 0 or share == "x",
-            labelbottom=last_in_column,
+            labelbottom=i + columns >= len(titles),
         )
         ax.set_title(titles[i], loc="left", fontsize=10.5, pad=7, **FONT)
     return figure, axes
 
 
-def label_outer_axes(axes: Sequence[Axes], x: str, y: str) -> None:
+def label_outer_axes(figure: Figure, x: str, y: str) -> None:
     """Label the axes that show numbers: the left ones and the lowest ones."""
-    for ax in axes:
+    for ax in figure.axes:
         if ax.xaxis.get_tick_params()["labelbottom"]:
             ax.set_xlabel(x, fontsize=10, **FONT)
         if ax.yaxis.get_tick_params()["labelleft"]:
@@ -193,3 +152,8 @@ def data_uri(figure: Figure) -> str:
     with mpl.rc_context({"svg.hashsalt": "forgetless", "svg.fonttype": "path"}):
         figure.savefig(text, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(text.getvalue().encode()).decode()
+
+
+def picture(figure: Figure, caption: str) -> dict[str, str]:
+    """A figure as the page shows it."""
+    return {"source": data_uri(figure), "caption": caption}

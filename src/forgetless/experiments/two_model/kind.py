@@ -25,7 +25,7 @@ class TwoModelRun(RunKind[TwoModelConfig, "TwoModelResult"]):
 
     name: ClassVar[str] = "two-model"
     Config: ClassVar[type[Configuration]] = TwoModelConfig
-    template: ClassVar[str] = "two_model.html"
+    template: ClassVar[str] = "two_model/section.html"
     title: ClassVar[str] = "Two models"
     comparison_columns: ClassVar[tuple[str, ...]] = (
         *("setting", "protection", "forgetting without", "forgetting with", "reduction, %", "B’s cost"),
@@ -131,20 +131,20 @@ class TwoModelRun(RunKind[TwoModelConfig, "TwoModelResult"]):
     @staticmethod
     def table(result: TwoModelResult) -> Table:
         """What each protection did to A and to B."""
-        from forgetless.report.table import summary_table
+        from forgetless.report.two_model.page import summary_table
 
         return summary_table(result)
 
     @staticmethod
     def section(result: TwoModelResult, folder: RunFolder) -> dict[str, Any]:  # noqa: ARG004
         """Curves, bars, trade-off, tables."""
-        from forgetless.report.two_model_page import two_model_section
+        from forgetless.report.two_model.page import two_model_section
 
         return two_model_section(result)
 
     @staticmethod
     def comparison_rows(result: TwoModelResult) -> list[list[str]]:
         """A line for each panel."""
-        from forgetless.report.two_model_page import two_model_comparison
+        from forgetless.report.two_model.page import two_model_comparison
 
         return two_model_comparison(result)

@@ -99,11 +99,7 @@ class _Layout:
         self.height = _ROW * (2 * max(map(abs, (y - middle for y in best.values())), default=0.0) + 1) + 0.25
 
     def draw(self, ax: Axes) -> None:
-        """Draw the cell.
-
-        Args:
-            ax: In inches.
-        """
+        """Draw the cell on axes in inches."""
         if not self.arrows:
             ax.text(0.45, 0, "no operation at all", ha="center", va="center", fontsize=10, **FONT)
         for points, label in self.arrows:

@@ -8,22 +8,17 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from rich.table import Table
-from rich.text import Text
+from rich import table as rich
 
 from forgetless.errors import InputError
 from forgetless.interference import Interference, InterferenceRecord
 from forgetless.records import plain
 from forgetless.report.canvas import FONT, INK, QUIET, grid, label_outer_axes, title_figure
-from forgetless.report.search import add_table
-from forgetless.report.search_findings import arm_label
-from forgetless.report.words import points
+from forgetless.report.formats import NOTHING, arm_label, bracketed, points
+from forgetless.report.table import Table, in_terminal, table_of
 from forgetless.runs import INTERFERENCE, RunFolder, read_sealed, write_sealed
 from forgetless.search.result import SearchResult
 from forgetless.tasks import Unit
-
-COLUMNS = ("multi-model part", "largest entry", "pairs that got worse, %")
-"""What `interference_cells` holds."""
 
 _HEIGHTS = (5.0, 4.5, 3.5)  # inches of a row of one, two and three panels
 _DOTS_PER_INCH = 150
@@ -68,7 +63,7 @@ def interference_map(result: SearchResult, arms: Sequence[InterferenceRecord]) -
             axis.set_major_locator(MaxNLocator(8, integer=True))
         for spine in ax.spines.values():
             spine.set_visible(False)
-    label_outer_axes(axes, "model evaluated, i", "model trained, j")
+    label_outer_axes(figure, "model evaluated, i", "model trained, j")
     bar = figure.colorbar(mesh, ax=axes, fraction=0.04, pad=0.02, aspect=25)
     bar.set_label(f"worse off by, {unit.name}", fontsize=9.5, **FONT)
     bar.ax.tick_params(colors=QUIET, labelcolor=INK, labelsize=9, labelfontfamily="DejaVu Sans")
@@ -81,41 +76,18 @@ def interference_map(result: SearchResult, arms: Sequence[InterferenceRecord]) -
 
 def _label(result: SearchResult, arm: InterferenceRecord, among: Sequence[InterferenceRecord]) -> str:
     seed = f", seed {arm.seed}" if len({each.seed for each in among}) > 1 else ""
-    return arm_label(result, arm.protection) + seed
+    return arm_label(arm.protection, result.config.options_of(arm.protection).strength_or_none) + seed
 
 
 def _part_title(unit: Unit, found: Interference) -> str:
     part = found.multi_model_part
-    ends = (
-        "no interval"
-        if part.low is None or part.high is None
-        else f"95 % interval {unit.text(part.low)} to {unit.text(part.high)}"
-    )
     mean = "all diverged" if math.isnan(part.mean) else unit.text(part.mean)
-    return f"multi-model part {mean}\n{ends}"
+    if part.low is None or part.high is None:
+        return f"multi-model part {mean}\nno interval"
+    return f"multi-model part {mean}\n95 % interval {unit.text(part.low)} to {unit.text(part.high)}"
 
 
-def interference_cells(unit: Unit, arm: InterferenceRecord) -> list[str]:
-    """The cells of COLUMNS for one arm.
-
-    Args:
-        unit: Of the search.
-        arm: One of those that `measure_arms` returns.
-
-    Returns:
-        The multi-model part with its interval, such as `0.025 [0.010, 0.041]`; the largest entry of the matrix; the
-        share of pairs that got worse. – for what is missing.
-    """
-    part = arm.multi_model_part
-    ends = "" if part.low is None or part.high is None else f" [{unit.text(part.low)}, {unit.text(part.high)}]"
-    return [
-        "–" if math.isnan(part.mean) else unit.text(part.mean) + ends,
-        "–" if math.isnan(arm.largest) else unit.text(arm.largest),
-        "–" if math.isnan(arm.share_worse) else points(arm.share_worse, 0),
-    ]
-
-
-def interference_table(result: SearchResult, arms: Sequence[InterferenceRecord]) -> Table:
+def interference_table(result: SearchResult, arms: Sequence[InterferenceRecord]) -> rich.Table:
     """The numbers of every arm, at most 80 columns wide.
 
     Args:
@@ -125,29 +97,35 @@ def interference_table(result: SearchResult, arms: Sequence[InterferenceRecord])
     Returns:
         The table, for `rich.console.Console.print`.
     """
-    unit, first = result.unit, arms[0]
-    whole = Table.grid()
-    title = f"Who overwrites whom, {unit.name}, seed {first.seed} after {first.epochs} epochs"
-    rows = [[arm.protection, *interference_cells(unit, arm)] for arm in arms]
-    add_table(whole, title, ("protection", *COLUMNS), rows)
-    whole.add_row(Text("\n".join(interference_notes(arms)), style="dim"))
-    return whole
+    title = f"Who overwrites whom, {result.unit.name}, seed {arms[0].seed} after {arms[0].epochs} epochs"
+    return in_terminal([_table(result, arms, title)], _notes(arms))
 
 
-def interference_notes(arms: Sequence[InterferenceRecord]) -> list[str]:
-    """How to read the numbers, and what is missing.
+def page_table(result: SearchResult, arms: Sequence[InterferenceRecord]) -> Table:
+    """The same for the page."""
+    return _table(result, arms, "Who overwrites whom", f"In {result.unit.name}. {' '.join(_notes(arms))}")
 
-    Args:
-        arms: As `measure_arms` returns them, at least one.
-    """
+
+def _table(result: SearchResult, arms: Sequence[InterferenceRecord], title: str, note: str = "") -> Table:
+    """Per arm the multi-model part, the largest entry of the matrix, and the share of pairs that got worse."""
+    unit = result.unit
+    columns = {
+        "multi-model part": lambda arm: bracketed(arm.multi_model_part, unit.decimals, unit.scale),
+        "largest entry": lambda arm: NOTHING if math.isnan(arm.largest) else unit.text(arm.largest),
+        "pairs that got worse, %": lambda arm: NOTHING if math.isnan(arm.share_worse) else points(arm.share_worse, 0),
+    }
+    return table_of(title, arms, columns, note)
+
+
+def _notes(arms: Sequence[InterferenceRecord]) -> list[str]:
+    """How to read the numbers, and what is missing."""
     first = arms[0]
-    notes = [
-        f"{len(first.architectures)} models, {first.num_batches} batches each. Part: mean over all pairs.",
-        "[ ]: 95 % interval over models." if first.multi_model_part.low is not None else "",
-    ]
+    notes = [f"{len(first.architectures)} models, {first.num_batches} batches each. Part: mean over all pairs."]
+    if first.multi_model_part.low is not None:
+        notes.append("[ ]: 95 % interval over models.")
     if lost := [f"{arm.protection} {arm.num_diverged}" for arm in arms if arm.num_diverged]:
         notes.append(f"Pairs that diverged, left out: {', '.join(lost)}.")
-    return [note for note in notes if note]
+    return notes
 
 
 def write_interference(result: SearchResult, arms: Sequence[InterferenceRecord], run: RunFolder, folder: Path) -> Path:

@@ -1,0 +1,255 @@
+"""The tables of a comparison of strategies and protections, and what the page shows of it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich import table as rich
+from rich.text import Text
+
+from forgetless.comparison import Measure, Row
+from forgetless.comparison.result import ComparisonResult
+from forgetless.errors import InputError
+from forgetless.evaluation.benchmark import task_difference
+from forgetless.forgetting import Interval
+from forgetless.report import table
+from forgetless.report.canvas import picture
+from forgetless.report.comparison.figures import colour_of, forgetting_against_quality
+from forgetless.report.comparison.findings import FORGETTING, decimals, headline_sentences, in_per_cent, scale_of
+from forgetless.report.formats import counted, duration, plus_minus, probability
+from forgetless.search.result import epochs_text
+from forgetless.strategies import STRATEGIES
+
+BEST, BETTER, WORSE = "*", "✓", "✗"
+_STYLES = {"better": "green", "worse": "red", None: ""}
+_SIGNS = {"better": BETTER, "worse": WORSE, None: ""}
+_MANY = 4  # that are named one by one
+
+_TITLES: Mapping[Measure, str] = {
+    Measure.FORGETTING: "mean",
+    Measure.FORGETTING_BEST: "best 5",
+    Measure.FORGETTING_MAX: "maximum",
+    Measure.MULTI_MODEL: "multi-model",
+    Measure.FOUND_MEAN: "mean",
+    Measure.FOUND_BEST: "best",
+    Measure.REGRET: "regret",
+    Measure.SURPASSES: "surpasses",
+    Measure.TAU: "τ",
+    Measure.TAU_TOP: "τ top",
+    Measure.SECONDS: "time",
+}
+
+
+class Cell(NamedTuple):
+    """A number with its interval, and what is to be said of it."""
+
+    text: str
+    mark: str | None = None
+    is_best: bool = False
+
+    @property
+    def signs(self) -> str:
+        """The marks as characters."""
+        return BEST * self.is_best + _SIGNS[self.mark]
+
+
+def comparison_table(result: ComparisonResult) -> rich.Table:
+    """All rows, ranked by final quality, in two or three tables; at most 80 columns wide.
+
+    Args:
+        result: A comparison, finished or not.
+
+    Returns:
+        The table, for `rich.console.Console.print`.
+    """
+    parts = []
+    for i, part in enumerate(comparison_tables(result)):
+        columns = zip(*(row["cells"] for row in part["rows"]), strict=True)
+        signs = [max(len(cell.signs) for cell in column) for column in columns]
+        rows = [
+            table.Row(f"{row['rank']} {row['row']}", list(map(_in_terminal, row["cells"], signs)))
+            for row in part["rows"]
+        ]
+        parts.append(table.Table("\n" * (i > 0) + part["title"], part["columns"], rows, first=""))
+    return table.in_terminal(parts, comparison_notes(result))
+
+
+def _in_terminal(cell: Cell, signs: int) -> Text:
+    """A cell whose marks take as much room as the most in its column, so that numbers stand in line."""
+    return Text(f"{cell.text}{cell.signs:<{signs}}", _STYLES[cell.mark] + " bold" * cell.is_best)
+
+
+def comparison_tables(result: ComparisonResult) -> list[dict[str, Any]]:
+    """The same as titles, columns and rows, for the page."""
+    asked = result.config.measures
+    measure = result.about.get("measure", "not judged yet").replace("_", " ") + in_per_cent(result)
+    better = f"{'smaller' if result.lower_is_better(Measure.FOUND_MEAN) else 'larger'} is better"
+    rank = (Measure.TAU, Measure.TAU_TOP, Measure.SECONDS)
+    parts = {
+        f"What is selected: {measure}; {better}": [m for m in asked if m.is_quality],
+        f"Forgetting err₂ − err₁, {result.unit.name}": [m for m in asked if m in FORGETTING],
+        "Rank by shared weights, and cost" if Measure.TAU in asked else "Cost": [m for m in asked if m in rank],
+    }
+    tables = []
+    for title, measures in parts.items():
+        columns = [_column(result, measure) for measure in measures]
+        rows = [
+            {"rank": i, "row": str(row), "colour": colour_of(row), "cells": [cells[row] for _, cells in columns]}
+            for i, row in enumerate(result.ranked, start=1)
+        ]
+        tables.append({"title": title, "columns": [name for name, _ in columns], "rows": rows})
+    return tables
+
+
+def _column(result: ComparisonResult, measure: Measure) -> tuple[str, dict[Row, Cell]]:
+    """Its head, and a cell for every row, all in one unit and with as many digits."""
+    intervals = {row: result.interval(row, measure) for row in result.ranked}
+    scale, name = scale_of(result, measure), _TITLES[measure]
+    if measure is Measure.SECONDS:
+        most = max((interval.mean for interval in intervals.values() if interval), default=0.0)
+        divisor, unit = (1.0, "s") if most < 100 else (60.0, "min") if most < 6000 else (3600.0, "h")
+        scale, name = 1 / divisor, f"{name}, {unit}"
+    digits, best = decimals(intervals.values(), scale), result.best(measure)
+    tests = {row: result.test(row, measure) or {"mark": None} for row in intervals}
+    return name, {
+        row: Cell(plus_minus(interval, digits, scale), tests[row]["mark"], row in best)
+        for row, interval in intervals.items()
+    }
+
+
+def comparison_notes(result: ComparisonResult) -> list[str]:
+    """How to read the tables, and what is missing."""
+    config, seeds = result.config, result.config.search.run.seeds
+    notes = []
+    if result.missing:
+        names = list(result.missing)
+        more = f" and {len(names) - _MANY} more" if len(names) > _MANY else ""
+        notes.append(f"Missing: {', '.join(names[:_MANY])}{more} (of {result.num_units}).")
+        notes.append("Go on with `forgetless resume`.")
+    if lacking := _lacking(result):
+        notes.append("Left out are seeds that gave no number, as where all diverged or a file was damaged:")
+        notes += _lines(lacking)
+    if any(result.interval(row, Measure.FOUND_MEAN) for row in result.ranked):
+        # Of fewer samples a search selects all.
+        best = min(config.evaluation.top, config.search.selection.final_samples)
+        notes.append(f"Ranked by the mean of the {best} best of each search. {BEST}: best of its column.")
+    notes += _legend(result)
+    if seeds > 1:
+        notes.append(f"±: half the 95 % interval over {seeds} seeds, for one number, not corrected.")
+    else:
+        notes.append("One seed gives no interval.")
+    begun = [n for n, search in result.searches.items() if STRATEGIES[n].trains_shared_weights and search.epochs()]
+    epochs = {name: epochs_text(result.forgetting_epochs(name)) for name in begun}
+    if len(set(epochs.values())) == 1:
+        notes.append(f"Forgetting: mean over {epochs[begun[0]]}. Negative is progress.")
+    elif epochs:
+        lines = _lines([f"{text} of {name}" for name, text in epochs.items()])
+        notes += ["Forgetting: mean over", *lines, "Negative is progress."]
+    if config.evaluation.truth is not None:
+        notes.append("Regret: to the best of the space. Surpasses: chance that a random one is worse.")
+        searches_of = map(config.search_of, config.strategy_names)
+        differences = dict.fromkeys(task_difference(config.evaluation.truth, search) for search in searches_of)
+        notes += filter(None, differences)
+    else:
+        notes.append("Surpasses: chance that an architecture drawn uniformly is worse.")
+    if Measure.TAU in config.measures:
+        notes.append("τ: Kendall's, of rewards on shared weights with the truth; top: best 20 %.")
+    return [*notes, "Time: of one search, beside others; differences in it are not tested."]
+
+
+def _lines(items: Sequence[str]) -> list[str]:
+    """A list, an item per line."""
+    return [f"  {item}{'.' if i == len(items) else ','}" for i, item in enumerate(items, start=1)]
+
+
+def _lacking(result: ComparisonResult) -> list[str]:
+    """Rows of which a number is a mean over fewer seeds than were finished, and over how many."""
+    found = []
+    for row in result.ranked:
+        unfinished = sum(name.startswith(f"{row.strategy}/") for name in result.missing)
+        wanted = result.config.search.run.seeds - unfinished
+        is_judged = any(record["strategy"] == row.strategy for record in result.evaluations)
+        measures = {
+            "quality": (Measure.FOUND_MEAN, is_judged),
+            "forgetting": (Measure.FORGETTING, row.is_search),
+            "τ": (Measure.TAU, is_judged and row.is_search and Measure.TAU in result.config.measures),
+        }
+        for name, (measure, is_expected) in measures.items():
+            if is_expected and (count := len(result.values(row, measure))) < wanted:
+                found.append(f"{name} of {row}: {count} of {wanted} seeds")
+    return found
+
+
+def _legend(result: ComparisonResult) -> list[str]:
+    """What a mark means."""
+    config = result.config
+    pairs = [pair for measure in config.measures for pair in config.pairs(measure)]
+    if not pairs:
+        return ["Nothing is tested: there is one row, or none to test against."]
+    references = list(dict.fromkeys(reference for _, reference in pairs))
+    if config.tests.reference in config.strategy_names:
+        against = str(references[0])
+    else:
+        of_strategy = [f"{r.protection} of the same strategy" for r in references if r.is_search]
+        drawn = [str(reference) for reference in references if not reference.is_search]
+        against = (of_strategy or drawn)[0] + (f" (which itself: {drawn[0]})" if of_strategy and drawn else "")
+    legend = [f"{BETTER} better, {WORSE} worse than {against}", "(sign flips over seeds, Holm over each column, 5 %)."]
+    try:
+        config.expect_seeds()
+    except InputError:  # they were allowed
+        legend.append(f"With {counted(config.search.run.seeds, 'seed')} no difference can be significant.")
+    return legend
+
+
+# The page
+
+
+def comparison_section(result: ComparisonResult) -> dict[str, Any]:
+    """What section.html shows of a comparison, finished or not."""
+    seconds = [value for row in result.ranked for value in result.values(row, Measure.SECONDS).values()]
+    took = f"The searches took {duration(math.fsum(seconds))} of one process in all"
+    return {
+        "settings": _settings(result),
+        "sentences": headline_sentences(result),
+        "progress": (result.num_units - len(result.missing), result.num_units, "searches"),
+        "missing": list(result.missing.items()),
+        "figures": _figures(result),
+        "tables": comparison_tables(result),
+        "notes": comparison_notes(result),
+        "tests": _tests(result),
+        "time": f"{took}, without training anything from scratch." if seconds else "",
+    }
+
+
+def _settings(result: ComparisonResult) -> str:
+    search, schedule = result.config.search, result.config.search.schedule
+    return (
+        f"{search.space.kind.label}, {search.data.name}, strategies {', '.join(result.config.strategy_names)}, "
+        f"{schedule.epochs} epochs of {schedule.models_per_epoch} models × {schedule.batches_per_model} batches, "
+        f"{search.optimizer.name} at {search.optimizer.learning_rate:g}, {counted(search.run.seeds, 'seed')}"
+    )
+
+
+def _tests(result: ComparisonResult) -> list[list[str]]:
+    """Every test: of what, which row, against which, the difference in the unit of its column, and both p."""
+    rows = []
+    for test in result.tests:
+        measure, difference = Measure(test["measure"]), Interval(**test["difference"])
+        scale = scale_of(result, measure)
+        names = [str(Row(*test[side])) for side in ("row", "reference")]
+        p_values = [probability(test[name]) for name in ("p", "adjusted_p")]
+        shown = plus_minus(difference, decimals([difference], scale), scale)
+        rows.append([measure.replace("_", " "), *names, shown, *p_values, test["mark"] or ""])
+    return rows
+
+
+def _figures(result: ComparisonResult) -> list[dict[str, str]]:
+    try:
+        figure = forgetting_against_quality(result)
+    except InputError:  # nothing to draw yet
+        return []
+    caption = (
+        f"Mean over {result.config.search.run.seeds} seeds with the 95 % interval of each. The best place is the upper "
+        "left: little forgetting, good architectures."
+    )
+    return [picture(figure, caption)]
