@@ -1,0 +1,174 @@
+"""The records of a landscape: per seed one of the plane with A's loss, then one of each arm."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from forgetless.experiments.landscape.config import LandscapeConfig
+from forgetless.runs import METRICS, RunFolder
+from forgetless.schema import Number, expect_place, expect_type
+
+Numbers = list[Number]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """Base of both; JSON has no infinities, so that a number that is not finite is None."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> Self:
+        """A record from a line of metrics.jsonl.
+
+        Args:
+            values: Of the line.
+            where: It was found, for messages.
+
+        Raises:
+            InputError: If a key lacks, is unknown, or holds a value of another type.
+        """
+        kind = typing.TypedDict(cls.__name__, typing.get_type_hints(cls))  # type: ignore[misc]
+        expect_type(values, kind, "a record of landscape", where)
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON has it."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class SurfaceRecord(_Record):
+    """The plane of a seed, and A's loss on it.
+
+    Attributes:
+        event: `surface`.
+        seed: Of A and of all its arms.
+        x: First coordinate of the grid's columns: along the way to the end of the first arm.
+        y: Second coordinate of its rows: along what is left of the way to the end of the last arm.
+        loss_a: A's mean loss on the validation images with the shared weights of each point, row by row, in nats; A's
+            other weights are as A was trained.
+        form: U diag(F) Uᵀ, (2, 2): A's loss is expected to rise by ½ pᵀ M p at the point p.
+        loss_a_before: A's loss at its own weights, the origin.
+        num_weights: How many shared weights there are.
+    """
+
+    event: Literal["surface"]
+    seed: int
+    x: list[float]
+    y: list[float]
+    loss_a: list[Numbers]
+    form: list[list[float]]
+    loss_a_before: Number
+    num_weights: int
+
+
+@dataclass(frozen=True)
+class ArmRecord(_Record):
+    """One training of B: the path of the shared weights, and B's loss on the plane.
+
+    All lists but `loss_b_surface` have an entry for each of `steps`; they are of the whole path, not of what the plane
+    shows of it, but for `x` and `y`.
+
+    Attributes:
+        event: `arm`.
+        seed: Of A and of all its arms.
+        protection: Under which B trained.
+        strength: Of the protection; None if it has none.
+        steps: Of B: 0, and the points of the path.
+        x: First coordinate of the path in the plane.
+        y: Second coordinate.
+        outside: Distance of the shared weights from the plane.
+        loss_a: A's mean loss on the validation images, in nats.
+        loss_b: B's, with B's own weights of that step.
+        predicted: ½ Σ F (θ − θ̂)²: what the Fisher information expects A's loss to have risen by.
+        length: Of the path, from point to point, in the space of all shared weights.
+        length_in_plane: Of its projection.
+        loss_b_surface: B's loss on the grid of the seed's plane, row by row, with B's own weights of its last step.
+        accuracy_a_before: A's test accuracy before B's training.
+        accuracy_a_after: A's test accuracy after it.
+        accuracy_b: B's test accuracy after it.
+        seconds: Wall clock of B's training. It alone differs between two runs of the same command.
+    """
+
+    event: Literal["arm"]
+    seed: int
+    protection: str
+    strength: Number
+    steps: list[int]
+    x: Numbers
+    y: Numbers
+    outside: Numbers
+    loss_a: Numbers
+    loss_b: Numbers
+    predicted: Numbers
+    length: Number
+    length_in_plane: Number
+    loss_b_surface: list[Numbers]
+    accuracy_a_before: Number
+    accuracy_a_after: Number
+    accuracy_b: Number
+    seconds: float
+
+    @property
+    def is_diverged(self) -> bool:
+        """Whether it ended without finite weights or losses."""
+        return None in {self.x[-1], self.loss_a[-1], self.loss_b[-1], self.accuracy_a_after, self.accuracy_b}
+
+
+Record = SurfaceRecord | ArmRecord
+
+_KINDS: Mapping[object, type[Record]] = {"surface": SurfaceRecord, "arm": ArmRecord}
+
+Place = tuple[int, str, float | None]
+"""Seed, protection and strength; of a plane seed, nothing and None."""
+
+
+def place_of(record: Record) -> Place:
+    """Which of the records of a configuration it is.
+
+    Args:
+        record: Any.
+    """
+    return (
+        (record.seed, record.protection, record.strength) if isinstance(record, ArmRecord) else (record.seed, "", None)
+    )
+
+
+def places(config: LandscapeConfig) -> list[Place]:
+    """The records that a configuration makes, in their order.
+
+    Args:
+        config: The configuration.
+    """
+    own: dict[int, list[Place]] = {seed: [(seed, "", None)] for seed in config.run.all_seeds}
+    for arm in config.arms:
+        own[arm.seed].append((arm.seed, arm.protection, arm.strength))
+    return [place for each in own.values() for place in each]
+
+
+def read_records(config: LandscapeConfig, folder: RunFolder) -> list[Record]:
+    """The records of a landscape's folder.
+
+    Args:
+        config: Of the folder.
+        folder: The folder.
+
+    Returns:
+        As far as the run got.
+
+    Raises:
+        InputError: If a line is damaged, no record, of an arm that was not asked for, or doubled.
+    """
+    allowed, seen = dict.fromkeys(places(config), 1), dict[Any, int]()
+    found = []
+    for line, values in enumerate(folder.records(), start=1):
+        where = f"line {line} of {folder.path / METRICS}"
+        record = _KINDS.get(values.get("event"), ArmRecord).from_dict(values, where)
+        place = place_of(record)
+        what = f"{record.event} {place[1]} {'' if place[2] is None else place[2]}".strip()
+        expect_place(place, allowed, seen, f"{what} of seed {record.seed}", where)
+        found.append(record)
+    return found
