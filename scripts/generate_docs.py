@@ -12,9 +12,9 @@ from pathlib import Path
 
 from forgetless.comparison import ComparisonConfig
 from forgetless.evaluation.config import EvaluateConfig
-from forgetless.experiments.landscape import LandscapeConfig
+from forgetless.experiments.landscape import ArmRecord, LandscapeConfig, SurfaceRecord
 from forgetless.experiments.two_model import TwoModelConfig
-from forgetless.options import CommandOption, command_options
+from forgetless.options import CommandOption, command_options, field_docs
 from forgetless.protection import PROTECTIONS
 from forgetless.search import SearchConfig
 from forgetless.spaces import SPACES
@@ -62,6 +62,15 @@ def _row(option: CommandOption) -> str:
     return f"| `{option.flag}` | {_cell(option.help)} | {_cell(option.default)} |"
 
 
+def records() -> str:
+    """Tables of the keys of a landscape's records."""
+    parts = []
+    for kind in (SurfaceRecord, ArmRecord):
+        rows = [f"| `{key}` | {_cell(text)} |" for key, text in field_docs(kind).items()]
+        parts.append("\n".join([f"**{_first(kind)}**", "", "| key | what it is |", "|---|---|", *rows, ""]))
+    return "\n".join(parts)
+
+
 def kinds() -> str:
     """What registers itself: a table of each registry."""
     parts = []
@@ -85,6 +94,7 @@ def _cell(text: str) -> str:
 MAKERS: dict[str, Callable[[], str]] = {
     "plugins": plugins,
     "kinds": kinds,
+    "landscape-records": records,
     **{f"options-{command}": lambda command=command: options(command) for command in COMMANDS},
 }
 

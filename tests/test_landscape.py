@@ -278,6 +278,7 @@ def test_killed_after_an_arm_a_run_goes_on_without_making_it_again(made, tmp_pat
         ("--shared 5", "shared between 1 and 3"),
         ("--convergence 0", "convergence in (0, 1]"),
         ("--data nowhere", "nowhere"),
+        ("--width 1000 --evaluate-every 1 --iterations 100000", "paths that fit"),
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(tmp_path, capfd, monkeypatch, words, message):

@@ -77,7 +77,7 @@ class PathSchedule(ChainSchedule):
             eighth, quarter and half too.
     """
 
-    evaluate_every: int = 30
+    evaluate_every: int = 50
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,9 +40,10 @@ class LandscapeRun(RunKind[LandscapeConfig, "LandscapeResult"]):
     @staticmethod
     def check(config: LandscapeConfig) -> None:
         """Refuse missing data and sizes that do not fit the memory."""
-        from forgetless.experiments.two_model.running import check_memory, load_task
+        from forgetless.experiments.landscape.running import check
+        from forgetless.experiments.two_model.running import load_task
 
-        check_memory(config.two_models, load_task(config.two_models))
+        check(config, load_task(config.two_models))
 
     @staticmethod
     def run(

@@ -1,18 +1,44 @@
 """Every seed of a landscape, from where an earlier call was interrupted."""
 
+import math
 from collections.abc import Mapping
 
 from forgetless.checkpoints import Checkpoints, seconds_of
 from forgetless.experiments.landscape.config import LandscapeConfig
 from forgetless.experiments.landscape.records import place_of, places, read_records
 from forgetless.experiments.landscape.walking import Make, Walker
+from forgetless.experiments.two_model.config import Wiring
 from forgetless.experiments.two_model.running import check_memory, load_task
 from forgetless.progress import OnProgress, Progress
 from forgetless.runs import RunFolder
-from forgetless.training import cpu_arithmetic
+from forgetless.tasks.images import ImageClassification
+from forgetless.training import cpu_arithmetic, expect_memory
 
 FORMAT = 1
 """Of states; one of another format is refused."""
+
+
+# Of a path: its points, their moves, all paths together, and these in double precision.
+_COPIES = 5
+
+
+def check(config: LandscapeConfig, task: ImageClassification) -> None:
+    """Refuse sizes that do not fit the machine's memory.
+
+    Args:
+        config: Sizes.
+        task: The data.
+
+    Raises:
+        InputError: If the models or the paths of a seed need more than there is.
+    """
+    check_memory(config.two_models, task)
+    pair, schedule = config.pair, config.schedule
+    pixels = math.prod(task.data.image_shape) if pair.wiring is Wiring.PREFIX else pair.width
+    num_weights = pair.width * (pixels + (pair.shared - 1) * pair.width)
+    points = (schedule.iterations // schedule.evaluate_every + 5) * len(config.protections)
+    sizes = {"width": pair.width, "iterations": schedule.iterations, "evaluate_every": schedule.evaluate_every}
+    expect_memory(4 * _COPIES * points * num_weights, config.run.device, "paths that fit", sizes)
 
 
 def run_in_folder(config: LandscapeConfig, folder: RunFolder, *, on_progress: OnProgress | None = None) -> None:
@@ -32,7 +58,7 @@ def run_in_folder(config: LandscapeConfig, folder: RunFolder, *, on_progress: On
     if state is not None:
         config.expect_own_state(state, FORMAT)
     task = load_task(config.two_models)
-    check_memory(config.two_models, task)
+    check(config, task)
     total = len(places(config))
     known = {"format": FORMAT, "config": config.to_dict()}
     checkpoints = Checkpoints(folder.save_checkpoint, seconds_of(config.resources.checkpoint_every))

@@ -90,17 +90,17 @@ def _details(result: LandscapeResult, arms: Sequence[ArmRecord]) -> list[str]:
     """What the Fisher information expected, and how much of the paths the plane shows."""
     groups = _groups(result)
     names = [arm_name(group[0].protection, group[0].strength) for group in groups]
-    expected = [f"{signed(mean_of(group, 'predicted'))} ({name})" for group, name in zip(groups, names, strict=True)]
+    expected = [f"{name}: {signed(mean_of(group, 'predicted'))}" for group, name in zip(groups, names, strict=True)]
     shown = [
-        f"{points(share, 0)} % ({name})"
+        f"{name}: {points(share, 0)} %"
         for group, name in zip(groups, names, strict=True)
         if (share := mean_of(group, "share_of_length")) is not None
     ]
     seeds = len({arm.seed for arm in arms})
     sentences = [
         f"These are means over {seeds} seeds." if seeds > 1 else "This is one seed.",
-        f"From the distances alone the Fisher information expected A’s loss to change by {', '.join(expected)} nats.",
-        f"The plane has two of {_weights(result)} directions: of the paths’ length it shows {', '.join(shown)}.",
+        f"What the Fisher information expects of A’s loss, in nats: {'; '.join(expected)}.",
+        f"The plane has two of {_weights(result)} directions. What it shows of the paths’ length: {'; '.join(shown)}.",
         _diverged(result),
     ]
     return [sentence for sentence in sentences if sentence]
