@@ -65,7 +65,8 @@ def landscape_figure(result: LandscapeResult, seed: int | None = None) -> Figure
         ax.annotate("A", (0, 0), (-5, -5), textcoords="offset points", ha="right", va="top", zorder=8, **FONT)
     label_outer_axes(axes, "first direction, ‖Δθ‖", "second direction, ‖Δθ‖")
     place_legends(figure, _paths(arms), _styles(rise))
-    title_figure(figure, finding([arm for arm in arms if not arm.is_diverged]))
+    whose = f"Seed {seed}: " if result.config.run.seeds > 1 else ""
+    title_figure(figure, whose + finding([arm for arm in arms if not arm.is_diverged]))
     figure.draw_without_rendering()  # labels are placed by the size that the panels have in the end
     for drawn in lines:
         ax = drawn.axes

@@ -142,14 +142,12 @@ def _row(arms: Sequence[ArmRecord]) -> dict[str, Any]:
 
 
 def _cells(arms: Sequence[ArmRecord]) -> list[str]:
-    """The mean of each measure, and its least and greatest over seeds."""
-    found = []
-    for key in _KEYS:
-        values = [value for arm in arms if (value := measures(arm)[key]) is not None]
-        low, high = (_cell(key, end) for end in (min(values), max(values))) if values else ("–", "–")
-        mean = _cell(key, mean_of(arms, key))
-        found.append(mean if low == high else f"{mean} ({low} to {high})")
-    return found
+    """The mean of each measure, and the least and the greatest rise."""
+    cells = {key: _cell(key, mean_of(arms, key)) for key in _KEYS}
+    rises = sorted(measures(arm)["rise"] or 0.0 for arm in arms)
+    if len(arms) > 1:
+        cells["rise"] += f" ({signed(rises[0])} to {signed(rises[-1])})"
+    return list(cells.values())
 
 
 def _cell(key: str, value: float | None) -> str:
