@@ -14,6 +14,7 @@ from pathlib import Path
 from forgetless.comparison import ComparisonConfig
 from forgetless.comparison.run import FailureRecord
 from forgetless.evaluation.config import EvaluateConfig
+from forgetless.experiments.landscape import ArmRecord, LandscapeConfig, SurfaceRecord
 from forgetless.experiments.two_model import TwoModelConfig
 from forgetless.experiments.two_model.records import ArmSummary, CurveRecord, ModelRecord, RunRecord
 from forgetless.interference import InterferenceRecord
@@ -40,13 +41,17 @@ RECORDS = {
     "search-summary": SearchSummary,
     "failed": FailureRecord,
     "interference": InterferenceRecord,
+    "surface": SurfaceRecord,
+    "arm": ArmRecord,
 }
 COMMANDS = {
     "two-model": TwoModelConfig,
+    "landscape": LandscapeConfig,
     "search": SearchConfig,
     "compare": ComparisonConfig,
     "evaluate": EvaluateConfig,
 }
+ADDS_TO = {"compare": "search", "landscape": "two-model"}
 
 
 def plugins() -> str:
@@ -59,18 +64,22 @@ def plugins() -> str:
 
 
 def options(command: str) -> str:
-    """Tables of the options of a command, by part; of a comparison those that a search has not."""
-    known = {option.flag for option in command_options(SearchConfig)} if command == "compare" else set()
+    """Tables of the options of a command, by part; where it adds to another, those that this has not, or not so."""
+    known = {_row(option) for option in command_options(COMMANDS[ADDS_TO[command]])} if command in ADDS_TO else set()
     groups: dict[str, list[CommandOption]] = {}
     for option in command_options(COMMANDS[command]):
-        if option.flag in known:
+        if _row(option) in known:
             continue
         groups.setdefault(option.group, []).append(option)
     parts = []
     for group, found in groups.items():
-        rows = [f"| `{option.flag}` | {_cell(option.help)} | {_cell(option.default)} |" for option in found]
+        rows = [_row(option) for option in found]
         parts.append("\n".join([f"**{group}**", "", "| option | what it is | default |", "|---|---|---|", *rows, ""]))
     return "\n".join(parts)
+
+
+def _row(option: CommandOption) -> str:
+    return f"| `{option.flag}` | {_cell(option.help)} | {_cell(option.default)} |"
 
 
 def kinds() -> str:

@@ -10,6 +10,7 @@ import shlex
 from forgetless.comparison import ComparisonConfig
 from forgetless.configuration import NAME
 from forgetless.evaluation.config import EvaluateConfig
+from forgetless.experiments.landscape import LandscapeConfig
 from forgetless.experiments.two_model import TwoModelConfig
 from forgetless.options import command_options, tables_of
 from forgetless.search import SearchConfig
@@ -25,6 +26,11 @@ def search_config(words="", **options):
 def two_model_config(words="", **options):
     """The same of two models."""
     return _config(TwoModelConfig, words, options)
+
+
+def landscape_config(words="", **options):
+    """The same of a landscape."""
+    return _config(LandscapeConfig, words, options)
 
 
 def comparison_config(words="", **options):

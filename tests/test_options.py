@@ -9,13 +9,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from configs import comparison_config, evaluate_config, search_config, two_model_config
+from configs import comparison_config, evaluate_config, landscape_config, search_config, two_model_config
 from forgetless.cli import make_app
 from forgetless.comparison import ComparisonConfig
 from forgetless.configuration import Options, hints, part_in
 from forgetless.errors import InputError
 from forgetless.evaluation.config import EvaluateConfig
 from forgetless.experiments import load_config
+from forgetless.experiments.landscape import LandscapeConfig
 from forgetless.experiments.two_model import TwoModelConfig
 from forgetless.options import command_line, command_options, tables_of
 from forgetless.protection import PROTECTIONS
@@ -24,6 +25,7 @@ from forgetless.search import SearchConfig
 
 READERS = {
     "two-model": (TwoModelConfig, two_model_config),
+    "landscape": (LandscapeConfig, landscape_config),
     "search": (SearchConfig, search_config),
     "compare": (ComparisonConfig, comparison_config),
     "evaluate": (EvaluateConfig, evaluate_config),
@@ -35,6 +37,9 @@ COMMANDS = [
     f"two-model --protection {ALL} --l2.strength 3 --coupling.num-rows 8 --wpl-tolerance.strength 0.5",
     "two-model --protection ewc --wiring prefix --shared 4 1 --convergence 0.5 1 --optimizer sgd --momentum 0",
     "two-model --data 'a folder' --data-dir '$HOME' --fisher exact --activation tanh --max-gradient-norm 2.5",
+    "landscape",
+    "landscape --protection none wpl --wpl.strength 1 10 --shared 2 --convergence 0.5 --points 5 --rise 0.5 --images 9",
+    "landscape --data mnist --optimizer sgd --ewc.strength 3 --evaluate-every 75 --width 20 --seeds 1",
     "search",
     "search --protection none matched-lr wpl --wpl.rule merge --wpl.damping 1e-3 --protect-from 3 --protect cell",
     "search --space nas201 --nas201.units 3 --nas201.operations none skip_connect --images.augment --strategy gdas",

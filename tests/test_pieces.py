@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from configs import search_config, two_model_config
+from configs import landscape_config, search_config, two_model_config
 from forgetless.cli import main
 from forgetless.experiments import RUN_KINDS
 from forgetless.experiments.pieces import PIECES, Piece, run_piece
@@ -22,7 +22,15 @@ TWO_MODEL = (
     "--seeds 2 --convergence 1 0.5 --protection none wpl matched-lr si --wpl.strength 10 1e3 --iterations 10 "
     "--iterations-a 20 --width 8 --evaluate-every 5"
 )
-RUNS = {"search": (search_config, SEARCH), "two-model": (two_model_config, TWO_MODEL)}
+LANDSCAPE = (
+    "--seeds 2 --protection none ewc freeze wpl --iterations 10 --iterations-a 20 --width 8 --evaluate-every 5 "
+    "--points 3"
+)
+RUNS = {
+    "search": (search_config, SEARCH),
+    "two-model": (two_model_config, TWO_MODEL),
+    "landscape": (landscape_config, LANDSCAPE),
+}
 
 
 def records_of(path):
@@ -55,7 +63,7 @@ def test_pieces_are_disjoint_and_make_everything(whole):
     for record in records:
         assert sum(kind.belongs(piece, record) for piece in pieces.values()) == 1
     assert sum(map(kind.num_records, pieces.values())) == kind.num_records(config) == len(records)
-    assert kind.ordered(config, records[::-1] if name == "two-model" else records) == records
+    assert kind.ordered(config, records if name == "search" else records[::-1]) == records
 
 
 def test_a_piece_that_was_begun_is_gone_on_with_and_put_in_its_place(whole, tmp_path):

@@ -336,12 +336,12 @@ class Configuration(Part):
     """Base of what says what an experiment is asked to do, as a whole.
 
     Attributes:
-        context: Of the defaults of its options; see `Options.fits`.
+        shown_contexts: Whose defaults the help shows, from the general to the particular; see `Options.fits`.
         several_strengths: Whether a protection may come with several strengths.
         unlisted: Parts that its command has no options for, by their paths.
     """
 
-    context: ClassVar[str] = ""
+    shown_contexts: ClassVar[tuple[str, ...]] = ()
     several_strengths: ClassVar[bool] = False
     unlisted: ClassVar[frozenset[str]] = frozenset()
 

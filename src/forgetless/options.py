@@ -109,7 +109,9 @@ def _choice(
             own_field, its_kind = fields[name], _without_none(its_kind)
             if name == "strength" and config.several_strengths:
                 its_kind = tuple[its_kind, ...]  # type: ignore[valid-type]
-            default = _fitting_default(own, name, config.context) if is_fitting(own_field) else _default(own_field)
+            default = (
+                _fitting_default(own, name, config.shown_contexts) if is_fitting(own_field) else _default(own_field)
+            )
             yield CommandOption(
                 f"{path}.{each.name}.{name}",
                 f"--{each.name}.{flag_of(own_field)}",
@@ -141,16 +143,16 @@ def _default(field: dataclasses.Field[Any]) -> str:
     return " ".join(map(word, value)) if isinstance(value, tuple) else word(value)
 
 
-def _fitting_default(options: type[Options], name: str, context: str) -> str:
+def _fitting_default(options: type[Options], name: str, contexts: tuple[str, ...]) -> str:
     """The default in an experiment, by task where it depends on it."""
     by_task = {
-        where.removeprefix(f"{context} on "): values[name]
+        where.partition(" on ")[2]: values[name]
         for where, values in _all_fits(options).items()
-        if where.startswith(f"{context} on ") and name in values
+        if where.partition(" on ")[0] in contexts and " on " in where and name in values
     }
     if len(set(by_task.values())) > 1:
         return ", ".join(f"{word(value)} on {task}" for task, value in sorted(by_task.items()))
-    found = next(iter(by_task.values()), options.defaults(context).get(name))
+    found = next(iter(by_task.values()), options.defaults(*contexts).get(name))
     return "" if found is None else word(found)
 
 

@@ -90,7 +90,7 @@ class ComparisonConfig(Configuration):
         resources: Where and how it is made; those of the searches are not looked at.
     """
 
-    context: ClassVar[str] = SearchConfig.context
+    shown_contexts: ClassVar[tuple[str, ...]] = SearchConfig.shown_contexts
     unlisted: ClassVar[frozenset[str]] = frozenset({"search.strategy", "search.resources"})
 
     strategies: tuple[StrategyOptions, ...] = option(None, flag="strategy", basic=True)

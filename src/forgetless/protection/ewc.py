@@ -23,6 +23,7 @@ class EWCOptions(StrengthOptions):
 
     fits: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "": {"strength": 1e5},
+        "landscape": {"strength": 10.0},
         "search on text": {"strength": 1e2},
         "search on images": {"strength": 0.1},
     }

@@ -16,7 +16,6 @@ from forgetless.runs.names import (
     REPORT,
     SEARCH,
     TENSORBOARD,
-    TWO_MODEL,
 )
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "REPORT",
     "SEARCH",
     "TENSORBOARD",
-    "TWO_MODEL",
     "RunFolder",
     "environment",
     "read_sealed",

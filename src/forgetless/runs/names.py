@@ -15,7 +15,7 @@ from forgetless.configuration import RESOURCES
 from forgetless.errors import InputError, expect_one_of
 from forgetless.runs.files import DIGEST_LENGTH, read_content
 
-TWO_MODEL, SEARCH, COMPARE = "two-model", "search", "compare"
+SEARCH, COMPARE = "search", "compare"
 """Experiments, by the name of their command and in config.toml."""
 
 CONFIG = "config.toml"
@@ -77,6 +77,8 @@ def read_header(folder: Path) -> Header:
     Raises:
         InputError: If there is none, it is no TOML, or it does not say which experiment and version wrote it.
     """
+    from forgetless.experiments.base import RUN_KINDS  # not above: every kind of run imports this package
+
     path = folder / CONFIG
     try:
         values = tomllib.loads(read_content(path).decode("utf-8"))
@@ -90,7 +92,7 @@ def read_header(folder: Path) -> Header:
     for name, value in head.items():
         if not isinstance(value, str):
             raise InputError(f"Expected {path} to name the {name} that wrote it, but got {_found(value)}.")
-    expect_one_of(f"experiment in {path}", head[EXPERIMENT], (TWO_MODEL, SEARCH, COMPARE))
+    expect_one_of(f"experiment in {path}", head[EXPERIMENT], RUN_KINDS)
     return Header(**head, options=values, is_edited=_digest(values) != head[DIGEST])
 
 

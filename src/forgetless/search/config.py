@@ -178,7 +178,7 @@ class SearchConfig(Configuration):
         resources: Where and how they are made.
     """
 
-    context: ClassVar[str] = EXPERIMENT
+    shown_contexts: ClassVar[tuple[str, ...]] = (EXPERIMENT,)
 
     space: SpaceOptions = fitting(basic=True)
     task: TaskOptions = fitting()

@@ -120,7 +120,7 @@ class TwoModelConfig(Configuration):
         resources: Where and how they are made.
     """
 
-    context: ClassVar[str] = EXPERIMENT
+    shown_contexts: ClassVar[tuple[str, ...]] = (EXPERIMENT,)
     several_strengths: ClassVar[bool] = True
 
     data: DataConfig = DataConfig()

@@ -37,6 +37,7 @@ _IMAGES_TO_STOP = 1000
 
 Report = Callable[[str, int, int, Mapping[str, float]], None]
 Point = Callable[[Callable[[], Mapping[str, Any]]], object]
+Observe = Callable[[int], object]
 
 
 def origin(arm: Arm) -> tuple[int, int, float]:
@@ -60,6 +61,7 @@ class Trainer:
         report: Shows label, step, steps and accuracies.
         point: Called with a function that makes the state, wherever that is all that the rest depends on.
         checkpoint: A state of an interrupted call; one of another A is left out.
+        observe: Called at each point of an arm's curve with its iteration, 0 before B's first step.
     """
 
     def __init__(
@@ -70,8 +72,9 @@ class Trainer:
         report: Report = lambda *_: None,
         point: Point = lambda _: None,
         checkpoint: Mapping[str, Any] | None = None,
+        observe: Observe = lambda _: None,
     ) -> None:
-        self.config, self.task, self.report, self._point = config, task, report, point
+        self.config, self.task, self.report, self._point, self._observe = config, task, report, point, observe
         self.origin = origin(arm)
         self.models = chain_of_models(
             config.chain.wiring,
@@ -105,7 +108,8 @@ class Trainer:
 
     # ---- state ---------------------------------------------------------------------------------------------------
 
-    def _state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
+        """What to go on from, as `checkpoint`; whole where `point` is called, and between two arms."""
         return {
             "origin": list(self.origin),
             "steps_of_a": self.steps_of_a,
@@ -137,13 +141,13 @@ class Trainer:
                 initial = copy.deepcopy(self.models[0].state_dict())
                 self.steps_of_a = self._find_steps_of_a(arm)
                 if arm.convergence < 1:
-                    self._point(self._state)
+                    self._point(self.state)
                     self.models[0].load_state_dict(initial)
             if arm.convergence < 1:
                 plain = NoProtection(self.shared)
                 self._train(self.models[0], self.steps_of_a, arm.seed, plain, is_watched=True)
             self.start = copy.deepcopy([model.state_dict() for model in self.models])
-            self._point(self._state)
+            self._point(self.state)
         self._set_models(self.start)
 
     def _find_steps_of_a(self, arm: Arm) -> int:
@@ -212,7 +216,7 @@ class Trainer:
         while (rate := next_rate(self.config_rate, wanted, self._steps_found)) is not None:
             record, self._rest = self._train_rest(arm, rate), None
             self._tries.append(record)
-            self._point(self._state)
+            self._point(self.state)
         return self._tries[closest(wanted, self._steps_found)]
 
     @property
@@ -242,6 +246,7 @@ class Trainer:
                     curve["iteration"].append(offset + step)
                     curve["accuracy_a"].append(1 - self.task.error(models[0], "test"))
                     curve["accuracy_b"].append(1 - self.task.error(model, "test"))
+                    self._observe(offset + step)
                     present = {"A": curve["accuracy_a"][-1], letter: curve["accuracy_b"][-1]}
                     total = (len(models) - 1) * config.schedule.iterations
                     self.report(f"seed {arm.seed}: {arm.label}", offset + step, total, present)
@@ -253,7 +258,7 @@ class Trainer:
                 consolidate(protection, model, self._evidence(j))
             self._rest["protection"], self._rest["steps"] = protection.state_dict(), steps.state_dict()
             self._rest["models"] = copy.deepcopy([model.state_dict() for model in models])
-            self._point(self._state)
+            self._point(self.state)
         last = [self._accuracies(model) for model in models]
         losses = self._losses(models[0])
         assert self.steps_of_a is not None
@@ -296,6 +301,7 @@ class Trainer:
             protection.strength = arm.strength or 0.0
         consolidate(protection, self.models[0], self._evidence(0))
         error_b = self.task.error(self.models[1], "test")
+        self._observe(0)
         curve = {"iteration": [0], "accuracy_a": [self.before["test"]], "accuracy_b": [1 - error_b]}
         self._rest = {"first": [self.before], "curve": curve}  # accuracies of each model right after its own training
 
@@ -333,7 +339,12 @@ class Trainer:
     def _recalled(self, decisions: Decisions) -> tuple[nn.Module, Evidence]:
         return self.models[decisions[0]], self._evidence(decisions[0])
 
-    def _fisher(self, model: nn.Module) -> dict[str, torch.Tensor]:
+    def fisher(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """A model's diagonal Fisher information of the shared weights, as protections get it.
+
+        Args:
+            model: One of the models.
+        """
         return diagonal_fisher(
             model,
             self.task.batches("importance"),
@@ -346,7 +357,7 @@ class Trainer:
         """What a protection may ask about the model number j of the chain."""
         model = self.models[j]
         return Evidence(
-            fisher=lambda: self._fisher(model),
+            fisher=lambda: self.fisher(model),
             batches=lambda: self.task.batches("importance"),
             loss=self.task.loss,
             loss_of=lambda: self.task.loss_of(model),

@@ -1,0 +1,151 @@
+"""The records of a landscape: per seed one of the plane with A's loss, then one of each arm."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from forgetless.errors import InputError
+from forgetless.experiments.landscape.config import LandscapeConfig
+from forgetless.records import Record
+from forgetless.runs import METRICS, RunFolder
+from forgetless.schema import Number, expect_place
+
+Numbers = list[Number]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurfaceRecord(Record):
+    """The plane of a seed, and A's loss on it.
+
+    Attributes:
+        seed: (integer) Of A and of all its arms.
+        x: (lengths) First coordinate of the grid's columns: along the way to the end of the first arm.
+        y: (lengths) Second coordinate of its rows: along what is left of the way to the end of the last arm.
+        loss_a: (nats) A's mean loss on the validation images with the shared weights of each point, row by row; A's
+            other weights are as A was trained.
+        form: (2 × 2 numbers) U diag(F) Uᵀ, (2, 2): A's loss is expected to rise by ½ pᵀ M p at the point p.
+        loss_a_before: (nats) A's loss at its own weights, the origin.
+        num_weights: (count) How many shared weights there are.
+    """
+
+    event: ClassVar[str] = "surface"
+
+    seed: int
+    x: list[float]
+    y: list[float]
+    loss_a: list[Numbers]
+    form: list[list[float]]
+    loss_a_before: Number
+    num_weights: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmRecord(Record):
+    """One training of B: the path of the shared weights, and B's loss on the plane.
+
+    All lists but `loss_b_surface` have an entry for each of `steps`; they are of the whole path, not of what the plane
+    shows of it, but for `x` and `y`.
+
+    Attributes:
+        seed: (integer) Of A and of all its arms.
+        protection: (text) Under which B trained.
+        strength: (number or null) Of the protection; None if it has none.
+        steps: (list of steps) Of B: 0, and the points of the path.
+        x: (lengths) First coordinate of the path in the plane.
+        y: (lengths) Second coordinate.
+        outside: (lengths) Distance of the shared weights from the plane.
+        loss_a: (nats) A's mean loss on the validation images.
+        loss_b: (nats) B's, with B's own weights of that step.
+        predicted: (nats) ½ Σ F (θ − θ̂)²: what the Fisher information expects A's loss to have risen by.
+        length: (Euclidean length) Of the path, from point to point, in the space of all shared weights.
+        length_in_plane: (Euclidean length) Of its projection.
+        loss_b_surface: (nats) B's loss on the grid of the seed's plane, row by row, with B's own weights of its last
+            step.
+        accuracy_a_before: (fraction) A's test accuracy before B's training.
+        accuracy_a_after: (fraction) A's test accuracy after it.
+        accuracy_b: (fraction) B's test accuracy after it.
+        seconds: (seconds) Wall clock of B's training. It alone differs between two runs of the same command.
+    """
+
+    event: ClassVar[str] = "arm"
+
+    seed: int
+    protection: str
+    strength: Number
+    steps: list[int]
+    x: Numbers
+    y: Numbers
+    outside: Numbers
+    loss_a: Numbers
+    loss_b: Numbers
+    predicted: Numbers
+    length: Number
+    length_in_plane: Number
+    loss_b_surface: list[Numbers]
+    accuracy_a_before: Number
+    accuracy_a_after: Number
+    accuracy_b: Number
+    seconds: float
+
+    @property
+    def is_diverged(self) -> bool:
+        """Whether it ended without finite weights or losses."""
+        return None in {self.x[-1], self.loss_a[-1], self.loss_b[-1], self.accuracy_a_after, self.accuracy_b}
+
+
+LandscapeRecord = SurfaceRecord | ArmRecord
+
+_KINDS: dict[object, type[SurfaceRecord] | type[ArmRecord]] = {kind.event: kind for kind in (SurfaceRecord, ArmRecord)}
+
+Place = tuple[int, str, float | None]
+"""Seed, protection and strength; of a plane seed, nothing and None."""
+
+
+def place_of(record: LandscapeRecord) -> Place:
+    """Which of the records of a configuration it is.
+
+    Args:
+        record: Any.
+    """
+    return (
+        (record.seed, record.protection, record.strength) if isinstance(record, ArmRecord) else (record.seed, "", None)
+    )
+
+
+def places(config: LandscapeConfig) -> list[Place]:
+    """The records that a configuration makes, in their order.
+
+    Args:
+        config: The configuration.
+    """
+    own: dict[int, list[Place]] = {seed: [(seed, "", None)] for seed in config.run.all_seeds}
+    for arm in config.arms:
+        own[arm.seed].append((arm.seed, arm.protection, arm.strength))
+    return [place for each in own.values() for place in each]
+
+
+def read_records(config: LandscapeConfig, folder: RunFolder) -> list[LandscapeRecord]:
+    """The records of a landscape's folder.
+
+    Args:
+        config: Of the folder.
+        folder: The folder.
+
+    Returns:
+        As far as the run got.
+
+    Raises:
+        InputError: If a line is damaged, no record, of an arm that was not asked for, or doubled.
+    """
+    allowed, seen = dict.fromkeys(places(config), 1), dict[Any, int]()
+    found: list[LandscapeRecord] = []
+    for line, values in enumerate(folder.records(), start=1):
+        where = f"line {line} of {folder.path / METRICS}"
+        event = values.get("event")
+        if not isinstance(event, str) or event not in _KINDS:
+            raise InputError(f"Expected a record of landscape in {where}, but its event is {event!r}.")
+        record = _KINDS[event].from_dict(values, "a record of landscape", where)
+        place = place_of(record)
+        what = f"{record.event} {place[1]} {'' if place[2] is None else place[2]}".strip()
+        expect_place(place, allowed, seen, f"{what} of seed {record.seed}", where)
+        found.append(record)
+    return found
