@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_BIN := $(VENV)-docs/bin
+DOCS_STAMP := $(VENV)-docs/.installed
 COUNTS ?= runs/reliability.json
 
-.PHONY: demo test test-slow lint benchmark clean
+.PHONY: demo test test-slow lint docs benchmark clean
 
 demo: $(STAMP)  ## two models, then a search, on embedded digits; one report of both
 	$(BIN)/forgetless two-model --seeds 3 --wpl.strength 1e3 1e5 1e7 --iterations 600 --iterations-a 1200 --workers 2 --output runs/demo --overwrite
@@ -23,6 +25,9 @@ lint: $(STAMP)  ## style, types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: $(DOCS_STAMP)  ## the documentation site, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/mkdocs build --strict
+
 benchmark: $(STAMP)  ## cost of each part, as ratios
 	$(BIN)/python benchmarks/fisher.py
 	$(BIN)/python benchmarks/proximal_step.py
@@ -31,7 +36,7 @@ benchmark: $(STAMP)  ## cost of each part, as ratios
 	$(BIN)/python benchmarks/controller.py
 
 clean:  ## remove the environment and caches; runs stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-docs site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,3 +45,9 @@ $(STAMP): pyproject.toml constraints.txt
 	# Without what it depends on: torchvision and more, for another build of torch; tests/avalanche_library.py does without.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps avalanche-lib
 	touch $(STAMP)
+
+# The API reference is read from the sources, so that this environment has no PyTorch.
+$(DOCS_STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(DOCS_BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	touch $(DOCS_STAMP)

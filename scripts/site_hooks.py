@@ -1,0 +1,82 @@
+"""What MkDocs does beside its own: pages from outside docs/, links that work on a forge as well, and mathematics.
+
+A page may link to any file of the repository by a relative path. Pages outside of docs/ (README.md, CONTRIBUTING.md,
+CHANGELOG.md, results/*.md) become pages of the site; every other file that is linked is copied beside them.
+Formulas become MathML, which browsers show without a script.
+"""
+
+import html
+import os
+import posixpath
+import re
+from pathlib import Path
+
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[1]
+_LINK = re.compile(r"(\]\()([^)#\s:]+)(#[^)\s]*)?(\))")
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+def _pages() -> dict[str, str]:
+    """The pages from outside docs/: where each is in the repository, and where on the site."""
+    results = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "results").glob("**/*.md"))
+    return {name: name for name in ("README.md", *results, "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")}
+
+
+def on_config(config: MkDocsConfig) -> None:
+    """Add the pages from outside to the navigation."""
+    results = [name for name in _pages() if name.startswith("results/")]
+    overview = [{"Overview": name} for name in results if name == "results/README.md"]
+    config.nav += [
+        {"Results": [*overview, *(name for name in results if name != "results/README.md")]},
+        {"Project": [{"Contributing": "CONTRIBUTING.md"}, {"Changelog": "CHANGELOG.md"}, {"Security": "SECURITY.md"}]},
+    ]
+
+
+def on_files(files: Files, config: MkDocsConfig) -> None:
+    """Add the pages from outside, and the files that pages link to."""
+    for name in _pages():
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    for page in list(files.documentation_pages()):
+        text = Path(page.abs_src_path).read_text(encoding="utf-8")
+        for _, link, _, _ in _LINK.findall(text):
+            name = _target(page.src_uri, link)
+            is_file = name is not None and (ROOT / name).is_file()
+            if is_file and not name.startswith("docs/") and files.get_file_from_path(name) is None:
+                files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn links between files of the repository into links between files of the site."""
+
+    def replaced(found: re.Match[str]) -> str:
+        before, link, anchor, after = found.groups()
+        if (name := _target(page.file.src_uri, link)) is None:
+            return found[0]
+        here = posixpath.dirname(page.file.src_uri) or "."
+        return f"{before}{posixpath.relpath(name.removeprefix('docs/'), here)}{anchor or ''}{after}"
+
+    return _LINK.sub(replaced, markdown)
+
+
+def _target(page: str, link: str) -> str | None:
+    """The file of the repository that a relative link names, from the page's place on the site; None if none."""
+    folder = posixpath.dirname(page if page in _pages() else f"docs/{page}")
+    name = posixpath.normpath(posixpath.join(folder, link))
+    if (ROOT / name / "README.md").is_file():
+        name = f"{name}/README.md"
+    return name if not name.startswith("..") and os.path.lexists(ROOT / name) else None
+
+
+def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Show formulas without a script, and let wide tables scroll."""
+
+    def formula(found: re.Match[str]) -> str:
+        display = "block" if found[1] == "div" else "inline"
+        return convert(html.unescape(found[2]).strip(), display=display)
+
+    return _FORMULA.sub(formula, content)
