@@ -125,16 +125,10 @@ def test_an_installed_package_adds_by_its_entry_point(tmp_path):
 
 
 @pytest.fixture
-def loaded():
+def loaded(restored_registries):
     """The plugins, in this process; what they added goes afterwards."""
-    from forgetless.data import IMAGE_DATA
-
-    registries = (PROTECTIONS, STRATEGIES, SPACES, IMAGE_DATA)
-    before = [dict(registry._load()) for registry in registries]
     plugins.load_files(FILES)
     yield
-    for registry, kinds in zip(registries, before, strict=True):
-        registry._kinds = kinds
     plugins._loaded.clear()
 
 

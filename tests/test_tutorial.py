@@ -30,6 +30,6 @@ def test_tutorial(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in (DOCS / "how-to").glob("*.md")))
-def test_how_to(page, monkeypatch, tmp_path):
+def test_how_to(page, restored_registries, monkeypatch, tmp_path):
     if "```python" in (DOCS / "how-to" / page).read_text(encoding="utf-8"):
         run_page(f"how-to/{page}", monkeypatch, tmp_path)
