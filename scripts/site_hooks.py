@@ -2,22 +2,27 @@
 
 A page may link to any file of the repository by a relative path. Pages outside of docs/ (README.md, CONTRIBUTING.md,
 CHANGELOG.md, results/*.md) become pages of the site; every other file that is linked is copied beside them.
-Formulas become MathML, which browsers show without a script.
+Formulas become SVG, which needs neither a script nor a font.
 """
 
 import html
 import os
 import posixpath
 import re
+import warnings
 from pathlib import Path
 
-from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # ziamath 0.13 reads its font by importlib.resources.path
+    import ziamath
+
 ROOT = Path(__file__).parents[1]
 _LINK = re.compile(r"(\]\()([^)#\s:]+)(#[^)\s]*)?(\))")
+_INLINE_SIZE, _DISPLAY_SIZE = 16, 18  # pixels; the text has 16
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -73,10 +78,15 @@ def _target(page: str, link: str) -> str | None:
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Show formulas without a script, and let wide tables scroll."""
+    """Draw formulas when the site is built."""
+    return _FORMULA.sub(lambda found: _drawn(found[1], html.unescape(found[2]).strip()), content)
 
-    def formula(found: re.Match[str]) -> str:
-        display = "block" if found[1] == "div" else "inline"
-        return convert(html.unescape(found[2]).strip(), display=display)
 
-    return _FORMULA.sub(formula, content)
+def _drawn(tag: str, latex: str) -> str:
+    is_inline = tag == "span"
+    size = _INLINE_SIZE if is_inline else _DISPLAY_SIZE
+    formula = ziamath.Latex(latex, size=size, color="currentColor", inline=is_inline)
+    height = f"style='vertical-align: {formula.getyofst():.1f}px' " if is_inline else ""
+    label = html.escape(latex, quote=True).replace("\n", " ")
+    picture = formula.svg().replace("<svg ", f'<svg {height}role="img" aria-label="{label}" ', 1)
+    return f'<{tag} class="formula">{picture}</{tag}>'
