@@ -153,7 +153,7 @@ def test_the_table_is_whole_at_80_columns(searched, truth, tmp_path, capsys, mon
     options = ("--truth", str(truth), "--column", "accuracy", "--estimates", "30", "--output", str(tmp_path))
     assert main(["evaluate", str(searched), *options]) == 0
     text = capsys.readouterr().out
-    assert "What searches hand over: accuracy" in text
+    assert "What searches selected: accuracy" in text
     assert "enas, wpl" in text
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80 or "evaluation.json" in max(text.splitlines(), key=len)
@@ -166,9 +166,9 @@ def test_the_notes_tell_how_many_each_search_handed_over():
             {"about": {"description": "D.", "top": 5}, "searches": searches, "summary": [], "failures": []}
         )[0]
 
-    assert note(5, 5) == "D. Each search hands over its 5 best; as many are drawn uniformly."
-    assert "its 3 best" in note(3)
-    assert "its 3 to 5 best" in note(5, 3)
+    assert note(5, 5) == "D. The 5 best of each search are selected; as many are drawn uniformly."
+    assert "The 3 best" in note(3)
+    assert "The 3 to 5 best" in note(5, 3)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from forgetless.experiments import load_result
 from forgetless.protection import PROTECTIONS
 from forgetless.runs import METRICS, RunFolder
 from forgetless.spaces import SPACES
-from forgetless.strategies import STRATEGIES
 
 FOLDER = Path(__file__).parents[1] / "examples" / "plugins"
 FILES = sorted(map(str, FOLDER.glob("*.py")))

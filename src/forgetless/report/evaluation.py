@@ -17,7 +17,7 @@ _RANKS = ("surpasses", "regret", "τ", "τ unique", "τ top", "time")
 
 
 def evaluation_table(found: Mapping[str, Any]) -> Table:
-    """What searches hand over against random architectures, over seeds; at most 80 columns wide.
+    """What searches selected against random architectures, over seeds; at most 80 columns wide.
 
     Args:
         found: What `forgetless evaluate` stored: `about`, `searches`, `summary`.
@@ -65,7 +65,7 @@ def evaluation_tables(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         for entry in summary
     ]
     return [
-        _table(f"What searches hand over: {found['about']['measure']}", _ALONE, names, alone),
+        _table(f"What searches selected: {found['about']['measure']}", _ALONE, names, alone),
         _table("Against the whole space, and the rank by shared weights", _RANKS, names, ranks),
     ]
 
@@ -77,10 +77,10 @@ def evaluation_notes(found: Mapping[str, Any]) -> list[str]:
         found: What `forgetless evaluate` stored.
     """
     about, summary = found["about"], found["summary"]
-    # A search that kept fewer architectures than were asked for hands over all of them.
+    # A search that kept fewer architectures than were asked for selects all of them.
     fewest, most = (function(len(search["found"]) for search in found["searches"]) for function in (min, max))
     best = f"{fewest} to {most}" if fewest < most else str(most)
-    notes = [f"{about['description']} Each search hands over its {best} best; as many are drawn uniformly."]
+    notes = [f"{about['description']} The {best} best of each search are selected; as many are drawn uniformly."]
     tests = {entry["test"] for entry in summary} - {None}
     if "seeds" in tests:
         notes.append("±: half the 95 % interval over seeds. p: sign-flip test over seeds, one-sided.")
