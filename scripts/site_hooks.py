@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     import ziamath
 
 ROOT = Path(__file__).parents[1]
-_LINK = re.compile(r"(\]\()([^)#\s:]+)(#[^)\s]*)?(\))")
+_LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 _INLINE_SIZE, _DISPLAY_SIZE = 16, 18  # pixels; the text has 16
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
@@ -48,7 +48,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     for page in list(files.documentation_pages()):
         text = Path(page.abs_src_path).read_text(encoding="utf-8")
-        for _, link, _, _ in _LINK.findall(text):
+        for _, link, _ in _LINK.findall(text):
             name = _target(page.src_uri, link)
             is_file = name is not None and (ROOT / name).is_file()
             if is_file and not name.startswith("docs/") and files.get_file_from_path(name) is None:
@@ -59,11 +59,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Turn links between files of the repository into links between files of the site."""
 
     def replaced(found: re.Match[str]) -> str:
-        before, link, anchor, after = found.groups()
+        text, link, anchor = found.groups()
         if (name := _target(page.file.src_uri, link)) is None:
             return found[0]
+        if (ROOT / name).is_dir():
+            return text  # a forge lists a folder, a site does not
         here = posixpath.dirname(page.file.src_uri) or "."
-        return f"{before}{posixpath.relpath(name.removeprefix('docs/'), here)}{anchor or ''}{after}"
+        return f"[{text}]({posixpath.relpath(name.removeprefix('docs/'), here)}{anchor or ''})"
 
     return _LINK.sub(replaced, markdown)
 
