@@ -1,6 +1,7 @@
 """What every test gets: a fixed seed, one thread, and the shared data where it lies on this machine."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,18 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs real data: {folder} is not a folder; name one in FORGETLESS_DATA")
     return folder
+
+
+@pytest.fixture
+def restored_registries() -> Iterator[None]:
+    """What a test registers goes afterwards."""
+    from forgetless.data import IMAGE_DATA
+    from forgetless.protection import PROTECTIONS
+    from forgetless.spaces import SPACES
+    from forgetless.strategies import STRATEGIES
+
+    registries = (PROTECTIONS, STRATEGIES, SPACES, IMAGE_DATA)
+    before = [dict(registry._load()) for registry in registries]
+    yield
+    for registry, kinds in zip(registries, before, strict=True):
+        registry._kinds = kinds

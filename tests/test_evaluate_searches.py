@@ -1,4 +1,4 @@
-"""What searches hand over against random architectures: by hand on a made-up truth of a small space."""
+"""What searches selected against random architectures: by hand on a made-up truth of a small space."""
 
 import dataclasses
 import math

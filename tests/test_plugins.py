@@ -19,7 +19,6 @@ from forgetless.experiments import load_result
 from forgetless.protection import PROTECTIONS
 from forgetless.runs import METRICS, RunFolder
 from forgetless.spaces import SPACES
-from forgetless.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "examples" / "plugins"
@@ -154,16 +153,10 @@ def test_an_installed_package_adds_by_its_entry_point(tmp_path):
 
 
 @pytest.fixture
-def loaded():
+def loaded(restored_registries):
     """The plugins, in this process; what they added goes afterwards."""
-    from forgetless.data import IMAGE_DATA
-
-    registries = (PROTECTIONS, STRATEGIES, SPACES, IMAGE_DATA)
-    before = [dict(registry._load()) for registry in registries]
     plugins.load_files(FILES)
     yield
-    for registry, kinds in zip(registries, before, strict=True):
-        registry._kinds = kinds
     plugins._loaded.clear()
 
 

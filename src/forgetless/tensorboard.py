@@ -42,7 +42,7 @@ class EpochScalars:
         self._writers: dict[str, Any] = {}
 
     def write(self, record: "SearchRecord") -> None:
-        """Add one record, and force it to the disk; one that is no epoch's is passed over.
+        """Add one record, and force it to the disk; one that is no epoch's is skipped.
 
         Args:
             record: Of a search.

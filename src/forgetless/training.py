@@ -31,7 +31,7 @@ def train(
 
     What `protection.extra_loss` returns for a batch is added to its loss; where it is None, nothing is computed.
 
-    With `max_gradient_norm` a batch whose gradient is not finite is passed over: scaled, it would turn every weight
+    With `max_gradient_norm` a batch whose gradient is not finite is skipped: scaled, it would turn every weight
     into NaN.
 
     Args:
@@ -45,7 +45,7 @@ def train(
         after_step: Called with the number of the batch, from 1.
 
     Returns:
-        How many batches were passed over.
+        How many batches were skipped.
     """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     passed_over = 0

@@ -108,7 +108,7 @@ class ComparisonResult:
 
     @cached_property
     def ranked(self) -> list[Row]:
-        """The rows by the mean quality of what they hand over, the best first; those without one come last."""
+        """The rows by the mean quality of what they selected, the best first; those without one come last."""
 
         def quality(row: Row) -> float:
             interval = self.interval(row, Measure.FOUND_MEAN)

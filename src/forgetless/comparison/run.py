@@ -1,4 +1,4 @@
-"""Doing a comparison: one search folder per strategy and seed, over processes, and what they hand over judged.
+"""Doing a comparison: one search folder per strategy and seed, over processes, and what they selected judged.
 
 | in the folder | content |
 |---|---|

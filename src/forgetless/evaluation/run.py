@@ -1,4 +1,4 @@
-"""A whole evaluation: what some runs hand over is looked up or trained from scratch, and judged against random."""
+"""A whole evaluation: what some runs selected is looked up or trained from scratch, and judged against random."""
 
 import dataclasses
 import math
@@ -58,7 +58,7 @@ def run_evaluation(
     resources: ClusterResources | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Judge what searches hand over.
+    """Judge what searches selected.
 
     Args:
         config: What to do.

@@ -1,4 +1,4 @@
-"""What searches hand over, against architectures drawn uniformly, and how well their shared weights rank.
+"""What searches selected, against architectures drawn uniformly, and how well their shared weights rank.
 
 Source of the question and of the measures: Yu et al., Evaluating the Search Phase of Neural Architecture Search, ICLR
 2020, arXiv:1902.08142. docs/evaluation.md explains each number.
@@ -38,7 +38,7 @@ class FinishedSearch:
         run: Where its records are, for people.
         config: What it was asked to do.
         arm: Its seed and protection.
-        ranking: The architectures that it hands over, best first by its own reward.
+        ranking: The architectures that it selected, best first by its own reward.
         seconds: What the search took, without training anything from scratch.
     """
 
@@ -115,12 +115,12 @@ def evaluate(
     truth: Truth[Any] | None = None,
     estimates: Estimates | None = None,
 ) -> Record:
-    """One search against as many random architectures as it hands over.
+    """One search against as many random architectures as it selected.
 
     Args:
         search: The search.
         known: Stand-alone values by architecture; NaN where one diverged.
-        top: How many architectures it hands over: the first of its ranking, all if it has fewer.
+        top: How many architectures it selects: the first of its ranking, all if it has fewer.
         lower_is_better: Whether values are errors.
         truth: The value of every architecture, if it is known.
         estimates: What its shared weights say of architectures that the truth has; without a truth not looked at.

@@ -61,7 +61,7 @@ def permutation_test(
     split, so that the test stays valid; leaving it out would favour the group that diverges.
 
     Args:
-        found: (n,) qualities of the architectures that the search hands over; n ≥ 1.
+        found: (n,) qualities of the architectures that the search selected; n ≥ 1.
         random: (m,) qualities of as many, or any number of, uniformly drawn ones; m ≥ 1.
         num_resamples: The most splits that are looked at.
         seed: Of the random splits.

@@ -47,8 +47,9 @@ def diagonal_fisher(
     | `empirical` | the true one | the empirical Fisher; vanishes where the model fits the examples perfectly |
     | `monte_carlo` | one drawn from the model's own prediction | an unbiased estimate of the Fisher |
     | `exact` | Σ_c p_c (∂ℓ_n(c)/∂θ)² over all classes c | the Fisher itself; one backward pass per class |
-    | `batch` | the true one | the square of the *batch-mean* gradient, averaged over batches. Not a Fisher: it |
-    |         |              | shrinks like 1/B with the batch size B. For comparison with the 2019 code only. |
+    | `batch` | the true one | the square of the *batch-mean* gradient, averaged over batches, as in the 2019 code |
+
+    `batch` is not a Fisher: it shrinks like 1/B with the batch size B. It is for comparison only.
 
     The model is evaluated in eval mode (no dropout, running BatchNorm statistics) and left as it was found: modes,
     `.grad`, buffers and random state. Under DistributedDataParallel each process passes its own examples and all get

@@ -44,7 +44,7 @@ class Member(NamedTuple):
 
 @PROTECTIONS.register
 class NSAS(Protection):
-    """Trains an archive of earlier models along with the present one.
+    """Replays an archive of earlier models beside the present one.
 
         L(θ) + α/M Σ_m L_m(θ)
 

@@ -282,7 +282,7 @@ class Search:
 
         Args:
             architectures: Members of the space, at least 2.
-            finished_epochs: Epochs whose batches are passed over.
+            finished_epochs: Epochs whose batches are skipped.
             num_batches: How many batches each is trained for; `batches_per_model` if None.
             on_trained: Called with the number of architectures trained so far.
         """

@@ -112,7 +112,7 @@ class Strategy(Kind, ABC, Generic[A]):
         return self._propose(n)
 
     def propose_final(self, n: int) -> list[A]:
-        """Architectures of which the search hands over the best, once all is learnt.
+        """Architectures of which the search selects the best, once all is learnt.
 
         Args:
             n: How many, at least 1. They need not differ.

@@ -57,7 +57,7 @@ class EvolutionStrategy(Strategy[A]):
 
     Differences: n children of one call come from the same population, as from n workers of the paper. A mutation
     changes one decision (`Space.mutate`); the paper changes an operation or an input of a cell, or nothing. The paper
-    hands over the best architecture ever seen; rewards from different times are not comparable here, so that
+    selects the best architecture ever seen; rewards from different times are not comparable here, so that
     `propose_final` gives the living, the youngest first and each once, then new children, for the search to measure
     all of them on the same weights.
 

@@ -94,7 +94,7 @@ class GdasStrategy(Strategy[A]):
     Differences: the paper takes a step per architecture, and adds to an edge the factors of the other operations,
     which are 0 but whose gradients are those of a constant; here an edge that did not win has none. Rewards are only
     reported. So a search with it makes as many evaluations as any other, and as many gradients in addition, each of
-    one batch of the reward data in training mode. The paper hands over the most probable operation of each edge:
+    one batch of the reward data in training mode. The paper selects the most probable operation of each edge:
     `propose_final` gives that one first, then draws from the softmax.
 
     The rule for a diverged architecture: where the reward or the gradient is not finite it is left out of the mean;

@@ -90,7 +90,7 @@ class NaoStrategy(Strategy[A]):
     until there are enough new architectures; in small spaces that leads back to the same few.
 
     `propose_final` gives the best remembered for one half, for the search to measure once more, and proposals for the
-    other: the paper hands over the best of all.
+    other: the paper selects the best of all.
 
     `learn` remembers rewards and takes some steps of Adam on the loss above, on random batches of what is remembered.
     Rewards are normalised to mean 0 and standard deviation 1 of the memory. The memory holds the newest; one that is

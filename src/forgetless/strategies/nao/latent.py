@@ -16,7 +16,7 @@ class LatentModel(nn.Module):
         z = √H u / ‖u‖,  u = mean_t h_t,  h_t = LSTM(e(a_t), h_{t−1});    f(z) = w · relu(V z + c) + d
 
     Weights start uniformly in ±1/√H and the embeddings e in ±1, those of the decoder as it has them: latents that
-    hardly differ are slow to be told apart.
+    hardly differ take long to be distinguished.
 
     Differences to the paper: the latent is one vector; there it is all h_t, and the decoder attends to them.
 
