@@ -5,6 +5,8 @@ from typing import Any
 
 from rich import table as rich
 
+from forgetless.forgetting import Interval
+from forgetless.records import made_of
 from forgetless.report.formats import NOTHING, duration, plus_minus, probability
 from forgetless.report.table import Row, Table, in_terminal
 
@@ -35,7 +37,7 @@ def evaluation_table(found: Mapping[str, Any]) -> rich.Table:
         digits = {key: decimals if key in {*alone.values(), "regret"} else 2 for key in columns.values()}
         rows = []
         for entry in summary:
-            cells = [plus_minus(entry[key], digits[key]) for key in columns.values()]
+            cells = [plus_minus(made_of(entry[key], Interval | None), digits[key]) for key in columns.values()]
             seconds = entry["seconds"] or {"mean": None}
             time = NOTHING if seconds["mean"] is None else duration(seconds["mean"])
             rows.append(Row(_name(entry, summary), [*cells, probability(entry["p"]) if last == "p" else time]))
