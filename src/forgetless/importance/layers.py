@@ -71,7 +71,7 @@ def by_layer(request: Request) -> dict[str, Tensor]:
     totals = zeros(request.named)
     if not calls:
         return totals
-    for targets, shares in request.labels(outputs):
+    for targets, shares in request.labelled(outputs):
         losses = request.example_losses(outputs, targets)
         if shares is not None:  # p (∂ℓ)² = (√p ∂ℓ)²
             losses = losses * shares.sqrt()
@@ -88,10 +88,47 @@ def by_layer(request: Request) -> dict[str, Tensor]:
     return totals
 
 
+def rows_stay_in_place(request: Request) -> bool:
+    """Whether row n of every layer's output acts on the loss of example n alone.
+
+    With the losses weighted by w_n the gradient of row n is then w_n times what it was.
+
+    Args:
+        request: Of the true labels.
+
+    Raises:
+        UnknownLayerError: If there is no formula for the model.
+    """
+    outputs, calls = _watched_forward(request)
+    edges = [call.output for call in calls]
+    losses = request.example_losses(outputs, request.targets)
+    if not calls or not losses.requires_grad:
+        return True
+    weights = torch.linspace(1, 2, len(losses), dtype=losses.dtype, device=losses.device)
+    before = torch.autograd.grad(losses.sum(), edges, allow_unused=True, retain_graph=True)
+    after = torch.autograd.grad((losses * weights).sum(), edges, allow_unused=True)
+    return all(
+        _is_scaled(found, gradient, weights)
+        for gradient, found in zip(before, after, strict=True)
+        if gradient is not None and found is not None
+    )
+
+
+def _is_scaled(found: Tensor, gradient: Tensor, weights: Tensor) -> bool:
+    """Whether each row is its weight times what it was, up to rounding."""
+    precise = not torch.is_autocast_enabled(found.device.type)
+    tolerances = {torch.float64: (1e-6, 1e-10), torch.float32: (1e-3, 1e-5)} if precise else {}
+    relative, noise = tolerances.get(found.dtype, (0.05, 0.01))
+    expected = gradient.flatten(1) * weights.to(gradient.dtype).unsqueeze(1)
+    difference = (found.flatten(1) - expected).abs().nan_to_num(0, 0, 0)
+    size = expected.abs().nan_to_num(0, 0, 0)
+    return bool((difference.amax(1) <= relative * size.amax(1) + noise * size.max()).all()) if size.numel() else True
+
+
 def _watched_forward(request: Request) -> tuple[Any, list[_Call]]:
     """The outputs of the model, and how it called the layers that hold the wanted weights."""
     calls: list[_Call] = []
-    num_examples = len(request.targets)
+    num_examples = request.num_examples
 
     def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         inputs: Tensor = args[0] if args else kwargs["input"]
@@ -132,7 +169,7 @@ def _layers_holding(request: Request) -> list[nn.Module]:
         for module in request.model.modules()
         if any(id(weight) in wanted for weight in module.parameters(recurse=False))
     ]
-    if not all(_is_known(layer) for layer in layers):
+    if not all(_is_known(layer) for layer in layers) or any(w.is_complex() for w in request.named.values()):
         raise UnknownLayerError
     return layers
 
