@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from forgetless.errors import InputError
-from forgetless.importance.layers import UnknownLayerError, by_layer, rows_stay_in_place
+from forgetless.importance.layers import by_layer, rows_stay_in_place
 from forgetless.importance.request import LossFunction, Method, Power, Request, call, raised, take, twice, zeros
 from forgetless.importance.vmap import by_vmap
 from forgetless.importance.words import warn
@@ -17,7 +17,7 @@ from forgetless.importance.words import warn
 CHECKED_EXAMPLES = 3
 """So many examples of a batch are computed one by one as well, to check a method."""
 
-_CHECKED_ROWS = 32
+_CHECKED_ROWS, _CHECKED_ROWS_LATER = 32, 16
 """So many examples of a batch are checked to keep their places in the model."""
 
 
@@ -60,7 +60,7 @@ def choose_method(request: Request, fast: bool = True) -> Chosen:
     candidates: list[Method] = [by_layer, by_vmap] if fast else [by_vmap]
     for method in candidates:
         if all(_agrees(method, *check) for check in zip(_checks(sample), expected, strict=True)) and (
-            method is not by_layer or _keeps_places(request)
+            method is not by_layer or _keeps_places(request._replace(in_pairs=sample.in_pairs))
         ):
             break
     else:
@@ -80,7 +80,9 @@ def still_right(request: Request) -> bool:
     Args:
         request: Of any kind but `batch`.
     """
-    return _keeps_places(request._replace(labels=request.labels.true()))
+    return request.num_examples < 2 or _keeps_places(
+        request._replace(labels=request.labels.true()), _CHECKED_ROWS_LATER
+    )
 
 
 def _some(request: Request, num: int) -> Tensor:
@@ -115,17 +117,12 @@ def _one_by_one(request: Request) -> tuple[Request, Method, list[dict[str, Tenso
     return sample, loop, expected
 
 
-def _keeps_places(request: Request) -> bool:
+def _keeps_places(request: Request, num_rows: int = _CHECKED_ROWS) -> bool:
     """Whether each example keeps its row in every layer, in some order of the examples and its reverse."""
-    some = _some(request, _CHECKED_ROWS)
+    some = _some(request, num_rows)
     orders = (some, some.flip(0)) if len(some) <= 8 else (some,)
-    try:
-        return all(
-            rows_stay_in_place(request.part(order)._replace(loss_fn=with_projection(request.loss_fn)))
-            for order in orders
-        )
-    except UnknownLayerError:
-        return False
+    projected = request._replace(loss_fn=with_projection(request.loss_fn))
+    return all(rows_stay_in_place(projected.part(order)) for order in orders)
 
 
 # ---- models that differ between one example and several ----------------------------------------------------------

@@ -48,7 +48,10 @@ def by_vmap(request: Request) -> dict[str, Tensor]:
                 gradients = gradients_of(weights, take(request.inputs, chunk), take(targets, chunk))
                 for name, gradient in gradients.items():
                     powers = raised(gradient.detach(), request.power, totals[name].dtype)
-                    totals[name] += powers.sum(0) if shares is None else torch.tensordot(shares[chunk], powers, 1)
+                    if shares is None:
+                        totals[name] += powers.sum(0)
+                    else:
+                        totals[name] += torch.tensordot(shares[chunk].to(powers.dtype), powers, 1)
     return totals
 
 
