@@ -122,14 +122,16 @@ class Reorders(nn.Module):
         return self.layer(torch.tanh(self.layer(x))[order])[order.argsort()]
 
 
-@pytest.mark.parametrize("num", [2, 7, 50])
+@pytest.mark.parametrize("num", [2, 4, 7, 50])
 @pytest.mark.parametrize("how", ["sorts", "groups", "rolls", "flips"])
 def test_a_model_that_reorders_its_batch_is_computed_example_by_example(how: str, num: int) -> None:
     torch.manual_seed(0)
     model, inputs, targets = Reorders(how).double(), randn(num, FEATURES), labels(num)
-    inputs[:, 0] = torch.arange(num) - num // 2 - 0.5  # in order already
+    inputs[:, 0] = torch.arange(num).flip(0) + 0.5
+    inputs[: num - 1, 0] = inputs[: num - 1, 0].flip(0)
+    inputs[: min(3, num - 1), 0] -= num  # the first are in order already, as a check of them alone would see them
     if how == "groups":
-        inputs[0, 0] = num
+        inputs[-1, 0] = -num
     found = diagonal_fisher(model, [(inputs, targets)], F.cross_entropy)
     assert_same(found, reference.diagonal_fisher(model, [(inputs, targets)], F.cross_entropy))
 
