@@ -136,12 +136,37 @@ def test_a_model_that_reorders_its_batch_is_computed_example_by_example(how: str
     assert_same(found, reference.diagonal_fisher(model, [(inputs, targets)], F.cross_entropy))
 
 
+@pytest.mark.parametrize("how", ["one moves to the end", "neighbours change places"])
+def test_a_few_examples_that_move_among_many_are_found(how: str) -> None:
+    class Moves(Reorders):
+        def order(self, x: Tensor) -> Tensor:
+            if how == "one moves to the end":
+                return (x[:, 0] > 4).long().argsort(stable=True)
+            return (torch.arange(len(x)) + 1.5 * (x[:, 0] > 4)).argsort(stable=True)
+
+    torch.manual_seed(0)
+    model, inputs, targets = Moves(how).double(), randn(300, FEATURES), labels(300)
+    inputs[:, 0] = torch.where(torch.arange(300) == 200, 5, 0)
+    batches = list(zip(inputs.split(100), targets.split(100), strict=True))
+    found = diagonal_fisher(model, iter(batches), F.cross_entropy)
+    assert_same(found, reference.diagonal_fisher(model, batches, F.cross_entropy))
+
+
+@pytest.mark.filterwarnings("ignore:.*goes through the examples one by one")
 @pytest.mark.parametrize("num_before", [1, 7])
 def test_a_model_that_reorders_a_later_batch_is_found_out(num_before: int) -> None:
-    model = Reorders("groups").double()
+    class Rotates(Reorders):
+        """Without an operation that takes rows by their numbers."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            num = int((x[:, 0] > 0).sum()) % len(x)
+            hidden = torch.tanh(self.layer(x))
+            return self.layer(torch.cat([hidden[num:], hidden[:num]])).roll(num, 0)
+
+    model = Rotates("").double()
     inputs, targets = randn(20, FEATURES), labels(20)
     equal = inputs.clone()
-    equal[:, 0] = 1
+    equal[:, 0] = -1
     batches = [(equal, targets)] * num_before + [(inputs, targets)]
     assert_same(
         diagonal_fisher(model, batches, F.cross_entropy), reference.diagonal_fisher(model, batches, F.cross_entropy)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cases import BATCH, CLASSES, FEATURES, STEPS, WORDS, TiedLanguageModel, features, labels, mlp, randn, words
+from cases import BATCH, CLASSES, FEATURES, STEPS, WORDS, Loss, TiedLanguageModel, features, labels, mlp, randn, words
 from forgetless import diagonal_fisher, importance, reference
 
 Fisher = dict[str, Tensor]
@@ -106,6 +106,51 @@ def test_a_weighted_binary_loss_needs_a_name() -> None:
     assert_same(found, reference.fisher_of_predictions(model, inputs, weighted, binary_vectors))
     with pytest.raises(ValueError, match="Expected likelihood to be one of categorical, bernoulli, gaussian"):
         diagonal_fisher(model, [(inputs, targets)], weighted, "exact", likelihood="normal")
+
+
+# ---- categorical -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["exact", "monte_carlo"])
+def test_where_the_loss_reads_probabilities_of_classes_these_are_drawn_from(kind: str) -> None:
+    inner, inputs, targets = perceptron(3), features(), torch.randint(3, (BATCH,))
+
+    def of_probabilities(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.nll_loss(outputs.log(), targets)
+
+    found = diagonal_fisher(nn.Sequential(inner, nn.Softmax(-1)), [(inputs, targets)], of_probabilities, kind)
+    expected = diagonal_fisher(inner, [(inputs, targets)], F.cross_entropy, kind)
+    assert_same({name.removeprefix("0."): value for name, value in found.items()}, expected)
+
+
+def one_against_all(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(outputs, F.one_hot(targets, 3).to(outputs.dtype))
+
+
+@pytest.mark.parametrize("kind", ["exact", "monte_carlo"])
+@pytest.mark.parametrize(
+    "loss",
+    [one_against_all, lambda o, t: F.cross_entropy(o / 2, t), nn.CrossEntropyLoss(label_smoothing=0.1)],
+    ids=["one against all", "temperature", "smoothing"],
+)
+def test_a_loss_that_is_not_of_the_softmax_is_told(loss: Loss, kind: str) -> None:
+    batches = [(features(), torch.randint(3, (BATCH,)))]
+    with pytest.warns(UserWarning, match="the loss is not the cross entropy of it") as caught:
+        diagonal_fisher(perceptron(3), batches, loss, kind)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        F.cross_entropy,
+        lambda o, t: F.nll_loss(o.log_softmax(-1), t),
+        lambda o, t: 3 * F.cross_entropy(o, t),
+        nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]).double(), reduction="sum"),
+    ],
+)
+def test_losses_of_the_softmax_are_let_through(loss: Loss) -> None:
+    assert diagonal_fisher(perceptron(3), [(features(), torch.randint(3, (BATCH,)))], loss, "exact")["0.bias"].any()
 
 
 # ---- gaussian --------------------------------------------------------------------------------------------------------

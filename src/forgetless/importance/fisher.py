@@ -254,6 +254,7 @@ def _add_up(requests: Iterable[Request], totals: dict[str, Tensor], per: Unit, f
         try:
             found = method(request)
         except UnknownLayerError:  # this batch takes another way through the model than those before
+            fast = fast and not method.may_move_rows
             method = choose_method(request, fast)
             found = method(request)
         for name, powers in found.items():

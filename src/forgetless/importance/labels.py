@@ -4,12 +4,13 @@ The prediction is a distribution p(y | x) that the outputs o stand for. Which on
 
 | likelihood | y | labels drawn | all labels, for `exact` |
 |---|---|---|---|
-| `categorical` | one class per target | softmax(o) | every class c, weighted by p_c |
-| `bernoulli` | 0 or 1 per output | sigmoid(o), or o if the loss reads probabilities | per output, both labels |
+| `categorical` | one class per target | softmax(o), or o | every class c, weighted by p_c |
+| `bernoulli` | 0 or 1 per output | sigmoid(o), or o | per output, both labels |
 | `gaussian` | a number per output | N(o, 1/h), h = ∂²ℓ/∂o² of the loss | per output, o + 1/√h |
 
-The variance of `gaussian` is that of the distribution exp(−ℓ) which the loss stands for: 1 for half the squared error,
-½ for the squared error, D/2 for its mean over D outputs. Kunstner et al. 2019 (arXiv:1905.12558), section 2.
+Labels are drawn from o itself where the loss reads probabilities. The variance of `gaussian` is that of the
+distribution exp(−ℓ) which the loss stands for: 1 for half the squared error, ½ for the squared error, D/2 for its mean
+over D outputs. Kunstner et al. 2019 (arXiv:1905.12558), section 2.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,7 +37,7 @@ class Labels:
         generator: Draws those of `monte_carlo`.
         class_dim: Where the logits' classes lie in the output.
         likelihood: The distribution that the outputs stand for; None until it is known.
-        of_logits: Whether `bernoulli` outputs are logits and no probabilities.
+        of_logits: Whether outputs of classes are logits and no probabilities.
         shift: Where the loss reads the label of output t: at target t + shift.
     """
 
@@ -88,10 +89,10 @@ class Labels:
                 f"Expected logits with one row of classes per target of shape {tuple(targets.shape)}, but got "
                 f"{tuple(logits.shape)}. Set class_dim to the dimension of the classes."
             )
-        probabilities = logits.softmax(-1)
+        probabilities = logits.softmax(-1) if self.of_logits else logits
         if self.kind == "monte_carlo":
             draws = torch.multinomial(probabilities.flatten(0, -2), 1, generator=self.generator).view(targets.shape)
-            yield targets.where(targets < 0, self._placed(draws.to(targets.dtype), targets)), None
+            yield targets.where(targets < 0, self.placed(draws.to(targets.dtype), targets)), None
             return
         if targets.ndim != 1:
             raise InputError(
@@ -101,8 +102,13 @@ class Labels:
         for label in range(probabilities.shape[-1]):
             yield targets.where(targets < 0, label), probabilities[:, label]
 
-    def _placed(self, draws: Tensor, targets: Tensor) -> Tensor:
-        """The labels drawn at each output, at the place where the loss reads them."""
+    def placed(self, draws: Tensor, targets: Tensor) -> Tensor:
+        """The labels of each output, at the place where the loss reads them.
+
+        Args:
+            draws: Labels, output by output.
+            targets: The true ones, which stay where no output is compared with them.
+        """
         if self.shift == 0:
             return draws
         placed, length = targets.clone(), targets.shape[1]

@@ -65,7 +65,7 @@ def by_layer(request: Request) -> dict[str, Tensor]:
         Σ_n |∂ℓ_n/∂θ|^power by parameter name.
 
     Raises:
-        UnknownLayerError: If there is no formula for the model.
+        UnknownLayerError: If there is no formula for the model, or it moves examples to other rows between its layers.
     """
     outputs, calls = _watched_forward(request)
     totals = zeros(request.named)
@@ -79,8 +79,10 @@ def by_layer(request: Request) -> dict[str, Tensor]:
             losses.sum(),
             [call.output for call in calls],
             allow_unused=True,
-            retain_graph=request.kind == "exact",
+            retain_graph=request.kind == "exact" or request.may_move_rows,
         )
+        if request.may_move_rows and not _stay_in_place(losses, calls, gradients, request.kind == "exact"):
+            raise UnknownLayerError
         with torch.no_grad():
             uses = _uses_by_name(request.named, calls, gradients)
             for name in list(uses):
@@ -103,18 +105,54 @@ def rows_stay_in_place(request: Request) -> bool:
         outputs, calls = _watched_forward(request)
     except UnknownLayerError:
         return True
-    edges = [call.output for call in calls]
     losses = request.example_losses(outputs, request.targets)
     if not calls or not losses.requires_grad:
         return True
-    weights = torch.linspace(1, 2, len(losses), dtype=losses.dtype, device=losses.device)
-    before = torch.autograd.grad(losses.sum(), edges, allow_unused=True, retain_graph=True)
-    after = torch.autograd.grad((losses * weights).sum(), edges, allow_unused=True)
+    edges = [call.output for call in calls]
+    gradients = torch.autograd.grad(losses.sum(), edges, allow_unused=True, retain_graph=True)
+    return _stay_in_place(losses, calls, gradients, retain_graph=False)
+
+
+def _stay_in_place(
+    losses: Tensor, calls: Sequence[_Call], gradients: Sequence[Tensor | None], retain_graph: bool
+) -> bool:
+    # Neighbours differ much, so that rows which change places with their neighbours show.
+    order = torch.randperm(len(losses), generator=torch.Generator().manual_seed(0))
+    weights = (1 + order / len(losses)).to(losses)
+    edges = [call.output for call in calls]
+    weighted = torch.autograd.grad((losses * weights).sum(), edges, allow_unused=True, retain_graph=retain_graph)
     return all(
         _is_scaled(found, gradient, weights)
-        for gradient, found in zip(before, after, strict=True)
+        for gradient, found in zip(gradients, weighted, strict=True)
         if gradient is not None and found is not None
     )
+
+
+def may_move_rows(request: Request) -> bool:
+    """Whether there is an operation before one of the layers that takes rows by their numbers, such as a sort.
+
+    Which rows it moves can depend on the values of the examples.
+
+    Args:
+        request: Of some examples.
+    """
+    try:
+        _, calls = _watched_forward(request)
+    except UnknownLayerError:
+        return False
+    nodes = [call.output.node for call in calls]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if node.name().startswith(_MOVES):
+            return True
+        before = {follower for follower, _ in node.next_functions if follower is not None} - seen
+        seen |= before
+        nodes += before
+    return False
+
+
+_MOVES = ("Index", "Gather", "Scatter", "Take", "MaskedSelect", "MaskedScatter", "Sort", "Topk", "Stack")
 
 
 def _is_scaled(found: Tensor, gradient: Tensor, weights: Tensor) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from forgetless.errors import InputError
-from forgetless.importance.layers import by_layer, rows_stay_in_place
+from forgetless.importance.layers import by_layer, may_move_rows, rows_stay_in_place
 from forgetless.importance.request import LossFunction, Method, Power, Request, call, raised, take, twice, zeros
 from forgetless.importance.vmap import by_vmap
 from forgetless.importance.words import warn
@@ -27,14 +27,16 @@ class Chosen(NamedTuple):
     Attributes:
         method: Which.
         in_pairs: As in `Request`.
+        may_move_rows: As in `Request`.
     """
 
     method: Method
-    in_pairs: bool
+    in_pairs: bool = False
+    may_move_rows: bool = False
 
     def __call__(self, request: Request) -> dict[str, Tensor]:
         """The method's answer."""
-        return self.method(request._replace(in_pairs=self.in_pairs))
+        return self.method(request._replace(in_pairs=self.in_pairs, may_move_rows=self.may_move_rows))
 
     @property
     def is_fast(self) -> bool:
@@ -53,7 +55,7 @@ def choose_method(request: Request, fast: bool = True) -> Chosen:
         InputError: If the model cannot be evaluated on one example.
     """
     if request.kind == "batch":
-        return Chosen(_squared_batch_mean, False)
+        return Chosen(_squared_batch_mean)
     # Whether a method understands the model does not depend on the labels, and drawn ones would differ.
     request = request._replace(labels=request.labels.true())
     sample, loop, expected = _one_by_one(request)
@@ -69,7 +71,7 @@ def choose_method(request: Request, fast: bool = True) -> Chosen:
             "diagonal_fisher goes through the examples one by one: the model is not made of known layers only and "
             "torch.func.vmap cannot follow it. This is slow."
         )
-    chosen = Chosen(method, sample.in_pairs)
+    chosen = Chosen(method, sample.in_pairs, method is by_layer and may_move_rows(sample))
     tell_what_single_examples_miss(request._replace(in_pairs=sample.in_pairs), chosen.is_fast)
     return chosen
 

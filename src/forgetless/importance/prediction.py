@@ -10,11 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from forgetless.errors import InputError
 from forgetless.importance.labels import Labels, logits_of
 from forgetless.importance.request import Request
+from forgetless.importance.words import warn
 
 _Gradient = Callable[[Tensor], Tensor]
 """∂ℓ/∂o at some targets."""
@@ -59,8 +61,10 @@ def predictive(request: Request) -> Labels | None:
                 "them. Labels that are among the inputs, as with Hugging Face models, cannot be drawn: leave them "
                 "out there and compute the loss from the logits and the targets."
             )
-        if found.likelihood == "categorical" and targets.ndim > 1:
-            found = _with_place(found, logits, targets, gradient, response)
+        if found.likelihood == "categorical":
+            if targets.ndim > 1:
+                found = _with_place(found, logits, targets, gradient, response)
+            found = _of_logits_or_probabilities(found, logits.detach(), targets, gradient)
         return found
     return None
 
@@ -134,6 +138,35 @@ def _is_squared_error(mean: Tensor, gradient: _Gradient) -> bool:
         and (gradient(mean) == 0).all()
         and ((gradient(mean - offset) - expected).abs() <= tolerance * 3).all()
     )
+
+
+def _of_logits_or_probabilities(labels: Labels, outputs: Tensor, targets: Tensor, gradient: _Gradient) -> Labels:
+    """The labels of what the loss takes the outputs for: logits, of which ∂ℓ(c)/∂o ∝ p − e_c, or p itself.
+
+    Warns:
+        UserWarning: If it is neither.
+    """
+    outputs = outputs.movedim(labels.class_dim, -1)
+    classes = outputs.argmin(-1)  # unlikely ones, at which the gradient is large
+    targets = targets.where(targets < 0, labels.placed(classes.to(targets.dtype), targets))
+    found = gradient(targets).movedim(labels.class_dim, -1)
+    chosen = F.one_hot(classes, outputs.shape[-1]).to(outputs.dtype)
+    p = outputs.softmax(-1)
+    others = (p * (1 - chosen)).sum(-1, keepdim=True)  # 1 − p_c
+    scale = -(found * chosen).sum(-1, keepdim=True)
+    tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(outputs.dtype, 0.1) * found.abs().max()
+    if not bool(((found * others - scale * (p - chosen)).abs() > tolerance).any()):
+        return labels
+    sums_to_1 = bool((outputs >= 0).all()) and bool(((outputs.sum(-1) - 1).abs() < 1e-3).all())
+    if sums_to_1 and not bool((found * (1 - chosen)).any()):
+        return replace(labels, of_logits=False)
+    warn(
+        f"forgetless: labels for kind={labels.kind!r} are drawn from the softmax of the outputs, but the loss is not "
+        "the cross entropy of it (label smoothing, a temperature inside the loss, one class against all others). What "
+        "is computed is the mean squared gradient at these labels; scale the outputs in the model, or use "
+        "kind='empirical'."
+    )
+    return labels
 
 
 def _changed(targets: Tensor, logits: Tensor, labels: Labels, where: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class Request(NamedTuple):
         labels: Which ones ℓ_n is taken at.
         power: 2 for squares, 1 for absolute values.
         in_pairs: Whether one example goes through the model twice, because a batch of one loses its dimension there.
+        may_move_rows: Whether the fast way has to check that examples stay in their rows.
     """
 
     model: nn.Module
@@ -41,6 +42,7 @@ class Request(NamedTuple):
     labels: Labels
     power: Power = 2
     in_pairs: bool = False
+    may_move_rows: bool = False
 
     @property
     def kind(self) -> FisherKind:
