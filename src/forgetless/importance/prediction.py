@@ -51,7 +51,8 @@ def predictive(request: Request) -> Labels | None:
 
         found = _with_likelihood(labels, logits.detach(), targets, gradient)
         rows = logits.movedim(labels.class_dim, -1).shape[:-1]
-        if found.likelihood == "gaussian" or (found.likelihood == "categorical" and rows != targets.shape):
+        is_refused = found.likelihood == "categorical" and (rows != targets.shape or targets.is_floating_point())
+        if is_refused or found.likelihood == "gaussian":
             return found
         other = _changed(targets, logits, found, torch.ones_like(targets, dtype=torch.bool))
         response = (gradient(targets) - gradient(other)).abs()
