@@ -42,6 +42,8 @@ from forgetless.importance.request import Method, Request
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same'"),
     pytest.mark.filterwarnings("ignore:LSTM with projections"),
+    # Of the models that mix examples on purpose; that it is told has a test of its own.
+    pytest.mark.filterwarnings("ignore:forgetless. the loss of an example in its batch"),
 ]
 
 Fisher = dict[str, Tensor]
@@ -728,8 +730,10 @@ def test_an_infinite_gradient_that_the_fast_path_does_not_see_is_refused() -> No
 def test_kinds_that_do_not_fit_the_targets_are_refused() -> None:
     model, inputs, targets = LAYER_CASES[0].build()
     for kind in ("monte_carlo", "exact"):
+        with pytest.raises(ValueError, match=f"Expected a loss whose likelihood can be told for kind='{kind}'"):
+            diagonal_fisher(model, [(inputs, randn(BATCH, CLASSES))], F.smooth_l1_loss, kind)
         with pytest.raises(ValueError, match=f"Expected class logits and integer targets for kind='{kind}'"):
-            diagonal_fisher(model, [(inputs, randn(BATCH, CLASSES))], squared_error, kind)
+            diagonal_fisher(model, [(inputs, randn(BATCH))], lambda o, t: F.mse_loss(o.sum(1), t), kind)
     tokens = words(BATCH, STEPS)
     with pytest.raises(ValueError, match="Expected one label per example for kind='exact'"):
         diagonal_fisher(TiedLanguageModel().double(), [(tokens, tokens)], token_cross_entropy, "exact")

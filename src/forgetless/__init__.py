@@ -8,7 +8,7 @@ from forgetless.lazy import lazily
 if TYPE_CHECKING:
     from forgetless.errors import InputError
     from forgetless.forgetting import ForgettingMeter, ForgettingSummary, Interval, reduction
-    from forgetless.importance import TrainingFisher, diagonal_fisher
+    from forgetless.importance import TrainingFisher, diagonal_fisher, sample_text
     from forgetless.plasticity import WeightPlasticity, proximal_step, quadratic_penalty
     from forgetless.search import SearchConfig, run_search
 
@@ -18,6 +18,7 @@ __all__ = [
     # what a model needs
     "TrainingFisher",
     "diagonal_fisher",
+    "sample_text",
     # keeping it
     "WeightPlasticity",
     "proximal_step",
@@ -40,6 +41,7 @@ __getattr__ = lazily(
     {
         "TrainingFisher": "importance",
         "diagonal_fisher": "importance",
+        "sample_text": "importance",
         "WeightPlasticity": "plasticity",
         "proximal_step": "plasticity",
         "quadratic_penalty": "plasticity",

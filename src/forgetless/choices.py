@@ -8,5 +8,11 @@ AccumulationRule = Literal["replace", "sum", "joint", "ema", "merge"]
 FisherKind = Literal["empirical", "monte_carlo", "exact", "batch"]
 """See `forgetless.diagonal_fisher`."""
 
+Likelihood = Literal["categorical", "bernoulli", "gaussian"]
+"""What a model's outputs stand for; see `forgetless.diagonal_fisher`."""
+
+Unit = Literal["example", "target"]
+"""What a Fisher information is a mean over; see `forgetless.diagonal_fisher`."""
+
 OptimizerName = Literal["sgd", "adam", "adamw"]
 """The optimizers of the experiments."""

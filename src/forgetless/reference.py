@@ -57,6 +57,74 @@ def diagonal_fisher(
     return {name: total / count for name, total in fisher.items()}
 
 
+def fisher_of_predictions(
+    model: nn.Module,
+    inputs: Tensor,
+    loss_fn: Callable[[Any, Tensor], Tensor],
+    labels: Callable[[Tensor], Iterable[tuple[Tensor, float]]],
+) -> dict[str, Tensor]:
+    """F_i = 1/N Σ_n Σ_y p(y | x_n) (∂ℓ_n(y)/∂θ_i)², by one backward pass per example and label.
+
+    Args:
+        model: Any module.
+        inputs: Examples along dim 0.
+        loss_fn: (outputs, targets) of one example → scalar.
+        labels: Outputs of one example → its labels y and their p. Those of a normal distribution are the nodes and
+            weights of a quadrature.
+
+    Returns:
+        Parameter name → F.
+    """
+    model = copy.deepcopy(model).eval()
+    fisher = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
+    for x in inputs.unsqueeze(1):
+        for y, p in labels(model(x).detach()):
+            model.zero_grad()
+            loss_fn(model(x), y).backward()  # type: ignore[no-untyped-call]
+            for name, parameter in model.named_parameters():
+                if parameter.grad is not None:
+                    fisher[name] += p * parameter.grad**2 / len(inputs)
+    return fisher
+
+
+def fisher_per_target(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    loss_fn: Callable[[Any, Tensor], Tensor],
+    ignored: int = -100,
+) -> dict[str, Tensor]:
+    """F_i = Σ_n (Σ_t ∂ℓ_nt/∂θ_i)² / Σ_n T_n, by one backward pass per target.
+
+    Args:
+        model: Any module; its outputs are (B, T, …).
+        inputs: Examples along dim 0.
+        targets: (B, T).
+        loss_fn: (outputs, targets) of one target, (1, …) and (1,) → scalar.
+        ignored: A target that does not count.
+
+    Returns:
+        Parameter name → F.
+    """
+    model = copy.deepcopy(model).eval()
+    fisher = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
+    count = 0
+    for x, y in zip(inputs.unsqueeze(1), targets, strict=True):
+        sums = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
+        for t in range(len(y)):
+            if int(y[t]) == ignored:
+                continue
+            count += 1
+            model.zero_grad()
+            loss_fn(model(x)[:, t], y[t : t + 1]).backward()  # type: ignore[no-untyped-call]
+            for name, parameter in model.named_parameters():
+                if parameter.grad is not None:
+                    sums[name] += parameter.grad
+        for name, total in sums.items():
+            fisher[name] += total**2
+    return {name: total / count for name, total in fisher.items()}
+
+
 def mean_absolute_gradient(
     model: nn.Module, batches: Iterable[tuple[Any, Tensor]], function: Callable[[Any, Tensor], Tensor]
 ) -> dict[str, Tensor]:

@@ -8,37 +8,43 @@ and the kinds differ in the label that ℓ_n is taken at. The gradient of the ba
 pass leaves in `.grad`, is another quantity: squaring it gives about F/B for batches of B examples.
 
 Layers that hold most weights have a fast path (`forgetless.importance.layers`), everything else goes through
-`torch.func.vmap` (`forgetless.importance.vmap`). Either is compared with single-example gradients on three examples of
+`torch.func.vmap` (`forgetless.importance.vmap`). Either is compared with single-example gradients on some examples of
 the first batch (`forgetless.importance.method`), so that a model which the fast path does not understand is computed
-the general way instead of wrongly. The mean of absolute values in place of squares goes the same ways.
+the general way instead of wrongly; the fast path again on the batches 2, 8, 32 and so on. The mean of absolute values
+in place of squares goes the same ways.
 """
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_leaves
 
-from forgetless.choices import FisherKind
-from forgetless.errors import DivergedError, expect_one_of
+from forgetless.choices import FisherKind, Likelihood, Unit
+from forgetless.errors import DivergedError, InputError, expect_one_of
+from forgetless.importance.batches import inputs_only, pair
+from forgetless.importance.labels import Labels
 from forgetless.importance.layers import UnknownLayerError
-from forgetless.importance.method import CHECKED_EXAMPLES, choose_method
-from forgetless.importance.request import Batch, LossFunction, Method, Power, Request, zeros
+from forgetless.importance.method import CHECKED_EXAMPLES, Chosen, choose_method, still_right
+from forgetless.importance.model import process_group, selected, untouched, unwrapped
+from forgetless.importance.prediction import predictive
+from forgetless.importance.request import Batch, LossFunction, Power, Request, zeros
+from forgetless.importance.targets import made_targets, num_targets, own_loss
+from forgetless.importance.words import warn
 
 
 def diagonal_fisher(
     model: nn.Module,
-    batches: Iterable[Batch],
-    loss_fn: LossFunction,
+    batches: Iterable[Batch] | Iterable[Any],
+    loss_fn: LossFunction | None = None,
     kind: FisherKind = "empirical",
     *,
-    parameters: Iterable[Tensor] | None = None,
+    parameters: Iterable[Tensor | str] | None = None,
     class_dim: int = -1,
     generator: torch.Generator | None = None,
+    likelihood: Likelihood | None = None,
+    per: Unit = "example",
 ) -> dict[str, Tensor]:
     """Diagonal Fisher information of a model's weights, F_i = mean over examples of (∂ℓ_n/∂θ_i)².
 
@@ -46,41 +52,66 @@ def diagonal_fisher(
     |---|---|---|
     | `empirical` | the true one | the empirical Fisher; vanishes where the model fits the examples perfectly |
     | `monte_carlo` | one drawn from the model's own prediction | an unbiased estimate of the Fisher |
-    | `exact` | Σ_c p_c (∂ℓ_n(c)/∂θ)² over all classes c | the Fisher itself; one backward pass per class |
+    | `exact` | Σ_c p_c (∂ℓ_n(c)/∂θ)² over all labels c | the Fisher itself; one backward pass per class or output |
     | `batch` | the true one | the square of the *batch-mean* gradient, averaged over batches, as in the 2019 code |
 
     `batch` is not a Fisher: it shrinks like 1/B with the batch size B. It is for comparison only.
 
+    The model's own prediction is the distribution that its outputs stand for, the `likelihood`:
+
+    | likelihood | labels are drawn from | told by |
+    |---|---|---|
+    | `categorical` | softmax of the logits | integer targets, one for each row of two or more logits |
+    | `bernoulli` | sigmoid of each output | a binary cross entropy of one target per output; where it reads |
+    |             |                        | probabilities, labels are drawn from the outputs themselves |
+    | `gaussian` | N(o, 1/h), h = ∂²ℓ/∂o² | a squared error of one target per output; the variance is 1 for half |
+    |            |                        | of it, ½ for the whole, D/2 for a mean over D outputs |
+
     The model is evaluated in eval mode (no dropout, running BatchNorm statistics) and left as it was found: modes,
-    `.grad`, buffers and random state. Under DistributedDataParallel each process passes its own examples and all get
-    the mean over all of them.
+    `requires_grad`, `.grad`, buffers and random state. Under DistributedDataParallel each process passes its own
+    examples and all get the mean over all of them.
 
     Source: Benyahia et al. 2019 (arXiv:1902.08232), eq. 7–8, whose code used `batch`. Kunstner et al. 2019
     (arXiv:1905.12558) compare `empirical` with the true Fisher.
 
     Args:
         model: Any module. Its output is a tensor, or a tuple, list or dict of tensors, with examples along dim 0.
+            Labels are drawn from its one tensor, or from what it calls `logits`.
         batches: Pairs (inputs, targets), examples along dim 0 of each. Inputs are a tensor, a tuple (positional
-            arguments) or a dict (keyword arguments). What is one example is decided here: for a language model, one
-            sequence chunk.
+            arguments), a mapping (keyword arguments), or a list, as a DataLoader makes it, that the model takes as one
+            argument or as its arguments, but not both. Targets are a tensor, a tuple, list or dict of tensors, or None.
+            What is one example is decided here: for a language model, one sequence chunk. Without `loss_fn` batches are
+            inputs alone.
         loss_fn: Maps (outputs, targets) of a batch to a scalar. It is called on batches of one example, so that mean
             and sum reductions give the same result where an example has one target. Where it has T targets (a
-            sequence chunk), a mean over them gives 1/T² of what their sum gives.
+            sequence chunk), a mean over them gives 1/T² of what their sum gives. None is the negative log likelihood,
+            summed over the targets of an example, for `monte_carlo` and `exact`: these need no targets.
         kind: See the table.
-        parameters: Only these weights, by identity (the shared ones, say); by default all that require a gradient.
+        parameters: Only these weights, by identity or by name (the shared ones, say), whether they are frozen or not.
+            By default all that require a gradient; `model.parameters()` for all.
         class_dim: Where the logits' classes lie in the output, for `monte_carlo` and `exact`. A negative target, such
             as the -100 that cross entropy ignores, is no class and stays what it is.
         generator: Draws the labels of `monte_carlo`. By default a copy of the global generator, whose own state is
             not advanced; pass one to get independent draws in successive calls.
+        likelihood: See the table. None finds it from targets and loss; without `loss_fn` it is `categorical`.
+        per: `target` gives Σ_n (Σ_t ∂ℓ_nt/∂θ_i)² / Σ_n T_n, the sum over the targets t of an example squared, per
+            target: the unit in which α = 1 is the posterior's own strength, whatever the length of a chunk.
+            `loss_fn` then gives one loss per target (reduction="none"); targets below 0 are not counted.
 
     Returns:
-        Parameter name (as in `model.named_parameters()`) → F, in the weight's shape and device, at least float32. The
-        unit is loss² per weight². A weight that the output does not depend on has F = 0.
+        Parameter name (as in `model.named_parameters()`) → F, in the weight's shape and device, at least float32, and
+        real: |∂ℓ/∂Re θ|² + |∂ℓ/∂Im θ|² of a complex weight. The unit is loss² per weight². A weight that the output
+        does not depend on has F = 0.
 
     Raises:
-        ValueError: If there are no batches, inputs and targets of a batch differ in length, the model holds none of
-            the wanted weights, a kind does not fit the targets, or a gradient is not finite (the error names the
-            parameter).
+        ValueError: If there are no batches, inputs and targets of a batch differ in length or hold what has no
+            examples, the model holds none of the wanted weights, holds them in parts (FSDP) or cannot be evaluated on
+            one example, a kind or likelihood does not fit the targets, the loss does not depend on the targets that
+            are drawn or on others than one per output, or a gradient is not finite (the error names the parameter).
+
+    Warns:
+        UserWarning: If the model mixes the examples of a batch, the loss of a batch is neither mean nor sum of that of
+            its examples (class weights under a mean, contrastive losses), every F is 0, or examples go one by one.
 
     >>> linear = nn.Linear(1, 1, bias=False)
     >>> x = torch.tensor([[1.0], [2.0]])
@@ -91,11 +122,25 @@ def diagonal_fisher(
     tensor([[8.5000]])
     """
     expect_one_of("kind of Fisher", kind, get_args(FisherKind))
-    return _mean_over_examples(model, batches, loss_fn, kind, 2, parameters, class_dim, generator)
+    if loss_fn is None and kind not in {"monte_carlo", "exact"}:
+        raise InputError(
+            f"Expected a loss_fn for kind={kind!r}, but got none. Only kind='monte_carlo' and kind='exact' can do "
+            "without, with batches of inputs alone."
+        )
+    if likelihood is not None:
+        expect_one_of("likelihood", likelihood, get_args(Likelihood))
+    expect_one_of("per", per, get_args(Unit))
+    return _mean_over_examples(
+        model, batches, loss_fn, kind, 2, parameters, class_dim, generator, likelihood=likelihood, per=per
+    )
 
 
 def mean_absolute_gradient(
-    model: nn.Module, batches: Iterable[Batch], function: LossFunction, *, parameters: Iterable[Tensor] | None = None
+    model: nn.Module,
+    batches: Iterable[Batch],
+    function: LossFunction,
+    *,
+    parameters: Iterable[Tensor | str] | None = None,
 ) -> dict[str, Tensor]:
     """Mean over examples of the absolute per-example gradient, 1/N Σ_n |∂s_n/∂θ_i|, of any scalar s of an example.
 
@@ -106,7 +151,7 @@ def mean_absolute_gradient(
         model: Any module, as in `diagonal_fisher`.
         batches: Pairs (inputs, targets), as in `diagonal_fisher`.
         function: Maps (outputs, targets) of a batch of one example to its s, a scalar.
-        parameters: Only these weights, by identity; by default all that require a gradient.
+        parameters: Only these weights, by identity or name; by default all that require a gradient.
 
     Returns:
         Parameter name → mean, in the weight's shape and device, at least float32. The unit is that of s per weight.
@@ -119,147 +164,122 @@ def mean_absolute_gradient(
     >>> mean_absolute_gradient(linear, [(x, torch.zeros(2))], lambda output, target: output.sum())["weight"]
     tensor([[1.5000]])
     """
-    return _mean_over_examples(model, batches, function, "empirical", 1, parameters, -1, None)
+    return _mean_over_examples(model, batches, function, "empirical", 1, parameters)
 
 
 def _mean_over_examples(
     model: nn.Module,
-    batches: Iterable[Batch],
-    loss_fn: LossFunction,
+    batches: Iterable[Any],
+    loss_fn: LossFunction | None,
     kind: FisherKind,
     power: Power,
-    parameters: Iterable[Tensor] | None,
-    class_dim: int,
-    generator: torch.Generator | None,
+    parameters: Iterable[Tensor | str] | None,
+    class_dim: int = -1,
+    generator: torch.Generator | None = None,
+    likelihood: Likelihood | None = None,
+    per: Unit = "example",
 ) -> dict[str, Tensor]:
-    """Mean over examples of |∂ℓ_n/∂θ|^power, by parameter name."""
-    process_group = _process_group(model)
+    """Mean over examples (or sum over examples per target) of |∂ℓ_n/∂θ|^power, by parameter name."""
+    group = process_group(model)
     model = unwrapped(model)
-    named = _selected(model, parameters)
-    totals = zeros(named)
-    with _untouched(model, named.values(), generator) as labels_generator:
-        requests = (
-            Request(model, named, inputs, targets, loss_fn, kind, class_dim, labels_generator, power)
-            for inputs, targets in map(_pair, batches)
-        )
-        num_examples = _add_up(requests, totals)
-    if process_group is not None:
-        num_examples = _summed_over_processes(totals, num_examples, process_group)
-    if num_examples == 0:
-        raise ValueError(
+    named = selected(model, parameters)
+    frozen = [name for name, weight in named.items() if not weight.requires_grad]
+    with untouched(model, named, generator) as labels_generator:
+        totals = zeros(named)
+        labels = Labels(kind, labels_generator, class_dim, likelihood)
+        loss = own_loss(labels) if loss_fn is None else loss_fn
+        wanted = Request(model, named, None, None, loss, labels, power)
+        try:
+            count = _add_up(_requests(wanted, batches, loss_fn is not None), totals, per)
+        except _LateError:
+            if isinstance(batches, Iterator):
+                raise InputError(
+                    "Expected a model that keeps the examples of a batch in their order, but got one that reorders a "
+                    "later batch, when earlier ones cannot be gone through again. Pass the batches as a list or a "
+                    "DataLoader, not as an iterator."
+                ) from None
+            totals = zeros(named)
+            count = _add_up(_requests(wanted, batches, loss_fn is not None), totals, per, fast=False)
+    if group is not None:
+        count = _summed_over_processes(totals, count, group)
+    if count == 0:
+        raise InputError(
             "Expected at least one example to compute the Fisher from, but got none. Pass a fresh iterator."
         )
     for name, total in totals.items():
-        total /= num_examples
+        total /= count
         if not bool(torch.isfinite(total).all()):
             raise DivergedError(
                 f"Expected finite gradients for the Fisher, but got inf or nan in parameter {name!r}. "
                 "Check that the model has not diverged and that its inputs are finite."
             )
+    _tell_of_zeros(totals, frozen)
     return totals
 
 
-def _add_up(requests: Iterable[Request], totals: dict[str, Tensor]) -> int:
-    """Add the powers of all requests to the totals, in place; returns the number of examples."""
-    method: Method | None = None
-    num_checked = num_examples = 0
-    for request in requests:
-        targets = request.targets
-        _check_lengths(request.inputs, targets)
-        if len(targets) == 0:
+class _LateError(Exception):
+    """The fast way is wrong for a later batch, though it was right for the first."""
+
+
+def _requests(wanted: Request, batches: Iterable[Any], given_loss: bool) -> Iterator[Request]:
+    """What is wanted of each batch that has examples."""
+    drawn = wanted.labels.drawn
+    for batch in batches:
+        inputs, targets = pair(batch, wanted.model) if given_loss else (inputs_only(batch, wanted.model), None)
+        request = wanted._replace(inputs=inputs, targets=targets)
+        if request.num_examples == 0:
             continue
-        if method is None or num_checked < min(CHECKED_EXAMPLES, len(targets)):
-            method = choose_method(request)
-            num_checked = len(targets)
+        if drawn and targets is None:
+            request = request._replace(targets=made_targets(request))
+        yield request
+
+
+def _add_up(requests: Iterable[Request], totals: dict[str, Tensor], per: Unit, fast: bool = True) -> int:
+    """Add the powers of all requests to the totals, in place; returns the number of examples or targets."""
+    method: Chosen | None = None
+    labels: Labels | None = None
+    num_checked = count = 0
+    next_check = 2
+    for num_batches, request in enumerate(requests, start=1):
+        if method is None or num_checked < min(CHECKED_EXAMPLES, request.num_examples):
+            method = choose_method(request, fast)
+            num_checked = request.num_examples
+        elif num_batches == next_check:
+            next_check *= 4
+            if method.is_fast and not still_right(request._replace(in_pairs=method.in_pairs)):
+                raise _LateError
+        request = request._replace(in_pairs=method.in_pairs)
+        if request.labels.drawn:
+            labels = labels or predictive(request)
+            request = request._replace(labels=labels or request.labels)
         try:
             found = method(request)
         except UnknownLayerError:  # this batch takes another way through the model than those before
-            method = choose_method(request)
+            fast = fast and not method.may_move_rows
+            method = choose_method(request, fast)
             found = method(request)
         for name, powers in found.items():
             totals[name] += powers
-        num_examples += len(targets)
-    return num_examples
+        count += request.num_examples if per == "example" else num_targets(request)
+    return count
 
 
-def _pair(batch: Any) -> tuple[Any, Tensor]:
-    if isinstance(batch, Sequence) and len(batch) == 2 and isinstance(batch[1], Tensor):
-        return batch[0], batch[1]
-    kind = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (Sequence, Mapping)) else type(batch).__name__
-    raise ValueError(
-        f"Expected batches to be an iterable of pairs (inputs, targets) with targets a tensor, but got a {kind} in it. "
-        "Pass [(inputs, targets)] for a single batch; inputs may be a tuple or a dict of several."
-    )
-
-
-def _check_lengths(inputs: Any, targets: Tensor) -> None:
-    for leaf in tree_leaves(inputs):
-        if isinstance(leaf, Tensor) and leaf.shape[:1] != targets.shape[:1]:
-            raise ValueError(
-                f"Expected inputs and targets with examples along dim 0, but got inputs of shape {tuple(leaf.shape)} "
-                f"and targets of shape {tuple(targets.shape)}. Put the examples first in each."
-            )
-
-
-def _selected(model: nn.Module, parameters: Iterable[Tensor] | None) -> dict[str, nn.Parameter]:
-    named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    if parameters is not None:
-        wanted = {id(weight) for weight in parameters}
-        named = {name: weight for name, weight in named.items() if id(weight) in wanted}
-    if not named:
-        raise ValueError(
-            "Expected a model that holds weights to compute the Fisher of, but got one that holds none that require "
-            "a gradient and are among `parameters`. Weights are matched by identity: pass the model itself, not a copy."
+def _tell_of_zeros(totals: dict[str, Tensor], frozen: list[str]) -> None:
+    """Warn of an importance that protects nothing."""
+    if not any(bool(total.any()) for total in totals.values()):
+        warn(
+            "forgetless: the importance of every weight is 0, so that it protects nothing. The loss of a single "
+            "example does not change with the weights: a loss over the pairs of a batch (a contrastive one) has "
+            "nothing to compare then, outputs may be detached from the weights, or all labels are ignored."
         )
-    return named
+    elif silent := [name for name in frozen if not totals[name].any()]:
+        warn(
+            f"forgetless: the importance of the frozen weight {silent[0]!r} and {len(silent) - 1} others is 0. The "
+            "model may detach its outputs, as in torch.no_grad: it has to be differentiable for what is asked."
+        )
 
 
-@contextlib.contextmanager
-def _untouched(
-    model: nn.Module, weights: Iterable[Tensor], generator: torch.Generator | None
-) -> Iterator[torch.Generator]:
-    """Evaluation mode and a private random state for the time of the computation."""
-    training = {module: module.training for module in model.modules()}
-    device = next(iter(weights)).device
-    if generator is None:
-        generator = torch.Generator(device)
-        if device.type in {"cpu", "cuda"}:
-            generator.set_state(torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device))
-        else:  # a state of another kind of device has another form
-            generator.manual_seed(torch.initial_seed())
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.enable_grad():
-        model.eval()
-        try:
-            yield generator
-        finally:
-            for module, was_training in training.items():
-                module.training = was_training
-
-
-# ---- wrapped models and several processes ------------------------------------------------------------------------
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel and torch.compile wrappers, whose parameter names carry no prefix.
-
-    Args:
-        model: Wrapped or not.
-    """
-    return list(_layers_of_wrapping(model))[-1]
-
-
-def _layers_of_wrapping(model: nn.Module) -> Iterator[nn.Module]:
-    yield model
-    inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", None)
-    if isinstance(inner, nn.Module):
-        yield from _layers_of_wrapping(inner)
-
-
-def _process_group(model: nn.Module) -> dist.ProcessGroup | None:
-    """The processes that train the model together, if it is wrapped in DistributedDataParallel."""
-    groups = (m.process_group for m in _layers_of_wrapping(model) if isinstance(m, DistributedDataParallel))
-    return next(groups, None)
+# ---- several processes -----------------------------------------------------------------------------------------------
 
 
 def _summed_over_processes(totals: dict[str, Tensor], num_examples: int, group: dist.ProcessGroup) -> int:

@@ -65,13 +65,13 @@ def by_layer(request: Request) -> dict[str, Tensor]:
         Σ_n |∂ℓ_n/∂θ|^power by parameter name.
 
     Raises:
-        UnknownLayerError: If there is no formula for the model.
+        UnknownLayerError: If there is no formula for the model, or it moves examples to other rows between its layers.
     """
     outputs, calls = _watched_forward(request)
     totals = zeros(request.named)
     if not calls:
         return totals
-    for targets, shares in request.labels(outputs):
+    for targets, shares in request.labelled(outputs):
         losses = request.example_losses(outputs, targets)
         if shares is not None:  # p (∂ℓ)² = (√p ∂ℓ)²
             losses = losses * shares.sqrt()
@@ -79,8 +79,10 @@ def by_layer(request: Request) -> dict[str, Tensor]:
             losses.sum(),
             [call.output for call in calls],
             allow_unused=True,
-            retain_graph=request.kind == "exact",
+            retain_graph=request.kind == "exact" or request.may_move_rows,
         )
+        if request.may_move_rows and not _stay_in_place(losses, calls, gradients, request.kind == "exact"):
+            raise UnknownLayerError
         with torch.no_grad():
             uses = _uses_by_name(request.named, calls, gradients)
             for name in list(uses):
@@ -88,10 +90,86 @@ def by_layer(request: Request) -> dict[str, Tensor]:
     return totals
 
 
+def rows_stay_in_place(request: Request) -> bool:
+    """Whether row n of every layer's output acts on the loss of example n alone.
+
+    With the losses weighted by w_n the gradient of row n is then w_n times what it was.
+
+    Args:
+        request: Of the true labels.
+
+    Returns:
+        True also where there is no formula for the model on these examples, so that its layers tell nothing.
+    """
+    try:
+        outputs, calls = _watched_forward(request)
+    except UnknownLayerError:
+        return True
+    losses = request.example_losses(outputs, request.targets)
+    if not calls or not losses.requires_grad:
+        return True
+    edges = [call.output for call in calls]
+    gradients = torch.autograd.grad(losses.sum(), edges, allow_unused=True, retain_graph=True)
+    return _stay_in_place(losses, calls, gradients, retain_graph=False)
+
+
+def _stay_in_place(
+    losses: Tensor, calls: Sequence[_Call], gradients: Sequence[Tensor | None], retain_graph: bool
+) -> bool:
+    # Neighbours differ much, so that rows which change places with their neighbours show.
+    order = torch.randperm(len(losses), generator=torch.Generator().manual_seed(0))
+    weights = (1 + order / len(losses)).to(losses)
+    edges = [call.output for call in calls]
+    weighted = torch.autograd.grad((losses * weights).sum(), edges, allow_unused=True, retain_graph=retain_graph)
+    return all(
+        _is_scaled(found, gradient, weights)
+        for gradient, found in zip(gradients, weighted, strict=True)
+        if gradient is not None and found is not None
+    )
+
+
+def may_move_rows(request: Request) -> bool:
+    """Whether there is an operation before one of the layers that takes rows by their numbers, such as a sort.
+
+    Which rows it moves can depend on the values of the examples.
+
+    Args:
+        request: Of some examples.
+    """
+    try:
+        _, calls = _watched_forward(request)
+    except UnknownLayerError:
+        return False
+    nodes = [call.output.node for call in calls]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if node.name().startswith(_MOVES):
+            return True
+        before = {follower for follower, _ in node.next_functions if follower is not None} - seen
+        seen |= before
+        nodes += before
+    return False
+
+
+_MOVES = ("Index", "Gather", "Scatter", "Take", "MaskedSelect", "MaskedScatter", "Sort", "Topk", "Stack")
+
+
+def _is_scaled(found: Tensor, gradient: Tensor, weights: Tensor) -> bool:
+    """Whether each row is its weight times what it was, up to rounding."""
+    precise = not torch.is_autocast_enabled(found.device.type)
+    tolerances = {torch.float64: (1e-6, 1e-10), torch.float32: (1e-3, 1e-5)} if precise else {}
+    relative, noise = tolerances.get(found.dtype, (0.05, 0.01))
+    expected = gradient.flatten(1) * weights.to(gradient.dtype).unsqueeze(1)
+    difference = (found.flatten(1) - expected).abs().nan_to_num(0, 0, 0)
+    size = expected.abs().nan_to_num(0, 0, 0)
+    return bool((difference.amax(1) <= relative * size.amax(1) + noise * size.max()).all()) if size.numel() else True
+
+
 def _watched_forward(request: Request) -> tuple[Any, list[_Call]]:
     """The outputs of the model, and how it called the layers that hold the wanted weights."""
     calls: list[_Call] = []
-    num_examples = len(request.targets)
+    num_examples = request.num_examples
 
     def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         inputs: Tensor = args[0] if args else kwargs["input"]
@@ -132,7 +210,7 @@ def _layers_holding(request: Request) -> list[nn.Module]:
         for module in request.model.modules()
         if any(id(weight) in wanted for weight in module.parameters(recurse=False))
     ]
-    if not all(_is_known(layer) for layer in layers):
+    if not all(_is_known(layer) for layer in layers) or any(w.is_complex() for w in request.named.values()):
         raise UnknownLayerError
     return layers
 

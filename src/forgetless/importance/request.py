@@ -5,12 +5,14 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from forgetless.choices import FisherKind
+from forgetless.importance.batches import num_examples
+from forgetless.importance.labels import Labelled, Labels, logits_of
 
-Batch = tuple[Any, Tensor]
-LossFunction = Callable[[Any, Tensor], Tensor]
+Batch = tuple[Any, Any]
+LossFunction = Callable[[Any, Any], Tensor]
 Power = Literal[1, 2]
 
 # Per-example gradients are formed for at most this many numbers at a time (64 MiB in float32).
@@ -24,100 +26,88 @@ class Request(NamedTuple):
         model: In eval mode.
         named: The wanted weights by name.
         inputs: B examples along dim 0 of every tensor.
-        targets: B examples along dim 0.
+        targets: A tensor, or a tree of tensors, with B examples along dim 0; or None.
         loss_fn: As in `diagonal_fisher`.
-        kind: Which labels ℓ_n is taken at.
-        class_dim: Where the logits' classes lie in the output.
-        generator: Draws the labels of `monte_carlo`.
+        labels: Which ones ℓ_n is taken at.
         power: 2 for squares, 1 for absolute values.
+        in_pairs: Whether one example goes through the model twice, because a batch of one loses its dimension there.
+        may_move_rows: Whether the fast way has to check that examples stay in their rows.
     """
 
     model: nn.Module
     named: dict[str, nn.Parameter]
     inputs: Any
-    targets: Tensor
+    targets: Any
     loss_fn: LossFunction
-    kind: FisherKind
-    class_dim: int
-    generator: torch.Generator
+    labels: Labels
     power: Power = 2
+    in_pairs: bool = False
+    may_move_rows: bool = False
 
-    def part(self, examples: slice) -> "Request":
+    @property
+    def kind(self) -> FisherKind:
+        """Which labels ℓ_n is taken at."""
+        return self.labels.kind
+
+    @property
+    def num_examples(self) -> int:
+        """B."""
+        return num_examples(self.targets, self.inputs)
+
+    def part(self, examples: slice | Tensor) -> "Request":
         """The same request for some of the examples."""
-        return self._replace(inputs=take(self.inputs, examples), targets=self.targets[examples])
+        return self._replace(inputs=take(self.inputs, examples), targets=take(self.targets, examples))
 
     def forward(self, inputs: Any) -> Any:
         """The outputs of the model."""
+        if self.in_pairs and num_examples(inputs) == 1:
+            return take(call(self.model, twice(inputs)), slice(0, 1))
         return call(self.model, inputs)
 
-    def example_losses(self, outputs: Any, targets: Tensor) -> Tensor:
+    def example_losses(self, outputs: Any, targets: Any) -> Tensor:
         """ℓ_n for each example (B,), whatever the reduction of `loss_fn`."""
 
-        def one(output: Any, target: Tensor) -> Tensor:
-            return self.loss_fn(tree_map(lambda leaf: leaf.unsqueeze(0), output), target.unsqueeze(0)).sum()
+        def one(output: Any, target: Any) -> Tensor:
+            return self.loss_fn(with_batch(output), with_batch(target)).sum()
 
         try:
-            return torch.func.vmap(one)(outputs, targets)
+            return torch.func.vmap(one, (0, batch_dims(targets)))(outputs, targets)
         except (RuntimeError, ValueError):  # e.g. a loss that calls .item(), or a state among the outputs
-            examples = (slice(n, n + 1) for n in range(len(targets)))
-            return torch.stack([self.loss_fn(take(outputs, n), targets[n]).sum() for n in examples])
+            examples = (slice(n, n + 1) for n in range(self.num_examples))
+            return torch.stack([self.loss_fn(take(outputs, n), take(targets, n)).sum() for n in examples])
 
-    def logits(self, outputs: Any) -> Tensor:
-        """The logits among the outputs, detached.
+    def slopes(self, outputs: Any, targets: Any) -> Tensor:
+        """∂ℓ_n/∂o for each example, in the shape of the logits among the outputs."""
+        logits = logits_of(outputs, self.kind).detach().requires_grad_()
+        return torch.autograd.grad(self.example_losses(logits, targets).sum(), logits)[0]
 
-        Raises:
-            ValueError: If there are none, or the targets are no classes.
-        """
-        if not isinstance(outputs, Tensor):
-            outputs = getattr(outputs, "logits", None)
-        if not isinstance(outputs, Tensor) or self.targets.is_floating_point():
-            raise ValueError(
-                f"Expected class logits and integer targets for kind={self.kind!r}, but got another model output or "
-                f"{self.targets.dtype} targets. Use kind='empirical'."
-            )
-        return outputs.detach()
-
-    def labels(self, outputs: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def labelled(self, outputs: Any) -> Labelled:
         """The labels to take gradients at, and the weight (B,) of each example's power (None: 1).
 
         Raises:
-            ValueError: If outputs or targets do not fit the kind.
+            InputError: If outputs or targets do not fit the kind.
         """
-        targets = self.targets
-        if self.kind in {"empirical", "batch"}:
-            yield targets, None
-            return
-        logits = self.logits(outputs).movedim(self.class_dim, -1)
-        if logits.shape[:-1] != targets.shape:
-            raise ValueError(
-                f"Expected logits with one row of classes per target of shape {tuple(targets.shape)}, but got "
-                f"{tuple(logits.shape)}. Set class_dim to the dimension of the classes."
-            )
-        probabilities = logits.softmax(-1)
-        if self.kind == "monte_carlo":
-            draws = torch.multinomial(probabilities.flatten(0, -2), 1, generator=self.generator).view(targets.shape)
-            yield targets.where(targets < 0, draws.to(targets.dtype)), None
-            return
-        if targets.ndim != 1:
-            raise ValueError(
-                f"Expected one label per example for kind='exact', but got targets of shape {tuple(targets.shape)}. "
-                "Use kind='monte_carlo'."
-            )
-        for label in range(probabilities.shape[-1]):
-            yield targets.where(targets < 0, label), probabilities[:, label]
+        return self.labels.at(outputs, self.targets, self.slopes)
 
 
 # Maps a request to Σ_n |∂ℓ_n/∂θ|^power (for `batch`: B times the squared mean), by parameter name.
 Method = Callable[[Request], dict[str, Tensor]]
 
 
-def raised(gradients: Tensor, power: Power) -> Tensor:
-    """|g|^power, elementwise.
+def raised(gradients: Tensor, power: Power, dtype: torch.dtype | None = None) -> Tensor:
+    """|g|^power, elementwise. Of a complex weight g = ∂ℓ/∂Re θ + i ∂ℓ/∂Im θ.
 
     Args:
         gradients: g, of any shape.
         power: 1 or 2.
+        dtype: Of the result, and of the computation; None is that of g.
     """
+    if gradients.is_complex():
+        parts = torch.view_as_real(gradients.resolve_conj())
+        squares = (parts if dtype is None else parts.to(dtype)).square().sum(-1)
+        return squares if power == 2 else squares.sqrt()
+    if dtype is not None:
+        gradients = gradients.to(dtype)
     return gradients.square() if power == 2 else gradients.abs()
 
 
@@ -131,12 +121,12 @@ def zeros(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def wide_type(dtype: torch.dtype) -> torch.dtype:
-    """The type, or float32 if that holds more.
+    """The type, or float32 if that holds more; of a complex type that of its parts.
 
     Args:
-        dtype: Of floating point.
+        dtype: Of floating point, or complex.
     """
-    return torch.promote_types(dtype, torch.float32)
+    return torch.promote_types(dtype.to_real() if dtype.is_complex else dtype, torch.float32)
 
 
 def call(function: Callable[..., Any], inputs: Any) -> Any:
@@ -153,14 +143,43 @@ def call(function: Callable[..., Any], inputs: Any) -> Any:
     return function(inputs)
 
 
-def take(tree: Any, examples: slice) -> Any:
+def take(tree: Any, examples: slice | Tensor) -> Any:
     """Some examples of every tensor in a tree of tensors and other things.
 
     Args:
-        tree: With examples along dim 0 of its tensors.
+        tree: With examples along dim 0 of its tensors. Those without dims, as a loss of the whole batch, stay.
         examples: Which.
     """
-    return tree_map(lambda leaf: leaf[examples] if isinstance(leaf, Tensor) else leaf, tree)
+    return tree_map(lambda leaf: leaf[examples] if isinstance(leaf, Tensor) and leaf.ndim else leaf, tree)
+
+
+def twice(inputs: Any) -> Any:
+    """A batch of two equal examples.
+
+    Args:
+        inputs: A batch of one.
+    """
+    return tree_map(lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) else leaf, inputs)
+
+
+def with_batch(tree: Any) -> Any:
+    """The tensors of one example with the dim of a batch.
+
+    Args:
+        tree: Of tensors and other things.
+    """
+    return tree_map(lambda leaf: leaf.unsqueeze(0) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def batch_dims(tree: Any) -> Any:
+    """Where `torch.func.vmap` finds the examples: dim 0 of tensors, nowhere in other things.
+
+    Args:
+        tree: Of tensors and other things.
+    """
+    if tree_leaves(tree) == [None]:
+        return None
+    return tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, tree)
 
 
 def chunks(num_examples: int, num_numbers: int) -> Iterator[slice]:

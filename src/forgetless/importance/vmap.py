@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from forgetless.importance.request import Request, call, chunks, raised, take, zeros
+from forgetless.importance.labels import logits_of
+from forgetless.importance.request import Request, batch_dims, call, chunks, raised, take, twice, with_batch, zeros
 
 _Weights = dict[str, Tensor]
 
@@ -25,30 +25,33 @@ def by_vmap(request: Request) -> dict[str, Tensor]:
     weights: _Weights = {**request.named}
     outputs_of = _outputs_of_example(request)
 
-    def example_loss(weights: _Weights, inputs: Any, target: Tensor) -> Tensor:
-        return request.loss_fn(outputs_of(weights, inputs), target.unsqueeze(0)).sum()
+    def example_loss(weights: _Weights, inputs: Any, target: Any) -> Tensor:
+        return request.loss_fn(outputs_of(weights, inputs), with_batch(target)).sum()
 
     def example_logits(inputs: Any) -> Tensor:
         def logits(weights: _Weights) -> Tensor:
-            return request.logits(outputs_of(weights, inputs)).squeeze(0)
+            return logits_of(outputs_of(weights, inputs), request.kind).squeeze(0)
 
         # Recurrent layers have a batching rule only where they are differentiated.
         return cast("Tensor", torch.func.vjp(logits, weights)[0])
 
-    input_dims = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, request.inputs)
-    gradients_of = torch.func.vmap(torch.func.grad(example_loss), (None, input_dims, 0))
+    input_dims = batch_dims(request.inputs)
+    gradients_of = torch.func.vmap(torch.func.grad(example_loss), (None, input_dims, batch_dims(request.targets)))
     num_weights = sum(weight.numel() for weight in weights.values())
     totals = zeros(request.named)
     with _explicit_states(request.model):
         outputs = None
-        if request.kind in {"monte_carlo", "exact"}:
+        if request.labels.drawn:
             outputs = torch.func.vmap(example_logits, (input_dims,))(request.inputs)
-        for targets, shares in request.labels(outputs):
-            for chunk in chunks(len(targets), num_weights):
-                gradients = gradients_of(weights, take(request.inputs, chunk), targets[chunk])
+        for targets, shares in request.labelled(outputs):
+            for chunk in chunks(request.num_examples, num_weights):
+                gradients = gradients_of(weights, take(request.inputs, chunk), take(targets, chunk))
                 for name, gradient in gradients.items():
-                    powers = raised(gradient.detach().to(totals[name].dtype), request.power)
-                    totals[name] += powers.sum(0) if shares is None else torch.tensordot(shares[chunk], powers, 1)
+                    powers = raised(gradient.detach(), request.power, totals[name].dtype)
+                    if shares is None:
+                        totals[name] += powers.sum(0)
+                    else:
+                        totals[name] += torch.tensordot(shares[chunk].to(powers.dtype), powers, 1)
     return totals
 
 
@@ -58,10 +61,12 @@ def _outputs_of_example(request: Request) -> Callable[[_Weights, Any], Any]:
     others |= dict(request.model.named_buffers())
 
     def outputs(weights: _Weights, inputs: Any) -> Any:
-        return call(
+        inputs = with_batch(inputs)
+        outputs = call(
             lambda *args, **kwargs: torch.func.functional_call(request.model, (weights, others), args, kwargs),
-            tree_map(lambda leaf: leaf.unsqueeze(0) if isinstance(leaf, Tensor) else leaf, inputs),
+            twice(inputs) if request.in_pairs else inputs,
         )
+        return take(outputs, slice(0, 1)) if request.in_pairs else outputs
 
     return outputs
 
