@@ -278,11 +278,11 @@ def shifted():
 def test_each_module_has_its_own_statistics_of_a_shared_trunk():
     shared = normalised()
 
-    class Validated(Classifier):
-        def validation_step(self, batch, index):
+    class Tested(Classifier):
+        def test_step(self, batch, index):
             pass
 
-    a, b = Classifier(shared), Validated(shared)
+    a, b = Classifier(shared), Tested(shared)
     plasticity = WeightPlasticity(shared, alpha=1e12, damping=0.1)
     callback = PlasticityCallback(plasticity, batches=HELD_OUT, loss_fn=F.cross_entropy)
     fit(callback, a)
@@ -293,12 +293,12 @@ def test_each_module_has_its_own_statistics_of_a_shared_trunk():
         mean = shared[2].running_mean.clone()
     assert (mean - shared[2].running_mean).abs().max() > 1
 
-    class Validates(pl.Callback):
-        def on_validation_end(self, trainer, module):
+    class Sees(pl.Callback):
+        def on_test_end(self, trainer, module):
             self.mean = shared[2].running_mean.clone()
 
-    checked = Validates()
-    trainer(callback, callbacks=[callback, checked]).validate(b, shifted(), verbose=False)
+    checked = Sees()
+    trainer(callback, callbacks=[callback, checked]).test(b, shifted(), verbose=False)
     assert torch.equal(checked.mean, mean)
     assert not torch.equal(shared[2].running_mean, mean)
 
