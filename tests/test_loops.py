@@ -330,6 +330,22 @@ def test_a_replaced_weight_is_told_of_once(given: str) -> None:
     assert message.startswith("Shared weights are no longer in the model that had them (1.weight, 1.bias)")
 
 
+def test_resized_embeddings_tied_to_the_output_are_told_of() -> None:
+    model = nn.ModuleDict(
+        {"table": nn.Embedding(4, 2), "layer": nn.Linear(2, 2), "output": nn.Linear(2, 4, bias=False)}
+    )
+    model["output"].weight = model["table"].weight
+    plasticity = WeightPlasticity(model.parameters())
+    old = model["table"].weight
+    model["table"] = nn.Embedding(6, 2)
+    model["output"].weight = model["table"].weight
+    with pytest.warns(UserWarning, match=r"no longer in the model that had them \(table.weight\)"):
+        plasticity.consolidate(model, ones(model))
+    plasticity.replace(old, model["table"].weight)
+    plasticity.consolidate(model, ones(model))
+    assert plasticity.importance(model["output"].weight).shape == (6, 2)
+
+
 def test_a_replaced_weight_in_a_shared_module_is_told_of() -> None:
     trunk = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
     model = nn.Sequential(trunk, nn.Linear(2, 1))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from forgetless.choices import AccumulationRule
 from forgetless.plasticity.budget import expected_increase
@@ -91,6 +92,21 @@ class SharedWeights:
                     f"Expected an anchor in its weight's shape {tuple(parameter.shape)}, but got "
                     f"{tuple(anchor.shape)}. Call plasticity.replace(weight, weight) after resizing it."
                 )
+
+    def check_before(self, optimizer: Optimizer) -> None:
+        """Refuse what `check_anchors` does, of the weights that an optimizer is about to move.
+
+        Args:
+            optimizer: Before its step.
+
+        Raises:
+            ValueError: As `check_anchors`.
+        """
+        pairs = zip(self.anchors, self.parameters, strict=True)
+        if all(a is None or (a.dtype is p.dtype and a.device == p.device and a.shape == p.shape) for a, p in pairs):
+            return  # as in nearly every step, and seen without looking weights up
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        self.check_anchors(self.places[id(p)] for p in parameters if id(p) in self.places)
 
     def warn_if_moved(self) -> None:
         """Warn once if what was consolidated last has been moved since by other than an optimizer's step."""
@@ -292,10 +308,10 @@ class SharedWeights:
     def _warn_if_replaced(self, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
         """Warn of shared weights that this model, or a shared module in it, had, and has no longer."""
         before = dict(self._names.get(model, {}))
-        if not (before or self.modules) and len(parameters) == len(
-            self.parameters
-        ):  # never seen: are they its weights, but for some?
-            pairs = zip(parameters.items(), self.parameters, strict=True)
+        unique = dict(model.named_parameters())
+        if not (before or self.modules) and len(unique) == len(self.parameters):
+            # Never seen, and the shared weights may have been all of its own.
+            pairs = zip(unique.items(), self.parameters, strict=True)
             before = {name: i for i, ((name, p), q) in enumerate(pairs) if p is q or id(p) not in self.places}
             before = before if any(parameters[name] is self.parameters[i] for name, i in before.items()) else {}
         present = {id(p) for p in parameters.values()}

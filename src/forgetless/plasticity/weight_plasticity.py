@@ -380,9 +380,7 @@ class WeightPlasticity:
         self._weights.forget_blocks()
 
     def _before_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        places = self._weights.places
-        parameters = (p for group in optimizer.param_groups for p in group["params"])
-        self._weights.check_anchors(places[id(p)] for p in parameters if id(p) in places)
+        self._weights.check_before(optimizer)
         self._weights.warn_if_moved()
         self._watch.check()
 
