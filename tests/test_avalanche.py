@@ -252,3 +252,16 @@ def test_an_optimizer_without_shared_weights_is_refused():
     strategy = strategy_of(model, PlasticityPlugin(WeightPlasticity(plain().parameters())))
     with pytest.raises(ValueError, match="Expected an optimizer of some of the shared parameters"):
         strategy.train(stream([digits()])[0])
+
+
+def test_statistics_of_a_shared_module_are_held_between_experiences():
+    model = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Tanh(), nn.Linear(32, 10))
+    plugin = PlasticityPlugin(WeightPlasticity(model, alpha=1e12, damping=0.1))
+    strategy = strategy_of(model, plugin, epochs=1)
+    images, labels = digits()
+    first, second = stream([(images, labels), (4 * images + 5, labels)])
+    strategy.train(first)
+    mean = model[1].running_mean.clone()
+    with pytest.warns(UserWarning, match="Buffers of shared modules"):
+        strategy.train(second)
+    assert torch.equal(model[1].running_mean, mean)

@@ -770,3 +770,27 @@ def test_wrong_batches_are_told() -> None:
         random_crop_and_flip(torch.zeros(3, 4, 4), 1, torch.Generator())
     with pytest.raises(InputError, match=r"^Expected padding to be at least 0, but got -1\."):
         random_crop_and_flip(torch.zeros(1, 3, 4, 4), -1, torch.Generator())
+
+
+@pytest.mark.parametrize("names", [("training", "testing"), ("Train", "Test"), ("TRAIN", "test")])
+def test_splits_by_other_names_are_no_classes(tmp_path: Path, names: tuple[str, str]) -> None:
+    root = make_folder(tmp_path / "right", splits=("train", "test"), count=20)
+    for name, right in zip(names, ("train", "test"), strict=True):
+        shutil.copytree(root / right, tmp_path / "other" / name)
+    data = load_images(str(tmp_path / "other"))
+    assert data.classes == ("cat", "dog")
+    assert same(data, load_images(str(root)))
+
+
+def test_photographs_are_turned_as_the_camera_was_held(tmp_path: Path) -> None:
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned to the right by a quarter
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for i in range(12):
+            Image.fromarray(pixels).save(tmp_path / label / f"{i}.png", exif=exif)
+    data = load_images(str(tmp_path))
+    assert data.train.images.shape[2:] == (4, 3)
+    image = image_folders._decode((tmp_path / "a/0.png").read_bytes(), tmp_path)
+    assert image.tolist() == np.rot90(pixels, -1).tolist()

@@ -77,7 +77,7 @@ def loader(number=256, batch_size=64):
 def trainer(callback, epochs=2, **options):
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     silent["enable_model_summary"] = False
-    return pl.Trainer(max_epochs=epochs, callbacks=[callback], **(silent | options))
+    return pl.Trainer(max_epochs=epochs, **({"callbacks": [callback]} | silent | options))
 
 
 def fit(callback, module, epochs=2, *, batches=None, ckpt_path=None, **options):
@@ -265,3 +265,67 @@ def test_the_package_imports_without_it(monkeypatch):
             importlib.import_module("forgetless.integrations.lightning")
         for name in [name for name in sys.modules if name.partition(".")[0] == "forgetless"]:
             del sys.modules[name]
+
+
+def normalised():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Tanh())
+
+
+def shifted():
+    return DataLoader(TensorDataset(4 * DIGITS.train.images[:256] + 5, DIGITS.train.labels[:256]), 64)
+
+
+def test_each_module_has_its_own_statistics_of_a_shared_trunk():
+    shared = normalised()
+
+    class Tested(Classifier):
+        def test_step(self, batch, index):
+            pass
+
+    a, b = Classifier(shared), Tested(shared)
+    plasticity = WeightPlasticity(shared, alpha=1e12, damping=0.1)
+    callback = PlasticityCallback(plasticity, batches=HELD_OUT, loss_fn=F.cross_entropy)
+    fit(callback, a)
+    before = a.eval()(DIGITS.test.images).detach()
+    fit(callback, b.train(), batches=shifted())
+    torch.testing.assert_close(a.eval()(DIGITS.test.images), before, rtol=0, atol=1e-3)
+    with plasticity.buffers_of(b):
+        mean = shared[2].running_mean.clone()
+    assert (mean - shared[2].running_mean).abs().max() > 1
+
+    class Sees(pl.Callback):
+        def on_test_end(self, trainer, module):
+            self.mean = shared[2].running_mean.clone()
+
+    checked = Sees()
+    trainer(callback, callbacks=[callback, checked]).test(b, shifted(), verbose=False)
+    assert torch.equal(checked.mean, mean)
+    assert not torch.equal(shared[2].running_mean, mean)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_another_precision_is_followed(precision):
+    shared = trunk()
+    a, b = Classifier(shared), Classifier(shared)
+    plasticity = WeightPlasticity(shared, alpha=1e8, damping=0.1)
+    callback = PlasticityCallback(plasticity, batches=HELD_OUT, loss_fn=F.cross_entropy)
+    fit(callback, a, precision=precision)
+    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float64
+    assert plasticity.anchor(shared[1].weight).dtype == dtype
+    assert plasticity.importance(shared[1].weight).any()
+    before = shared[1].weight.detach().clone()
+    fit(callback, b, precision=precision)
+    torch.testing.assert_close(shared[1].weight.detach(), before, rtol=0, atol=2e-2)
+
+
+def test_weights_averaged_at_the_end_are_told_of():
+    shared = trunk()
+    callback = PlasticityCallback(WeightPlasticity(shared), batches=HELD_OUT, loss_fn=F.cross_entropy)
+
+    class Averages(pl.Callback):
+        def on_train_end(self, trainer, module):
+            with torch.no_grad():
+                module.trunk[1].weight.mul_(0.7)
+
+    with pytest.warns(UserWarning, match=r"Shared weights have moved by 0\.\d+ of their norm since they were consol"):
+        trainer(callback, callbacks=[callback, Averages()]).fit(Classifier(shared), loader())

@@ -255,3 +255,24 @@ def test_a_truth_of_another_space_is_refused() -> None:
     members = (RecurrentSpace(3).parse("tanh(0) relu(1) relu(2)"),)
     with pytest.raises(InputError, match=r"an architecture of RecurrentSpace\(num_nodes=2"):
         Truth(SPACE, members, np.array([1.0]), np.array([0]), "accuracy", "here")
+
+
+@pytest.mark.parametrize(
+    ("column", "is_lower"),
+    [
+        *((name, True) for name in ("error", "Error", "test_loss", "valLoss", "perplexity", "Test PPL", "nll", "MSE")),
+        *((name, True) for name in ("rmse", "cross_entropy", "test_err", "bpc")),
+        *((name, False) for name in ("accuracy", "cifar10_test", "top1", "mAP", "score", "f1", "fidelity", "reward")),
+    ],
+)
+def test_losses_are_better_the_lower_they_are(tmp_path: Path, column: str, is_lower: bool) -> None:
+    truth = read_truth(written(tmp_path, f"architecture,{column}\ntanh(0) relu(1),1\nrelu(0) relu(0),2\n"), SPACE)
+    assert truth.lower_is_better == is_lower
+    assert truth.best_value == (1 if is_lower else 2)
+    assert truth.description.endswith("smaller is better." if is_lower else "larger is better.")
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_other_separators_are_read(tmp_path: Path, separator: str) -> None:
+    truth = read_truth(written(tmp_path, OURS.replace(",", separator)), SPACE)
+    assert truth.values.tolist() == [0.25, 0.125, 0.5]

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from forgetless.data import sources
 from forgetless.data.files import (
@@ -34,7 +34,10 @@ SPLIT_FOLDERS = {
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
+    "training": "train",
+    "testing": "test",
 }
+"""Splits by their folders' names, in small letters; in a path they may have others."""
 
 MAX_IMAGE_BYTES = 2**28
 """The most bytes that the file of one image may have: 256 MiB."""
@@ -45,7 +48,7 @@ MAX_IMAGE_PIXELS = 2**24
 MAX_PIXELS = 2**31
 """The most pixels that all images may have: 2 to 6 GiB as 8-bit integers, and four times as much in float32."""
 
-_CACHE_VERSION = 2  # raised when decoding changes, so that no older cache is read
+_CACHE_VERSION = 3  # raised when decoding changes, so that no older cache is read
 
 _log = logging.getLogger(__name__)
 
@@ -183,7 +186,8 @@ def _place(tree: FileTree) -> list[tuple[str, str, str]]:
         tree: The files.
 
     Returns:
-        One triple for each image. Without a folder `train` that has class folders, the split is `train`.
+        One triple for each image. Without a folder `train` or `training`, in small letters or others, that has class
+        folders, the split is `train`.
 
     Raises:
         InputError: If there are no images, or one is not in a class folder.
@@ -196,13 +200,13 @@ def _place(tree: FileTree) -> list[tuple[str, str, str]]:
         )
     parts = [PurePosixPath(name).parts for name in names]
     # Archives often hold everything in one folder that is named like the archive.
-    outer = {part[0] for part in parts}
+    outer = {part[0].lower() for part in parts}
     if len(outer) == 1 and not outer & SPLIT_FOLDERS.keys() and min(map(len, parts)) > 2:
         parts = [part[1:] for part in parts]
-    by_split = any(part[0] == "train" and len(part) > 2 for part in parts)
+    by_split = any(SPLIT_FOLDERS.get(part[0].lower()) == "train" and len(part) > 2 for part in parts)
     placed = []
     for name, part in zip(names, parts, strict=True):
-        split = SPLIT_FOLDERS.get(part[0]) if by_split else "train"
+        split = SPLIT_FOLDERS.get(part[0].lower()) if by_split else "train"
         inside = part[1:] if by_split else part
         if split is None or len(inside) < 2:
             form = f"one of the folders {', '.join(SPLIT_FOLDERS)} and a class folder" if by_split else "a class folder"
@@ -236,6 +240,7 @@ def _pixels(image: Image.Image, path: Path) -> Bytes:
             f"Expected {path} to have at most {MAX_IMAGE_PIXELS} pixels, but got {image.height}×{image.width}. Scale "
             "it down."
         )
+    ImageOps.exif_transpose(image, in_place=True)  # as the camera was held, not as its sensor was read
     if image.mode in {"1", "L", "LA", "La"}:
         return np.asarray(image if image.mode == "L" else image.convert("L"))
     if image.mode in {"RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}:

@@ -33,6 +33,11 @@ GROUP_COLUMN = "iso_group"
 DEFAULT_COLUMNS = ("cifar10_test", "test_error")
 """What is the truth where no column is named: the test column of each known kind of file."""
 
+# What the names of columns have that are better the lower they are, in small letters.
+_LOWER_IS_BETTER = re.compile(
+    r"error|loss|perplexity|entropy|(^|[^a-z])(err|ppl|nll|bpc|bpb|r?mse|mae|wer|cer|fid)([^a-z]|$)"
+)
+
 # Numbers about an architecture that say nothing of how good it is.
 _OTHER_COLUMNS = ("index", GROUP_COLUMN, "parameters", "seconds", "num_diverged")
 
@@ -49,7 +54,8 @@ class Truth(Generic[A]):
         architectures: n different ones, in the file's order.
         values: (n,) as in the file, in the column's unit; finite.
         groups: (n,) equal for architectures that are the same function.
-        column: The name of the column. One that contains `error` is better the lower it is, any other the higher.
+        column: The name of the column. One that names an error or a loss (`Error`, `test_loss`, `perplexity`, `ppl`,
+            `nll`, `mse`, …) is better the lower it is, any other the higher; `description` says which.
         source: The file, for messages.
         about: What the file says of itself: its leading lines `# key: value`.
 
@@ -100,8 +106,8 @@ class Truth(Generic[A]):
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether the column holds errors."""
-        return "error" in self.column
+        """Whether the column holds errors or losses."""
+        return _LOWER_IS_BETTER.search(self.column.lower()) is not None
 
     @cached_property
     def qualities(self) -> NDArray[np.float64]:
@@ -198,7 +204,8 @@ def read_truth(path_or_name: str | Path, space: Space[A], column: str | None = N
     """Read a truth file, or a benchmark shipped with this package.
 
     Args:
-        path_or_name: An existing CSV file, or else the name of a shipped benchmark.
+        path_or_name: An existing CSV file, separated by commas, semicolons or tabs, or else the name of a shipped
+            benchmark.
         space: The space that its architectures are of.
         column: Which quality. None takes the test column of a known kind of file, `cifar10_test` (NAS-Bench-201 after
             200 epochs, per cent) or `test_error` (ours), or the only column of qualities that there is. The columns
@@ -274,7 +281,8 @@ def _read_table(path: Path, file: TextIO) -> _Table:
         if colon:
             about[key.strip()] = value.strip()
         num_comments, first = num_comments + 1, file.readline()
-    reader = csv.reader(itertools.chain([first], file))
+    separator = max(",;\t", key=first.count)  # the first of equally many
+    reader = csv.reader(itertools.chain([first], file), delimiter=separator)
     header = [name.strip() for name in next(reader, [])]
     numbered = [(num_comments + reader.line_num, row) for row in reader if row]
     if not numbered:

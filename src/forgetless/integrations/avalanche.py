@@ -23,13 +23,13 @@ class PlasticityPlugin(SupervisedPlugin):
     of batch means instead, another quantity that depends on the batch size, so that its `ewc_lambda` is no α.
 
     A classifier that grows with new classes gets new tensors of a larger shape. What was held of the old ones is then
-    held of their leading part in the new ones, and the new units are free; `plasticity` is another object from there
-    on. Heads that are new altogether are not shared, and free.
+    held of their leading part in the new ones, and the new units are free (`WeightPlasticity.replace`). Heads that are
+    new altogether are not shared, and free. Buffers of shared modules are held where the last experience left them.
 
     The plugin is saved and restored with the strategy by Avalanche's `save_checkpoint` and `maybe_load_checkpoint`.
 
     Args:
-        plasticity: Of the weights that are to be kept: `WeightPlasticity(model.parameters())`, or those of the trunk.
+        plasticity: Of what is to be kept: `WeightPlasticity(model)`, or of the trunk.
         loss_fn: Maps (outputs, targets) to a scalar, as in `diagonal_fisher`; None is the strategy's criterion.
         kind: Of the Fisher information, as in `diagonal_fisher`.
 
@@ -96,20 +96,11 @@ class PlasticityPlugin(SupervisedPlugin):
         if not self._shared:
             shared = {id(parameter) for parameter in self.plasticity.shared_parameters}
             self._shared = {name: parameter for name, parameter in named.items() if id(parameter) in shared}
-        new = {id(old): named.get(name, old) for name, old in self._shared.items()}
-        parameters = [new.get(id(parameter), parameter) for parameter in self.plasticity.shared_parameters]
-        if all(a is b for a, b in zip(parameters, self.plasticity.shared_parameters, strict=True)):
-            return
-        followed = self._followed
-        self._follow(None)
-        state = self.plasticity.state_dict()
-        for i, (parameter, anchor) in enumerate(zip(parameters, state["anchors"], strict=True)):
-            if anchor is not None:
-                state["anchors"][i], state["importances"][i] = _grown(parameter, anchor, state["importances"][i])
-        self.plasticity = WeightPlasticity(parameters)
-        self.plasticity.load_state_dict(state)
-        self._shared = {name: named.get(name, old) for name, old in self._shared.items()}
-        self._follow(followed)
+        for name, old in self._shared.items():
+            new = named.get(name, old)
+            if new is not old:
+                self.plasticity.replace(old, new)
+                self._shared[name] = new
 
 
 def _batches(strategy: Any) -> Iterator[Batch]:
@@ -123,15 +114,3 @@ def _batches(strategy: Any) -> Iterator[Batch]:
     for batch in loader:
         inputs, targets, task_labels = (batch[i].to(strategy.device) for i in (0, 1, -1))
         yield (inputs, task_labels) if takes_task_labels else inputs, targets
-
-
-def _grown(parameter: Tensor, anchor: Tensor, importance: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """Anchor and importance in the shape of a weight that begins with what they were held of."""
-    if anchor.shape == parameter.shape:
-        return anchor, importance
-    if anchor.ndim != parameter.ndim or any(a > p for a, p in zip(anchor.shape, parameter.shape, strict=True)):
-        return None, None  # another weight altogether
-    leading = tuple(slice(size) for size in anchor.shape)
-    wide_anchor, wide_importance = parameter.detach().clone(), importance.new_zeros(parameter.shape)
-    wide_anchor[leading], wide_importance[leading] = anchor, importance
-    return wide_anchor, wide_importance

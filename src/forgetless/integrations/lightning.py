@@ -1,6 +1,7 @@
 """`WeightPlasticity` in Lightning's training loop; needs the extra `lightning`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,11 +21,15 @@ class PlasticityCallback(Callback):
     and manual optimization need nothing more. At its end the model is consolidated, if there are `batches`; a `fit`
     that fails, is interrupted, or finds itself finished already, consolidates nothing.
 
+    Buffers of shared modules, such as BatchNorm's statistics, are the module's own for as long as the trainer runs,
+    whether it fits, validates, tests or predicts; after it, earlier models have theirs back (`buffers_of`). That needs
+    a plasticity of modules, not of parameters.
+
     Anchors and importances go into the trainer's checkpoints, with α and the other options, and come back with
     `fit(..., ckpt_path=...)`.
 
     Args:
-        plasticity: Of the weights that the models share.
+        plasticity: Of the modules, or the weights, that the models share.
         batches: Pairs of inputs and targets that the model was not trained on, if there are some to spare; gone
             through at the end of every `fit`, so a `DataLoader` or a list, not an iterator. None leaves `consolidate`
             to the caller.
@@ -61,11 +66,17 @@ class PlasticityCallback(Callback):
         self.loss_fn = loss_fn
         self.kind = kind
         self._followed: list[Optimizer] = []
+        self._buffers = ExitStack()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the module its own buffers, before a checkpoint is loaded into them."""
+        self._buffers.close()
+        self._buffers.enter_context(self.plasticity.buffers_of(pl_module))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow every optimizer that holds shared weights."""
-        # The trainer moves the weights to its device at the start of `fit`, and back to the CPU at the end.
-        self.plasticity.to(pl_module.device)
+        # The trainer moves the weights to its device and precision at the start, and back to the CPU at the end.
+        self.plasticity.follow_weights()
         shared = {id(parameter) for parameter in self.plasticity.shared_parameters}
         for optimizer in trainer.optimizers:
             if any(id(parameter) in shared for group in optimizer.param_groups for parameter in group["params"]):
@@ -83,24 +94,32 @@ class PlasticityCallback(Callback):
             return
         # Each of several processes sees its own batches: the wrapper makes the importance the mean over all.
         model = trainer.model if isinstance(trainer.model, DistributedDataParallel) else pl_module
-        batches = (trainer.strategy.batch_to_device(batch) for batch in self.batches)
         shared = self.plasticity.shared_parameters
-        importance = diagonal_fisher(model, batches, self.loss_fn, self.kind, parameters=shared)
+        with trainer.precision_plugin.forward_context():
+            importance = diagonal_fisher(
+                model, _batches(trainer, self.batches), self.loss_fn, self.kind, parameters=shared
+            )
         self.plasticity.consolidate(model, importance)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the optimizers, and take anchors and importances to where the trainer left the weights."""
-        self._leave(pl_module)
+        """Leave the optimizers, and take anchors and importances to where the trainer left the weights.
+
+        Other callbacks have ended by then: where one of them, such as weight averaging, has moved what was
+        consolidated, there is a warning.
+        """
+        self._leave()
+        self.plasticity.warn_if_moved()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the optimizers of a `fit` that failed or was interrupted."""
-        self._leave(pl_module)
+        self._leave()
 
-    def _leave(self, pl_module: LightningModule) -> None:
+    def _leave(self) -> None:
         for optimizer in self._followed:
             self.plasticity.detach(optimizer)
         self._followed.clear()
-        self.plasticity.to(pl_module.device)
+        self.plasticity.follow_weights()
+        self._buffers.close()
 
     def state_dict(self) -> dict[str, Any]:
         """What goes into a checkpoint: the state of the plasticity."""
@@ -113,3 +132,10 @@ class PlasticityCallback(Callback):
             state_dict: From `state_dict`, for the same shared weights in the same order.
         """
         self.plasticity.load_state_dict(state_dict)
+
+
+def _batches(trainer: Trainer, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches on the module's device, inputs in the precision that its steps get them in."""
+    for inputs, targets in batches:
+        inputs, targets = trainer.strategy.batch_to_device((inputs, targets))
+        yield trainer.precision_plugin.convert_input((inputs, targets))

@@ -9,6 +9,7 @@ applies either in anybody's loop, at a given α or at the one that a tolerance c
 """
 
 from forgetless.choices import AccumulationRule
+from forgetless.plasticity import optimizers as optimizers  # defines their metrics
 from forgetless.plasticity.budget import LEAST_TOLERANCE, expected_increase, tolerance_step
 from forgetless.plasticity.metric import scaled_metric
 from forgetless.plasticity.penalty import proximal_step, quadratic_penalty

@@ -75,6 +75,65 @@ def fold(
     return total, rest.detach().clone()
 
 
+@torch.no_grad()
+def fold_part(
+    mask: Tensor,
+    value: Tensor,
+    parameter: Tensor,
+    importance: Tensor | None,
+    anchor: Tensor | None,
+    used: Tensor | None,
+    rule: AccumulationRule,
+    decay: float,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As `fold`, where the model used a part of the weight: outside of it, all stays as it was.
+
+    Args:
+        mask: True where the model used it.
+        value: As in `fold`, as are the others.
+        parameter: See above. Under `merge` only the part moves.
+        importance: See above.
+        anchor: See above.
+        used: True where a model before used it; None if that is all, or there was none.
+        rule: See above.
+        decay: See above.
+
+    Returns:
+        F, θ̂, and where this or a model before used the weight, None if that is all. What no model has used has F = 0.
+    """
+    if importance is None or anchor is None:
+        importance, anchor, used = torch.zeros_like(value), parameter.detach().clone(), torch.zeros_like(mask)
+    first = None if used is None else mask & ~used
+    # For a mean with what was there before, what was not there is what comes.
+    before = importance if first is None or rule != "ema" else torch.where(first, value, importance)
+    stays = parameter.detach().clone() if rule == "merge" else parameter
+    total, rest = fold(value, parameter, before, anchor, rule, decay)
+    if rule == "merge":
+        parameter.copy_(torch.where(mask, parameter, stays))
+    used = None if used is None or bool((used | mask).all()) else used | mask
+    return torch.where(mask, total, importance), torch.where(mask, rest, anchor), used
+
+
+def used_part(importance: Tensor) -> Tensor | None:
+    """Where an importance is in no slice, along any dimension, that is 0 throughout; None if that is everywhere.
+
+    Args:
+        importance: F ≥ 0 of a weight.
+
+    >>> used_part(torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]))
+    tensor([[ True,  True, False],
+            [ True,  True, False]])
+    """
+    positive = importance != 0
+    if bool(positive.all()):
+        return None
+    mask = positive.clone() if positive.ndim < 2 else torch.ones_like(positive)
+    for dim in range(positive.ndim if positive.ndim > 1 else 0):
+        others = [other for other in range(positive.ndim) if other != dim]
+        mask &= positive.amax(dim=others, keepdim=True)
+    return None if bool(mask.all()) else mask
+
+
 def check_importance(name: str, parameter: Tensor, value: Tensor) -> None:
     """Refuse an importance that cannot be that of a weight.
 
@@ -86,6 +145,11 @@ def check_importance(name: str, parameter: Tensor, value: Tensor) -> None:
     Raises:
         ValueError: If a shape or a device differs, or a value is negative or not finite.
     """
+    if value.is_complex():
+        raise ValueError(
+            f"Expected a real importance of {name!r}, but got {value.dtype}. That of a complex weight is the mean of "
+            "|g|²."
+        )
     if value.shape != parameter.shape:
         raise ValueError(
             f"Expected importance of {name!r} in the weight's shape {tuple(parameter.shape)}, but got "

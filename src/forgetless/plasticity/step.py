@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from forgetless.plasticity.budget import Budget
-from forgetless.plasticity.metric import scaled_metric
+from forgetless.plasticity.metric import Metric, learning_rate, scaled_metric
 from forgetless.plasticity.penalty import inverse
 from forgetless.plasticity.shared_weights import Block, SharedWeights
 
@@ -31,7 +31,9 @@ def places_moved(weights: SharedWeights, optimizer: Optimizer) -> Moved:
 
 
 @torch.no_grad()
-def draw(alpha: float, weights: SharedWeights, optimizer: Optimizer, moved: Moved) -> None:
+def draw(
+    alpha: float, weights: SharedWeights, optimizer: Optimizer, moved: Moved, metric: Metric | None = None
+) -> None:
     """Take a proximal step of given strength, group by group.
 
     Args:
@@ -39,14 +41,17 @@ def draw(alpha: float, weights: SharedWeights, optimizer: Optimizer, moved: Move
         weights: The shared weights. Changed in place where they moved and are held.
         optimizer: After its step.
         moved: By `places_moved`.
+        metric: Of the optimizer, where it is given.
     """
-    for block, group, learning_rate in _blocks(weights, optimizer, moved):
-        scale = inverse(alpha * learning_rate)
-        block.draw(scaled_metric(optimizer, group, block.parameters, scale, block.space))
+    for block, group, rate in _blocks(weights, optimizer, moved):
+        scale = inverse(alpha * rate)
+        block.draw(scaled_metric(optimizer, group, block.parameters, scale, block.space, metric))
 
 
 @torch.no_grad()
-def draw_within(budget: Budget, weights: SharedWeights, optimizer: Optimizer, moved: Moved) -> None:
+def draw_within(
+    budget: Budget, weights: SharedWeights, optimizer: Optimizer, moved: Moved, metric: Metric | None = None
+) -> None:
     """Draw back what moved, by one multiplier, until all held weights together are within a budget.
 
     Args:
@@ -54,15 +59,16 @@ def draw_within(budget: Budget, weights: SharedWeights, optimizer: Optimizer, mo
         weights: The shared weights. Changed in place where they moved and are held.
         optimizer: After its step.
         moved: By `places_moved`, then.
+        metric: Of the optimizer, where it is given.
     """
     blocks: list[Block] = []
     values: list[Tensor] = []
     metrics: list[float | Tensor] = []
-    for block, group, learning_rate in _blocks(weights, optimizer, moved):
-        metric = scaled_metric(optimizer, group, block.parameters, inverse(learning_rate), block.space)
+    for block, group, rate in _blocks(weights, optimizer, moved):
+        scaled = scaled_metric(optimizer, group, block.parameters, inverse(rate), block.space, metric)
         blocks.append(block)
         values += block.load()
-        metrics += metric if isinstance(metric, list) else [metric] * len(block.anchors)
+        metrics += scaled if isinstance(scaled, list) else [scaled] * len(block.anchors)
     if not blocks:
         return
     anchors, importances = [a for b in blocks for a in b.anchors], [f for b in blocks for f in b.importances]
@@ -79,6 +85,6 @@ def _blocks(
 ) -> Iterator[tuple[Block, dict[str, Any], float]]:
     """Of each group the held weights that moved, the group itself, and its learning rate, which is not 0."""
     for g, (group, places) in enumerate(zip(optimizer.param_groups, moved, strict=False)):
-        held, learning_rate = weights.held(places), float(group["lr"])
-        if held and learning_rate != 0:
-            yield weights.block((id(optimizer), g), held), group, learning_rate
+        held, rate = weights.held(places), learning_rate(group)
+        if held and rate != 0:
+            yield weights.block((id(optimizer), g), held), group, rate

@@ -1,19 +1,22 @@
 """The weight plasticity loss in anybody's training loop: anchors and importances, and when they are applied."""
 
-import warnings
 import weakref
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from forgetless.choices import AccumulationRule
 from forgetless.importance import unwrapped
+from forgetless.plasticity.attaching import check_metric, innermost
 from forgetless.plasticity.budget import Budget, expected_increase
+from forgetless.plasticity.buffers import BufferWatch, SharedBuffers
 from forgetless.plasticity.merging import check_rule
+from forgetless.plasticity.metric import Metric
 from forgetless.plasticity.penalty import check_alpha, quadratic_penalty
 from forgetless.plasticity.shared_weights import SharedWeights
 from forgetless.plasticity.step import Moved, draw, draw_within, places_moved
@@ -42,12 +45,17 @@ class WeightPlasticity:
     `joint` is one quadratic per model, Σ_j Σ_i F_j,i (θ_i − θ_j,i)², up to a constant, in the memory of one: elastic
     weight consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796).
 
+    Weights that a model did not use keep both, and do not move; so do parts of a weight, such as the rest of an elastic
+    width: see `consolidate`. Buffers of shared modules, such as BatchNorm's statistics, are held where the last
+    consolidated model left them, or are each model's own in `buffers_of`.
+
     Source: arXiv:1902.08232; `merge` is the recursion of its two-model posterior, compare Matena and Raffel 2022
     (arXiv:2111.09832). α multiplies when the penalty is computed and is never stored into F.
 
     Args:
-        shared_parameters: The shared weights: any iterable of parameters or of (name, parameter) pairs. Only their
-            identity matters; a weight that is never consolidated is never held.
+        shared_parameters: What is shared: a module, or any iterable of modules, parameters, or (name, either) pairs.
+            Only their identity matters; a weight that is never consolidated is never held. Buffers are held of modules
+            only; where parameters alone are given and such buffers train, there is a warning.
         alpha: Strength α ≥ 0. 10⁵ keeps a classifier of a few 100,000 weights within a tenth of a point, and is what is
             taken where neither it nor a tolerance is given.
         tolerance: In place of α: ½ Σ_i F_i (θ_i − θ̂_i)², over all held weights, stays at most this (to 1 in 10⁶), and α
@@ -66,12 +74,12 @@ class WeightPlasticity:
     Raises:
         ValueError: If `alpha` or `damping` is negative or not finite, `tolerance` not above 0 and finite, both `alpha`
             and `tolerance` are given, `rule` is unknown or `decay` lies outside [0, 1].
-        TypeError: If a shared parameter is not a tensor.
+        TypeError: If what is shared is neither a module nor a tensor.
 
     >>> trunk = nn.Linear(2, 2)
     >>> a, b = nn.Sequential(trunk, nn.Linear(2, 3)), nn.Sequential(trunk, nn.Linear(2, 5))
-    >>> optimizer = SGD(b.parameters(), lr=0.1)
-    >>> plasticity = WeightPlasticity(trunk.parameters(), alpha=1e5).attach(optimizer)
+    >>> optimizer = torch.optim.SGD(b.parameters(), lr=0.1)
+    >>> plasticity = WeightPlasticity(trunk, alpha=1e5).attach(optimizer)
     >>> plasticity.consolidate(a, {name: torch.ones_like(weight) for name, weight in a.named_parameters()})
     >>> before = trunk.weight.clone()
     >>> b(torch.ones(1, 2)).sum().backward()
@@ -82,7 +90,7 @@ class WeightPlasticity:
 
     def __init__(
         self,
-        shared_parameters: Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+        shared_parameters: nn.Module | Iterable[nn.Module | Tensor | tuple[str, nn.Module | Tensor]],
         alpha: float | None = None,
         *,
         tolerance: float | None = None,
@@ -104,7 +112,11 @@ class WeightPlasticity:
         self.decay = decay
         self.damping = damping
         self._weights = SharedWeights(shared_parameters)
-        self._attached: list[tuple[weakref.ref[Optimizer], RemovableHandle]] = []
+        self._buffers = SharedBuffers(self._weights.modules)
+        self._watch = BufferWatch()
+        self._attached: list[tuple[weakref.ref[Optimizer], list[RemovableHandle]]] = []
+        # d of the optimizers for which it was given.
+        self._metrics: weakref.WeakKeyDictionary[Optimizer, Metric] = weakref.WeakKeyDictionary()
         # What each optimizer moved last, under a tolerance: gradients may be gone when `calibrate` asks.
         self._moved: weakref.WeakKeyDictionary[Optimizer, Moved] = weakref.WeakKeyDictionary()
 
@@ -158,26 +170,85 @@ class WeightPlasticity:
     # ---- after a model ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def consolidate(self, model: nn.Module, importance: Mapping[str, Tensor]) -> None:
+    @torch.inference_mode(mode=False)
+    def consolidate(
+        self, model: nn.Module, importance: Mapping[str, Tensor], where: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Remember where a trained model left the shared weights, and how much it needs each.
 
-        Weights that the model does not hold, or that `importance` does not name, keep anchor and importance.
+        Weights that the model does not hold, or that `importance` does not name, keep anchor and importance, and so do
+        parts of a weight that it did not use. Outside of the mask that says so, no rule changes anything, `merge` does
+        not move the weight, and damping adds nothing; what no model has used has importance 0 and is free.
+
+        Without masks, a slice of a weight along any dimension (a row or a column, one element of a vector) whose F_j
+        is exactly 0 throughout counts as unused if an earlier model was anchored there, under every rule. At the first
+        `consolidate` it does not: a unit that is merely silent has F_j = 0 as well, and is what damping is for.
 
         Args:
             model: The model just trained.
             importance: F_j ≥ 0 by the parameter names of `model`, as `diagonal_fisher` returns it. Names of weights
-                that are not shared are allowed and ignored.
+                that are not shared are allowed and ignored. Of a complex weight the mean of |g|².
+            where: Boolean masks by the same names, in shapes that expand to the weights': True where the model used
+                the weight. Weights without one were used wholly, so that `{}` takes every F_j = 0 as it is.
 
         Raises:
             ValueError: If a name is not a parameter of `model`, a shape differs, a value is negative or not finite,
-                a device differs, or `importance` names none of the shared weights. Nothing is changed then.
+                a device differs, a mask is none, or `importance` names none of the shared weights. Nothing is changed
+                then.
         """
-        found = self._weights.of_model(unwrapped(model), importance)
-        self._weights.fold(found, self.rule, self.decay, self.damping)
+        model = unwrapped(model)
+        found = self._weights.of_model(model, importance)
+        masks = self._weights.masks_of_model(model, found, where)
+        self._weights.fold(found, self.rule, self.decay, self.damping, masks)
+        self._buffers.consolidate(model)
+        self._watch.consolidate(model, self._weights.places.keys(), self._buffers.modules)
+
+    def buffers_of(self, model: nn.Module) -> AbstractContextManager[None]:
+        """A context in which the buffers of shared modules, such as BatchNorm's statistics, are this model's own.
+
+        They are those that the model was consolidated with, or that it had at the end of the last such context. Train
+        and evaluate a model in it that normalises by statistics of its own; outside, buffers are held where the last
+        model that was consolidated there left them. Nothing happens if no modules are shared, or they have no buffers.
+
+        Args:
+            model: One that uses the shared modules, or a part of it.
+        """
+        return self._buffers.of(unwrapped(model))
+
+    @torch.no_grad()
+    def replace(self, old: Tensor, new: Tensor) -> None:
+        """Let a weight take the place of a shared one that the model no longer has, as resizing and growing do.
+
+        The leading part that both shapes have keeps anchor and importance; what is new is free until a model that has
+        it is consolidated. Put `new` into the optimizer by yourself.
+
+        Args:
+            old: A shared weight, or one that was resized in place.
+            new: The weight that the model has now; may be `old`.
+
+        Raises:
+            ValueError: If `old` is not shared, `new` is shared by itself, or they differ in the number of dimensions.
+
+        >>> old, new = nn.Linear(2, 3).weight, nn.Linear(2, 5).weight
+        >>> plasticity = WeightPlasticity([old])
+        >>> plasticity.replace(old, new)
+        >>> plasticity.shared_parameters[0] is new
+        True
+        """
+        self._weights.replace(old, new)
+
+    def warn_if_moved(self) -> None:
+        """Warn if the shared weights are no longer where the last `consolidate` found them; then forget to ask.
+
+        Something other than an optimizer, such as weight averaging, has then moved them, and the anchor is not where
+        the model is. The next step asks by itself.
+        """
+        self._weights.warn_if_moved()
 
     def reset(self) -> None:
         """Forget every anchor and importance; nothing is held until the next `consolidate`."""
         self._weights.reset()
+        self._buffers.reset()
         if self._budget is not None:
             self._budget.reset()
 
@@ -230,18 +301,20 @@ class WeightPlasticity:
         """
         if self._budget is None:
             raise ValueError("Expected a tolerance to calibrate, but got none. Give one in place of alpha.")
+        optimizer = None if optimizer is None else innermost(optimizer)
         if optimizer is not None and not self._is_attached(optimizer):
             raise ValueError("Expected an attached optimizer to calibrate with, but got one that is not. Attach it.")
         is_too_much = self._budget.adapt(increase, self.expected_increase())
         if is_too_much and optimizer is not None and optimizer in self._moved:
-            draw_within(self._budget, self._weights, optimizer, self._moved[optimizer])
+            draw_within(self._budget, self._weights, optimizer, self._moved[optimizer], self._metrics.get(optimizer))
 
-    def attach(self, optimizer: Optimizer) -> Self:
+    def attach(self, optimizer: Optimizer, metric: Metric | None = None) -> Self:
         """Follow every step of an optimizer by a proximal step on the shared weights it moved.
 
         The proximal step is taken in the optimizer's own metric, s_i = lr · α · F_i / d_i, with d chosen such that a
         weight comes to rest where the gradient of the whole loss of eq. 8 vanishes, at the same α for each: see
-        `forgetless.plasticity.scaled_metric`. Of an optimizer other than SGD, Adam and AdamW it is 1, with a warning.
+        `forgetless.plasticity.scaled_metric`. It is known for all of `torch.optim` but LBFGS and Rprop, and for some
+        beside it. Of an optimizer that is not known it is 1, with a warning, or what `metric` says.
 
         Under a tolerance there is one multiplier α for all groups, which several optimizers hand on to each other. Each
         draws back the weights that it moved; those of the others keep their part of the budget.
@@ -251,14 +324,20 @@ class WeightPlasticity:
         does, scales those of the loss alone: α then counts as α/κ.
 
         Args:
-            optimizer: Trains the next model. May be attached before or after `consolidate`.
+            optimizer: Trains the next model. May be attached before or after `consolidate`. In a wrapper, such as
+                accelerate's, Lightning's, Lookahead or sharpness-aware minimisation, the one inside is followed.
+            metric: Maps (optimizer after its step, the weight's parameter group, the weight) to d > 0, a number or a
+                tensor in the weight's shape: a steady gradient g moves the weight by lr·g/d per step, with the group's
+                lr, or 1 where that is None.
 
         Returns:
             This object.
 
         Raises:
-            ValueError: If the optimizer holds none of the shared weights, or is attached already.
+            ValueError: If the optimizer holds none of the shared weights, is attached already, has no hooks, or is one
+                that a proximal step cannot follow.
         """
+        optimizer = innermost(optimizer)
         if self._is_attached(optimizer):
             raise ValueError("Expected an optimizer that is not attached yet, but got one that is. Detach it first.")
         parameters = (p for group in optimizer.param_groups for p in group["params"])
@@ -267,14 +346,14 @@ class WeightPlasticity:
                 "Expected an optimizer of some of the shared parameters, but got one that holds none. "
                 "Attach to the optimizer that trains the shared weights."
             )
-        if not isinstance(optimizer, SGD | Adam):
-            warnings.warn(
-                f"forgetless knows the metric of SGD, Adam and AdamW, not of {type(optimizer).__name__}: "
-                "the proximal step uses the identity, so that alpha has another meaning.",
-                stacklevel=2,
-            )
+        check_metric(optimizer, metric)
+        if metric is not None:
+            self._metrics[optimizer] = metric
         alive = [pair for pair in self._attached if pair[0]() is not None]
-        self._attached = [*alive, (weakref.ref(optimizer), optimizer.register_step_post_hook(self._after_step))]
+        # Within a compiled step they would be compiled anew whenever a number in them changes.
+        before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
+        handles = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+        self._attached = [*alive, (weakref.ref(optimizer), handles)]
         return self
 
     def _is_attached(self, optimizer: Optimizer) -> bool:
@@ -286,28 +365,38 @@ class WeightPlasticity:
         Args:
             optimizer: The one to leave; all if None.
         """
+        optimizer = None if optimizer is None else innermost(optimizer)
         kept = []
-        for reference, handle in self._attached:
+        for reference, handles in self._attached:
             if optimizer is None or reference() is optimizer:
-                handle.remove()
+                for handle in handles:
+                    handle.remove()
                 if (left := reference()) is not None:
                     self._moved.pop(left, None)
+                    self._metrics.pop(left, None)
             else:
-                kept.append((reference, handle))
+                kept.append((reference, handles))
         self._attached = kept
         self._weights.forget_blocks()
 
+    def _before_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        self._weights.check_before(optimizer)
+        self._weights.warn_if_moved()
+        self._watch.check()
+
     def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        metric = self._metrics.get(optimizer)
         if self._budget is not None:
             self._moved[optimizer] = moved = places_moved(self._weights, optimizer)
-            draw_within(self._budget, self._weights, optimizer, moved)
+            draw_within(self._budget, self._weights, optimizer, moved, metric)
         elif self._alpha != 0:
-            draw(self._alpha, self._weights, optimizer, places_moved(self._weights, optimizer))
+            draw(self._alpha, self._weights, optimizer, places_moved(self._weights, optimizer), metric)
+        self._buffers.hold()
 
     # ---- state -----------------------------------------------------------------------------------------------
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move anchors and importances, as `nn.Module.to` moves the weights.
+        """Move anchors and importances, as `nn.Module.to` moves the weights; `follow_weights` needs no arguments.
 
         Args:
             device: The device of the weights.
@@ -317,6 +406,16 @@ class WeightPlasticity:
             This object.
         """
         self._weights.to(device, dtype)
+        self._buffers.to(device, dtype)
+        return self
+
+    def follow_weights(self) -> Self:
+        """Move each anchor and importance to the device and type that its weight has now.
+
+        Returns:
+            This object.
+        """
+        self._weights.follow()
         return self
 
     def state_dict(self) -> dict[str, Any]:
@@ -330,6 +429,8 @@ class WeightPlasticity:
             "damping": self.damping,
             "anchors": [None if a is None else a.clone() for a in self._weights.anchors],
             "importances": [None if f is None else f.clone() for f in self._weights.importances],
+            "used": [None if u is None else u.clone() for u in self._weights.used],
+            "buffers": [None if b is None else b.clone() for b in self._buffers.anchors],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -353,9 +454,10 @@ class WeightPlasticity:
         WeightPlasticity((), alpha, **options)  # refuses bad ones
         tolerance = state.get("tolerance")  # older states have none
         budget = None if tolerance is None else Budget.restored(tolerance, state.get("budget"), float(alpha))
+        self._buffers.load(state.get("buffers") or self._buffers.anchors)  # older states have none
         self._budget, self._alpha = budget, float(alpha)
         self.rule, self.decay, self.damping = options.values()
-        self._weights.load(anchors, importances)
+        self._weights.load(anchors, importances, state.get("used"))
 
     def __repr__(self) -> str:
         held = sum(anchor is not None for anchor in self._weights.anchors)
@@ -367,7 +469,7 @@ class WeightPlasticity:
 
     def __getstate__(self) -> dict[str, Any]:
         """For a copy together with its model, by `copy.deepcopy` or pickle: same weights, attached to no optimizer."""
-        return {"parameters": self._weights.parameters, "state": self.state_dict()}
+        return {"parameters": [*self._weights.parameters, *self._weights.modules], "state": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         WeightPlasticity.__init__(self, state["parameters"])

@@ -96,7 +96,8 @@ class QuadraticProtection(Protection):
 
     def consolidate(self, model: nn.Module, evidence: Evidence) -> None:
         """Anchor the shared weights where the model left them, with its importance."""
-        self.plasticity.consolidate(model, self.importance(model, evidence))
+        # Every zero counts: what a search model has not seen is not what it does not use.
+        self.plasticity.consolidate(model, self.importance(model, evidence), where={})
 
     def penalty(self) -> float:
         """α/2 Σ F_i (θ_i − θ̂_i)² at the present weights."""

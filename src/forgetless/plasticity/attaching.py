@@ -1,0 +1,64 @@
+"""The optimizer that a proximal step is to follow: the one inside of wrappers, with hooks and a metric."""
+
+import warnings
+from typing import Any
+
+from torch.optim import Optimizer
+
+from forgetless.plasticity.metric import Metric, known_metric
+
+# Where wrappers keep what they wrap: accelerate, Lightning and Lookahead; sharpness-aware minimisation.
+_INSIDE = ("optimizer", "base_optimizer")
+
+
+def innermost(optimizer: Any) -> Optimizer:
+    """The optimizer that takes the steps: what a wrapper of the same weights holds, or what is given.
+
+    Hooks of a wrapper come too late or never: sharpness-aware minimisation moves the weights there and back within its
+    step, accelerate's has none.
+
+    Args:
+        optimizer: An optimizer or a wrapper of one, however deep.
+
+    Raises:
+        ValueError: If it is no `torch.optim.Optimizer` and holds none of the same weights, or has no hooks.
+    """
+    given = optimizer
+    seen: set[int] = set()
+    while id(optimizer) not in seen:
+        seen.add(id(optimizer))
+        weights = _weights(optimizer)
+        for name in _INSIDE:
+            inner = getattr(optimizer, name, None)
+            if isinstance(inner, Optimizer) and (_weights(inner) == weights or not weights):
+                optimizer = inner
+                break
+    if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_step_post_hooks"):
+        raise ValueError(
+            "Expected a torch.optim.Optimizer with step hooks, or a wrapper of one that steps the same weights, but "
+            f"got {type(given).__name__}. Attach to the optimizer inside, or add plasticity.penalty() to the loss."
+        )
+    return optimizer
+
+
+def check_metric(optimizer: Optimizer, metric: Metric | None) -> None:
+    """Warn where an optimizer's metric is not known, and refuse where there can be none.
+
+    Args:
+        optimizer: To be attached.
+        metric: Given in place of what is known.
+
+    Raises:
+        ValueError: If none is given, and a proximal step cannot follow the optimizer.
+    """
+    if metric is None and known_metric(optimizer) is None:
+        warnings.warn(
+            f"forgetless does not know the metric of {type(optimizer).__name__}: the proximal step uses the identity, "
+            "so that alpha has another meaning. Pass attach(optimizer, metric=...), see docs/optimizers.md.",
+            stacklevel=3,
+        )
+
+
+def _weights(optimizer: Any) -> set[int]:
+    groups = getattr(optimizer, "param_groups", None) or ()
+    return {id(parameter) for group in groups for parameter in group["params"]}
