@@ -299,7 +299,10 @@ def _usual(config: Configuration) -> dict[str, Any]:
     A choice, such as that of a protection, is compared with what is chosen where it is left out.
     """
     full = flattened_choices(config)
-    usual = _said(type(config).from_dict(_nested(full)))
+    try:
+        usual = _said(type(config).from_dict(_nested(full)))
+    except InputError:  # where one protection at several strengths is enough, and at one is not: everything is said
+        usual = {}
     for path in full:
         try:
             without = type(config).from_dict(_nested({name: value for name, value in full.items() if name != path}))

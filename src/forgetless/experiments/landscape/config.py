@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -143,8 +142,7 @@ class LandscapeConfig(Configuration):
             raise InputError(
                 f"Expected arms that train B once, but {controls[0]} tries several learning rates. Leave it out."
             )
-        run = self.run if self.run.seeds is not None else dataclasses.replace(self.run, seeds=3)
-        self._set(protections=fitted, run=run)
+        self._set(protections=fitted, run=self.run.fitted(3))
         two = self.two_models
         self._set(data=two.data, optimizer=two.optimizer)
 
