@@ -13,7 +13,7 @@ from rich import table as rich
 from forgetless.errors import InputError
 from forgetless.interference import Interference, InterferenceRecord
 from forgetless.records import plain
-from forgetless.report.canvas import FONT, INK, QUIET, grid, label_outer_axes, title_figure
+from forgetless.report.canvas import FONT, INK, QUIET, finish, grid
 from forgetless.report.formats import NOTHING, arm_label, bracketed, points
 from forgetless.report.table import Table, in_terminal, table_of
 from forgetless.runs import INTERFERENCE, RunFolder, read_sealed, write_sealed
@@ -63,14 +63,14 @@ def interference_map(result: SearchResult, arms: Sequence[InterferenceRecord]) -
             axis.set_major_locator(MaxNLocator(8, integer=True))
         for spine in ax.spines.values():
             spine.set_visible(False)
-    label_outer_axes(figure, "model evaluated, i", "model trained, j")
+    batches = arms[0].num_batches
+    span = f"{batches} batches" if batches > 1 else "batch"
+    title = f"How much worse off a model is if another trains on the next {span} instead of itself"
+    finish(figure, title, "model evaluated, i", "model trained, j")
     bar = figure.colorbar(mesh, ax=axes, fraction=0.04, pad=0.02, aspect=25)
     bar.set_label(f"worse off by, {unit.name}", fontsize=9.5, **FONT)
     bar.ax.tick_params(colors=QUIET, labelcolor=INK, labelsize=9, labelfontfamily="DejaVu Sans")
     bar.outline.set_visible(False)
-    batches = arms[0].num_batches
-    span = f"{batches} batches" if batches > 1 else "batch"
-    title_figure(figure, f"How much worse off a model is if another trains on the next {span} instead of itself")
     return figure
 
 

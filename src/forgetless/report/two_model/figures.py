@@ -14,7 +14,6 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from forgetless.errors import InputError
@@ -63,15 +62,15 @@ def accuracy_curves(result: TwoModelResult) -> Figure:
         ax.set_xlim(0, max(run.curve.iteration[-1] for run in here))
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         canvas.percent_axis(ax, limits)
-    canvas.label_outer_axes(figure, f"training iterations of {shown.later}", "test accuracy, %")
     dashed = f"the model in training ({shown.later})" if shown.is_chain else "B"
     style: list[Artist] = [
-        Line2D([], [], color=canvas.QUIET, linewidth=2.0, label="A"),
-        Line2D([], [], color=canvas.QUIET, linewidth=1.3, linestyle="--", label=dashed),
-        Line2D([], [], color=canvas.INK, linewidth=0.9, linestyle=(0, (1, 2)), label="A before"),
+        canvas.line("A", color=canvas.QUIET, linewidth=2.0),
+        canvas.line(dashed, color=canvas.QUIET, linewidth=1.3, linestyle="--"),
+        canvas.line("A before", color=canvas.INK, linewidth=0.9, linestyle=(0, (1, 2))),
     ]
-    canvas.place_legends(figure, canvas.colours(_labels(shown)), style)
-    canvas.title_figure(figure, f"While {shown.later} train{'' if shown.is_chain else 's'}, A {_losses(shown)}")
+    title = f"While {shown.later} train{'' if shown.is_chain else 's'}, A {_losses(shown)}"
+    at = f"training iterations of {shown.later}"
+    canvas.finish(figure, title, at, "test accuracy, %", canvas.colours(_labels(shown)), style)
     return figure
 
 
@@ -104,8 +103,7 @@ def forgetting_bars(result: TwoModelResult) -> Figure:
         ax.set_yticks(range(len(arms)), _labels(shown).values())
         ax.tick_params(axis="y", length=0, pad=9, labelcolor=canvas.INK)
         ax.grid(visible=False, axis="y")
-    canvas.label_outer_axes(figure, "points of accuracy A lost", "")
-    canvas.title_figure(figure, _bars_title(shown))
+    canvas.finish(figure, _bars_title(shown), "points of accuracy A lost")
     return figure
 
 
@@ -151,15 +149,15 @@ def trade_off(result: TwoModelResult, protection: str | None = None) -> Figure:
         if len(strengths) > 1 and chosen is not None:
             ax.axvline(chosen, color=canvas.BAND, linewidth=7, zorder=0.5)
         canvas.percent_axis(ax, limits)
-    axis = f"{formats.strength_axis(protection)} of {formats.label(protection)}"
-    canvas.label_outer_axes(figure, axis, "test accuracy at the end, %")
     colours = canvas.colours({name: formats.arm_label(name) for name in drawn})
-    canvas.place_legends(figure, colours, _strength_legend(protection, several=len(strengths) > 1))
     here = [group for panel in panels for group in shown.groups(panel) if group.protection == protection]
     kept, learned = (formats.span(g.mean(key) for g in here) for key, _ in _MODELS)
-    symbol = formats.symbol_of(protection)
+    symbol, several = formats.symbol_of(protection), len(strengths) > 1
     told = f"At {symbol} = {number(chosen or 0)}, A ends at {kept} % and B at {learned} %"
-    canvas.title_figure(figure, told if len(strengths) > 1 else f"{told}; a trade-off takes several values of {symbol}")
+    title = told if several else f"{told}; a trade-off takes several values of {symbol}"
+    axis = f"{formats.strength_axis(protection)} of {formats.label(protection)}"
+    style = _strength_legend(protection, several=several)
+    canvas.finish(figure, title, axis, "test accuracy at the end, %", colours, style)
     return figure
 
 
@@ -194,14 +192,14 @@ def chain_forgetting(result: TwoModelResult) -> Figure:
         ax.set_xticks(range(len(models)), models)
         ax.tick_params(axis="x", length=0, pad=7, labelcolor=canvas.INK)
         ax.grid(visible=False, axis="x")
-    canvas.label_outer_axes(figure, "model, in the order of training", "forgetting, points")
-    canvas.place_legends(figure, canvas.colours(_labels(shown)), [])
     free, kept = (
         [mean_forgetting(g.runs) for g in shown.groups() if g.protection == name] for name in (BASELINE, shown.main)
     )
     told = f"The models before the last lose {formats.span(free or kept)} points on average"
     how = f", {formats.span(kept)} {formats.with_label(shown.main)}" if free and kept and shown.main else ""
-    canvas.title_figure(figure, told + (" without protection" if free else "") + how)
+    title = told + (" without protection" if free else "") + how
+    colours = canvas.colours(_labels(shown))
+    canvas.finish(figure, title, "model, in the order of training", "forgetting, points", colours)
     return figure
 
 
@@ -329,12 +327,12 @@ def _along(shown: Shown, panel: Panel, protection: str | None, strengths: Sequen
 def _strength_legend(protection: str, *, several: bool) -> list[Artist]:
     mark: dict[str, Any] = {"color": canvas.QUIET, "linewidth": 1.8, "marker": "o", "markersize": 5}
     meaning: list[Artist] = [
-        Line2D([], [], label="A", **mark),
-        Line2D([], [], linestyle="--", mfc="white", label="B", **mark),
+        canvas.line("A", **mark),
+        canvas.line("B", linestyle="--", mfc="white", **mark),
     ]
     if several:
         chosen = f"{formats.symbol_of(protection)} chosen on validation data"
-        meaning.append(Line2D([], [], color=canvas.BAND, linewidth=7, label=chosen))
+        meaning.append(canvas.line(chosen, color=canvas.BAND, linewidth=7))
     return meaning
 
 

@@ -42,7 +42,7 @@ def headline_sentences(shown: Shown) -> list[str]:
     """The sentences of `headline`, at least one."""
     result, main = shown.result, shown.main
     if not result.runs:
-        return [shown.diverged or "No run is finished yet."]
+        return shown.diverged or ["No run is finished yet."]
     finished, diverged = ({run.protection for run in runs} for runs in (result.runs, result.diverged))
     if BASELINE in diverged - finished:
         sentences = ["Without protection every run diverged, so there is nothing to compare with."]
@@ -51,7 +51,7 @@ def headline_sentences(shown: Shown) -> list[str]:
     if main is not None and len(strengths := shown.strengths[main]) > 1:
         chosen = f"{formats.symbol_of(main)} = {number(shown.chosen[main] or 0.0)}"
         sentences.append(f"This is at {chosen}, chosen among {len(strengths)} on validation data.")
-    return so_far([*sentences, *filter(None, [shown.diverged])], shown.progress, "runs")
+    return so_far([*sentences, *shown.diverged], shown.progress, "runs")
 
 
 def finding(shown: Shown, panel: Panel) -> list[str]:

@@ -85,10 +85,8 @@ def reduction_cell(entry: ArmSummary, *, on_page: bool, unprotected: bool = True
 
 def _notes(shown: Shown) -> list[str]:
     """How to read it, and what is missing."""
-    summary, notes = shown.result.summary(), formats.unfinished(shown.progress, "runs")
+    summary, notes = shown.result.summary(), formats.unfinished(shown.progress, "runs") + shown.diverged
     seeds = max((entry.num_seeds for entry in summary), default=0)
-    if shown.diverged:
-        notes.append(shown.diverged)
     if seeds > 1:
         notes.append(f"In % and points of test accuracy; ± and [ ]: 95 % interval over {seeds} seeds.")
     elif seeds:

@@ -11,6 +11,7 @@ from forgetless.forgetting import Interval, mean_interval
 from forgetless.options import number
 from forgetless.protection import BASELINE, PROTECTIONS
 from forgetless.report.formats import arm_label, counted, listed, main_of
+from forgetless.report.sentences import diverged
 
 
 @dataclass(frozen=True)
@@ -167,16 +168,14 @@ class Shown:
         return sum(arm in made for arm in wanted), len(wanted)
 
     @property
-    def diverged(self) -> str:
-        """Which arms diverged, in one sentence; empty if none did."""
-        diverged = self.result.diverged
-        several = len(_panels(self.result, diverged)) > 1
-        seeds: dict[str, list[str]] = {}
-        for arm in (run.arm for run in diverged):
-            where = f" ({arm.shared} shared, convergence {number(arm.convergence)})" if several else ""
-            seeds.setdefault(arm.label + where, []).append(str(arm.seed))
-        told = "; ".join(f"{label} with seed{'s' * (len(found) > 1)} {listed(found)}" for label, found in seeds.items())
-        return f"Diverged, and in no mean: {told}. A lower learning rate may help." if diverged else ""
+    def diverged(self) -> list[str]:
+        """Which arms diverged, in one sentence; none if none did."""
+        lost = self.result.diverged
+        several = len(_panels(self.result, lost)) > 1
+        where = " ({0.shared} shared, convergence {1})" if several else ""
+        return diverged(
+            [(run.arm.label + where.format(run.arm, number(run.arm.convergence)), run.arm.seed) for run in lost]
+        )
 
 
 def _panels(result: TwoModelResult, runs: Sequence[RunRecord]) -> list[Panel]:
