@@ -2,7 +2,6 @@
 
 from forgetless.report.comparison.figures import forgetting_against_quality
 from forgetless.report.comparison.page import comparison_table
-from forgetless.report.evaluation import evaluation_table
 from forgetless.report.page import report_html, write_report
 from forgetless.report.search.cells import cell_drawing
 from forgetless.report.search.figures import forgetting_curves
@@ -17,7 +16,6 @@ from forgetless.report.search.page import search_table
 from forgetless.report.two_model.figures import accuracy_curves, chain_forgetting, forgetting_bars, trade_off
 from forgetless.report.two_model.findings import headline
 from forgetless.report.two_model.page import summary_table
-from forgetless.report.two_model.shown import chosen_strength
 
 __all__ = [
     # pictures
@@ -31,7 +29,6 @@ __all__ = [
     "trade_off",
     # the page and the terminal
     "comparison_table",
-    "evaluation_table",
     "interference_table",
     "load_interference",
     "report_html",
@@ -40,7 +37,6 @@ __all__ = [
     "write_interference",
     "write_report",
     # words
-    "chosen_strength",
     "headline",
     "search_headline",
 ]
