@@ -6,12 +6,7 @@ from forgetless.report.page import report_html, write_report
 from forgetless.report.search.cells import cell_drawing
 from forgetless.report.search.figures import forgetting_curves
 from forgetless.report.search.findings import search_headline
-from forgetless.report.search.interference import (
-    interference_map,
-    interference_table,
-    load_interference,
-    write_interference,
-)
+from forgetless.report.search.interference import interference_map, interference_table
 from forgetless.report.search.page import search_table
 from forgetless.report.two_model.figures import accuracy_curves, chain_forgetting, forgetting_bars, trade_off
 from forgetless.report.two_model.findings import headline
@@ -30,11 +25,9 @@ __all__ = [
     # the page and the terminal
     "comparison_table",
     "interference_table",
-    "load_interference",
     "report_html",
     "search_table",
     "summary_table",
-    "write_interference",
     "write_report",
     # words
     "headline",
