@@ -21,12 +21,6 @@ def forgetting_against_quality(result: ComparisonResult) -> Figure:
 
     Better is up and to the left. A strategy that trains no shared weights, and so forgets nothing, is a line.
 
-    Args:
-        result: A comparison, finished or not.
-
-    Returns:
-        The figure: one panel.
-
     Raises:
         InputError: If no row has both.
     """

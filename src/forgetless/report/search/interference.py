@@ -84,15 +84,7 @@ def _part_title(unit: Unit, found: Interference) -> str:
 
 
 def interference_table(result: SearchResult, arms: Sequence[InterferenceRecord]) -> rich.Table:
-    """The numbers of every arm, at most 80 columns wide.
-
-    Args:
-        result: The search.
-        arms: As `measure_arms` returns them, at least one.
-
-    Returns:
-        The table, for `rich.console.Console.print`.
-    """
+    """The numbers of every arm, at most 80 columns wide."""
     title = f"Who overwrites whom, {result.unit.name}, seed {arms[0].seed} after {arms[0].epochs} epochs"
     return in_terminal([_table(result, arms, title)], _notes(arms))
 

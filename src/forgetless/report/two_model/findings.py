@@ -27,13 +27,7 @@ def headline(result: TwoModelResult) -> str:
 
     It says how much A lost without and with protection (one that has a control arm, or the first), how much of that
     was prevented, what B pays, what the control arm prevents, and what keeps one from relying on it: a single seed, an
-    interval that includes 0, arms that are missing, runs that are not finished.
-
-    Args:
-        result: The runs, all or some of those asked for.
-
-    Returns:
-        The finding of the one panel, or the range over several panels.
+    interval that includes 0, arms that are missing, runs that are not finished. Over several panels it gives ranges.
     """
     return " ".join(headline_sentences(Shown(result)))
 

@@ -28,12 +28,6 @@ def summary_table(result: TwoModelResult) -> rich.Table:
     Accuracies are in per cent and differences in points, with ± half the width of the 95 % interval; a reduction is
     followed by the ends of its interval, rounded outwards. With several panels there is a table for each, under its
     name. The α that the report's figures show is in bold.
-
-    Args:
-        result: Runs, all or some of those asked for.
-
-    Returns:
-        The table, for `rich.console.Console.print`.
     """
     shown = Shown(result)
     columns = (formats.strength_heading(result.config.arms), *_COLUMNS)
