@@ -68,7 +68,6 @@ def landscape_section(result: LandscapeResult) -> dict[str, Any]:
             if not arm.is_diverged
         ],
         "num_seeds": num_seeds(result),
-        "rise": number(result.config.slice.rise),
         "images": result.config.slice.images,
         "compares_ewc": {"ewc", "wpl"} <= {entry["protection"] for entry in entries},
         "time": f"Training and following B took {took}." if arms else "",
