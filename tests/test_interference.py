@@ -18,9 +18,10 @@ from configs import changed, recorded, search_config
 from forgetless.cli import main
 from forgetless.errors import InputError
 from forgetless.experiments import load_result
+from forgetless.experiments.interference import load_interference
 from forgetless.interference import Interference, InterferenceRecord, measure_interference
 from forgetless.options import command_line
-from forgetless.report import forgetting_curves, interference_map, interference_table, load_interference, report_html
+from forgetless.report import forgetting_curves, interference_map, interference_table, report_html
 from forgetless.runs import CHECKPOINT, INTERFERENCE, RunFolder, read_sealed, write_sealed
 from forgetless.search import Search, SearchArm, fixed_sample, load_task, make_space, measure_arms, run
 from forgetless.search.arms import FORMAT

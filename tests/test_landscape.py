@@ -25,7 +25,7 @@ from forgetless.experiments.two_model import load_task, run
 from forgetless.experiments.two_model.mlp import chain_of_models, shared_parameters
 from forgetless.report import report_html
 from forgetless.report.landscape.figure import landscape_figure
-from forgetless.report.landscape.words import finding
+from forgetless.report.landscape.findings import finding
 from forgetless.runs import RunFolder
 
 SMALL = (
@@ -300,7 +300,7 @@ def test_json_has_every_record_and_a_summary(tmp_path, capfd):
 def test_the_page_and_the_table_say_what_the_records_say(made):
     result = load_result(made)
     page = report_html([made])
-    assert finding(result.arms) in page
+    assert finding(result) in page
     assert "Every seed (8 arms)" in page
     assert "In the paper’s figure 2" in page
     assert "This run is not complete" not in page

@@ -15,6 +15,7 @@ from forgetless.errors import InputError
 from forgetless.experiments import load_result, two_model
 from forgetless.experiments.two_model import TwoModelResult, arms
 from forgetless.experiments.two_model.records import RunRecord
+from forgetless.experiments.two_model.selection import chosen_strength
 from forgetless.forgetting import mean_interval
 from forgetless.options import command_line
 from forgetless.protection import PROTECTIONS
@@ -22,7 +23,6 @@ from forgetless.records import made_of
 from forgetless.report import (
     accuracy_curves,
     chain_forgetting,
-    chosen_strength,
     forgetting_bars,
     headline,
     report_html,

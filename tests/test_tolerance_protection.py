@@ -18,12 +18,13 @@ from forgetless.errors import InputError
 from forgetless.experiments import two_model
 from forgetless.experiments.two_model import Arm, TwoModelResult, arms, run
 from forgetless.experiments.two_model.mlp import Wiring, chain_of_models, shared_parameters
+from forgetless.experiments.two_model.selection import Group, chosen_strength
 from forgetless.experiments.two_model.training import Trainer
 from forgetless.protection import Evidence, make_protection, tolerance
 from forgetless.protection.tolerance import ToleranceWPL
-from forgetless.report import accuracy_curves, chosen_strength, trade_off
+from forgetless.report import accuracy_curves, trade_off
 from forgetless.report.two_model.page import summary_table
-from forgetless.report.two_model.shown import Group
+from forgetless.report.two_model.shown import label_of
 from forgetless.search import Search, SearchArm, load_task
 from forgetless.training import cpu_arithmetic, train
 
@@ -279,7 +280,7 @@ def test_tolerances_are_called_so_in_labels_tables_and_figures():
         "wpl-tolerance tolerance=0.01",
         "wpl-tolerance tolerance=0.1",
     ]
-    label = Group("wpl-tolerance", 0.1, []).label
+    label = label_of(Group("wpl-tolerance", 0.1, []))
     assert label.replace("\N{NO-BREAK SPACE}", " ") == "limited weight plasticity, tolerance = 0.1"
     assert chosen_strength(result, "wpl-tolerance") in {0.01, 0.1}
     console = Console(file=io.StringIO(), width=80)

@@ -13,7 +13,7 @@ from forgetless.cli.folders import search_result
 from forgetless.cli.terminal import AGAIN, last_words, progress_bar, shown, tell, warnings_in_one_line, writable
 from forgetless.errors import InputError, expect_one_of
 from forgetless.records import plain
-from forgetless.runs import RunFolder
+from forgetless.runs import INTERFERENCE, RunFolder
 from forgetless.search import SearchConfig
 
 
@@ -44,7 +44,8 @@ def interference_command(
     Raises:
         InputError: If the run is no search, or has no state of those asked for.
     """
-    from forgetless.report import interference_table, write_interference
+    from forgetless.experiments.interference import store_interference
+    from forgetless.report import interference_map, interference_table
 
     folder = RunFolder(run)
     result = search_result(folder)
@@ -54,7 +55,10 @@ def interference_command(
             result.config, states, num_models=models, num_batches=batches, on_progress=shown(show)
         )
     with writable(output or folder.path) as path:
-        picture = write_interference(result, arms, folder, path)
+        path.mkdir(parents=True, exist_ok=True)
+        picture = (path / INTERFERENCE).with_suffix(".png")
+        interference_map(result, arms).savefig(picture, dpi=150)
+        store_interference(arms, folder, path)
     if as_json:
         print(json.dumps({"arms": plain(arms)}, allow_nan=False))  # noqa: T201
     else:

@@ -143,7 +143,7 @@ class SearchRun(RunKind[SearchConfig, "SearchResult"]):
     @staticmethod
     def section(result: SearchResult, folder: RunFolder) -> dict[str, Any]:
         """Curves, tables, cells; and who overwrites whom, where it was measured."""
-        from forgetless.report.search.interference import load_interference
+        from forgetless.experiments.interference import load_interference
         from forgetless.report.search.page import search_section
 
         return search_section(result, load_interference(folder))

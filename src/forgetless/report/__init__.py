@@ -2,22 +2,15 @@
 
 from forgetless.report.comparison.figures import forgetting_against_quality
 from forgetless.report.comparison.page import comparison_table
-from forgetless.report.evaluation import evaluation_table
 from forgetless.report.page import report_html, write_report
 from forgetless.report.search.cells import cell_drawing
 from forgetless.report.search.figures import forgetting_curves
 from forgetless.report.search.findings import search_headline
-from forgetless.report.search.interference import (
-    interference_map,
-    interference_table,
-    load_interference,
-    write_interference,
-)
+from forgetless.report.search.interference import interference_map, interference_table
 from forgetless.report.search.page import search_table
 from forgetless.report.two_model.figures import accuracy_curves, chain_forgetting, forgetting_bars, trade_off
 from forgetless.report.two_model.findings import headline
 from forgetless.report.two_model.page import summary_table
-from forgetless.report.two_model.shown import chosen_strength
 
 __all__ = [
     # pictures
@@ -31,16 +24,12 @@ __all__ = [
     "trade_off",
     # the page and the terminal
     "comparison_table",
-    "evaluation_table",
     "interference_table",
-    "load_interference",
     "report_html",
     "search_table",
     "summary_table",
-    "write_interference",
     "write_report",
     # words
-    "chosen_strength",
     "headline",
     "search_headline",
 ]

@@ -16,6 +16,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
@@ -73,24 +74,33 @@ def grid(titles: Sequence[str], columns: int, height: float, share: str) -> tupl
     return figure, axes
 
 
-def label_outer_axes(figure: Figure, x: str, y: str) -> None:
-    """Label the axes that show numbers: the left ones and the lowest ones."""
+def line(label: str, **style: Any) -> Line2D:
+    """A line or a mark in a legend."""
+    return Line2D([], [], label=label, **style)
+
+
+def finish(
+    figure: Figure,
+    title: str,
+    x: str = "",
+    y: str = "",
+    lines: Sequence[Artist] = (),
+    style: Sequence[Artist] = (),
+) -> None:
+    """What stands around the panels.
+
+    The title is a sentence from the left; a range such as `0.3 to 7.6` is not broken. Axes that show numbers, the left
+    ones and the lowest ones, are called `x` and `y`. Below, legends: what the colours mean at the left, what the line
+    styles mean at the right.
+    """
+    whole_ranges = re.sub(r"(?<=\d) (to) (?=[−\d])", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", title)
+    text = "\n".join(textwrap.wrap(whole_ranges, 88))
+    figure.suptitle(text, x=0.008, ha="left", fontsize=12.5, fontweight="bold", linespacing=1.3, **FONT)
     for ax in figure.axes:
-        if ax.xaxis.get_tick_params()["labelbottom"]:
+        if x and ax.xaxis.get_tick_params()["labelbottom"]:
             ax.set_xlabel(x, fontsize=10, **FONT)
-        if ax.yaxis.get_tick_params()["labelleft"]:
+        if y and ax.yaxis.get_tick_params()["labelleft"]:
             ax.set_ylabel(y, fontsize=10, **FONT)
-
-
-def title_figure(figure: Figure, text: str) -> None:
-    """A sentence over the whole figure, from the left; a range such as `0.3 to 7.6` is not broken."""
-    whole_ranges = re.sub(r"(?<=\d) (to) (?=[−\d])", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", text)
-    lines = "\n".join(textwrap.wrap(whole_ranges, 88))
-    figure.suptitle(lines, x=0.008, ha="left", fontsize=12.5, fontweight="bold", linespacing=1.3, **FONT)
-
-
-def place_legends(figure: Figure, lines: Sequence[Artist], style: Sequence[Artist]) -> None:
-    """Below the panels: what the colours mean at the left, what the line styles mean at the right."""
     rows = max(len(style), math.ceil(len(lines) / (2 if style else 4)))
     sides: tuple[tuple[Sequence[Artist], Literal["outside lower left", "outside lower right"]], ...] = (
         (lines, "outside lower left"),

@@ -18,9 +18,6 @@ def evaluation_table(found: Mapping[str, Any]) -> rich.Table:
 
     Args:
         found: What `forgetless evaluate` stored: `about`, `searches`, `summary`.
-
-    Returns:
-        The table, for `rich.console.Console.print`; at most 80 columns wide.
     """
     summary: Sequence[Entry] = found["summary"]
     means = [entry[key]["mean"] for entry in summary for key in ("found_mean", "random_mean") if entry[key]]

@@ -23,6 +23,18 @@ def points(fraction: float, decimals: int = 1) -> str:
     return decimal(100 * fraction, decimals)
 
 
+def signed(value: float | None, decimals: int = 3) -> str:
+    """A difference with its sign; – for none.
+
+    >>> signed(0.2173), signed(-0.0026), signed(0.00004), signed(None)
+    ('+0.217', '−0.003', '0.000', '–')
+    """
+    if value is None:
+        return NOTHING
+    text = decimal(value, decimals)
+    return f"+{text}" if float(text.replace("−", "-")) > 0 else text
+
+
 def span(fractions: Iterable[float], decimals: int = 1) -> str:
     """The least and the greatest in points, or the one number if they read the same."""
     values = sorted(fractions)
@@ -156,7 +168,9 @@ def arm_label(protection: str, strength: float | None = None) -> str:
     if is_control(protection):
         return f"{name} (control)"
     # The strength stays in one piece where a line is broken.
-    return name if strength is None else f"{name}, {_kind(protection).told(number(strength))}"
+    if strength is None or protection not in PROTECTIONS:
+        return name
+    return f"{name}, {_kind(protection).told(number(strength))}"
 
 
 def is_control(protection: str) -> bool:

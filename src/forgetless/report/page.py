@@ -39,17 +39,7 @@ def write_report(folders: Sequence[RunFolder], path: str | Path) -> Path:
 
 
 def report_html(folders: Sequence[RunFolder]) -> str:
-    """The report as text; see `write_report`.
-
-    Args:
-        folders: Finished or unfinished runs, two-model experiments and searches in any mixture.
-
-    Returns:
-        A whole HTML document without outside resources.
-
-    Raises:
-        InputError: If there is no folder, or one is of an unknown experiment or damaged.
-    """
+    """The report of `write_report` as text: a whole HTML document without outside resources."""
     if not folders:
         raise InputError("Expected at least one run folder to report on, but got none. Name the folder of a run.")
     results = [load_result(folder) for folder in folders]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from forgetless.forgetting import Interval
 from forgetless.protection import BASELINE, PROTECTIONS
-from forgetless.report.formats import ends, points, share, share_interval, with_label
+from forgetless.report.formats import ends, listed, points, share, share_interval, with_label
 
 
 def so_far(sentences: Sequence[str], progress: tuple[int, int], what: str) -> list[str]:
@@ -78,3 +78,12 @@ def unmatched(steps: Sequence[tuple[float, float]], within: float) -> str:
     sizes = f"{ends(points(min(ratios), 0), points(max(ratios), 0))} %" if ratios else "any number of times"
     some = f"in {len(apart)} of {len(steps)} seeds " if len(steps) > 1 else ""
     return f" ({some}with steps of {sizes} the protected arm's size)"
+
+
+def diverged(arms: Sequence[tuple[str, int]]) -> list[str]:
+    """Which arms diverged, each with its seed, in one sentence; none if none did."""
+    seeds: dict[str, list[str]] = {}
+    for arm, seed in arms:
+        seeds.setdefault(arm, []).append(str(seed))
+    told = "; ".join(f"{arm} with seed{'s' * (len(found) > 1)} {listed(found)}" for arm, found in seeds.items())
+    return [f"Diverged, and in no mean: {told}. A lower learning rate may help."] if told else []

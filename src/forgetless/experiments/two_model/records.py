@@ -120,6 +120,11 @@ class RunRecord(Record):
         return Arm(self.seed, self.shared, self.convergence, self.protection, self.strength)
 
     @property
+    def mean_forgetting(self) -> float:
+        """Over the models but the last, after which nothing is trained."""
+        return sum(model.forgetting for model in self.models[:-1]) / (len(self.models) - 1)
+
+    @property
     def is_diverged(self) -> bool:
         """Whether a model ended without finite outputs."""
         accuracies = (self.accuracy_a_before, self.accuracy_a_after, self.accuracy_b, self.validation_b)

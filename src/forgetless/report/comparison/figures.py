@@ -4,13 +4,12 @@ import itertools
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from forgetless.comparison import Measure, Row
 from forgetless.comparison.result import ComparisonResult
 from forgetless.errors import InputError
 from forgetless.forgetting import Interval
-from forgetless.report.canvas import FONT, INK, QUIET, colour, colours, draw_interval, grid, place_legends, title_figure
+from forgetless.report.canvas import FONT, INK, QUIET, colour, colours, draw_interval, finish, grid, line
 from forgetless.report.comparison.findings import headline_sentences, in_per_cent, quality_name, scale_of
 from forgetless.report.formats import label
 
@@ -21,12 +20,6 @@ def forgetting_against_quality(result: ComparisonResult) -> Figure:
     """Mean forgetting against the mean quality of what is selected: a point per row, with 95 % intervals.
 
     Better is up and to the left. A strategy that trains no shared weights, and so forgets nothing, is a line.
-
-    Args:
-        result: A comparison, finished or not.
-
-    Returns:
-        The figure: one panel.
 
     Raises:
         InputError: If no row has both.
@@ -53,14 +46,18 @@ def forgetting_against_quality(result: ComparisonResult) -> Figure:
     ax.axvline(0, color=INK, linewidth=0.9, zorder=1.5)
     ax.set_xlim(*limits[0])
     ax.set_ylim(*(reversed(limits[1]) if result.lower_is_better(Measure.FOUND_MEAN) else limits[1]))
-    ax.set_xlabel(f"forgetting err₂ − err₁, {result.unit.name}", fontsize=10, **FONT)
-    ax.set_ylabel(f"{quality_name(result)} of what is selected{in_per_cent(result)}", fontsize=10, **FONT)
     shapes = [
-        Line2D([], [], color=QUIET, marker=markers[strategy], linestyle="", markersize=7, label=strategy)
+        line(strategy, color=QUIET, marker=markers[strategy], linestyle="", markersize=7)
         for strategy in dict.fromkeys(row.strategy for row in drawn)
     ]
-    place_legends(figure, colours({row.protection: label(row.protection) for row in drawn}), shapes)
-    title_figure(figure, headline_sentences(result)[0].rstrip("."))
+    finish(
+        figure,
+        headline_sentences(result)[0].rstrip("."),
+        f"forgetting err₂ − err₁, {result.unit.name}",
+        f"{quality_name(result)} of what is selected{in_per_cent(result)}",
+        colours({row.protection: label(row.protection) for row in drawn}),
+        shapes,
+    )
     return figure
 
 

@@ -54,14 +54,7 @@ class Cell(NamedTuple):
 
 
 def comparison_table(result: ComparisonResult) -> rich.Table:
-    """All rows, ranked by final quality, in two or three tables; at most 80 columns wide.
-
-    Args:
-        result: A comparison, finished or not.
-
-    Returns:
-        The table, for `rich.console.Console.print`.
-    """
+    """All rows, ranked by final quality, in two or three tables; at most 80 columns wide."""
     parts = []
     for i, part in enumerate(comparison_tables(result)):
         columns = zip(*(row["cells"] for row in part["rows"]), strict=True)

@@ -1,14 +1,15 @@
 """The plane of one seed, a panel per arm: losses, the Fisher ellipse, and where the shared weights went."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from forgetless.errors import InputError
@@ -16,8 +17,9 @@ from forgetless.experiments.landscape.plane import ellipse
 from forgetless.experiments.landscape.records import ArmRecord, Numbers, SurfaceRecord
 from forgetless.experiments.landscape.result import LandscapeResult, measures
 from forgetless.options import number
-from forgetless.report.canvas import FONT, INK, colour, grid, label_outer_axes, place_legends, title_figure
-from forgetless.report.landscape.words import arm_name, finding, signed
+from forgetless.report.canvas import FONT, INK, colour, finish, grid, line
+from forgetless.report.formats import arm_label, signed
+from forgetless.report.landscape.findings import finding
 
 _MOST_COLUMNS = 3
 _WIDTH_OF_PANELS = 8.2  # inches, for all columns of a row
@@ -40,9 +42,6 @@ def landscape_figure(result: LandscapeResult, seed: int | None = None) -> Figure
         result: Records, all or some of those asked for.
         seed: Whose plane; the first that is finished if None.
 
-    Returns:
-        The figure.
-
     Raises:
         InputError: If no arm of the seed is finished.
     """
@@ -63,14 +62,13 @@ def landscape_figure(result: LandscapeResult, seed: int | None = None) -> Figure
             _draw_path(ax, other, is_own=other is arm)
         ax.plot(0, 0, marker="o", color="white", markeredgecolor=INK, markersize=6, zorder=8)
         ax.annotate("A", (0, 0), (-5, -5), textcoords="offset points", ha="right", va="top", zorder=8, **FONT)
-    label_outer_axes(figure, "first direction, ‖Δθ‖", "second direction, ‖Δθ‖")
-    place_legends(figure, _paths(arms), _styles(rise))
     whose = f"Seed {seed}: " if result.config.run.seeds > 1 else ""
-    title_figure(figure, whose + finding([arm for arm in arms if not arm.is_diverged]))
+    title = whose + finding(dataclasses.replace(result, arms=arms))
+    paths = [line(_name(arm), color=colour(arm.protection), linewidth=2.2) for arm in arms]
+    finish(figure, title, "first direction, ‖Δθ‖", "second direction, ‖Δθ‖", paths, _styles(rise))
     figure.draw_without_rendering()  # labels are placed by the size that the panels have in the end
     for drawn in lines:
-        ax = drawn.axes
-        ax.clabel(drawn, fmt=_label, fontsize=8, inline_spacing=2)
+        drawn.axes.clabel(drawn, fmt=_label, fontsize=8, inline_spacing=2)
     return figure
 
 
@@ -78,11 +76,13 @@ def _label(level: float) -> str:
     return number(round(level, 6))
 
 
+def _name(arm: ArmRecord) -> str:
+    return arm_label(arm.protection, arm.strength)
+
+
 def _title(arm: ArmRecord) -> str:
-    name = arm_name(arm.protection, arm.strength)
-    if arm.is_diverged:
-        return f"{name}\ndiverged"
-    return f"{name}\nA’s loss {signed(measures(arm)['rise'])} nats"
+    outcome = "diverged" if arm.is_diverged else f"A’s loss {signed(measures(arm)['rise'])} nats"
+    return f"{_name(arm)}\n{outcome}"
 
 
 def _height_of_row(surface: SurfaceRecord, columns: int) -> float:
@@ -96,17 +96,8 @@ def _draw_a(ax: Axes, surface: SurfaceRecord, rise: float) -> QuadContourSet:
     loss = _array(surface.loss_a) - (surface.loss_a_before or 0.0)
     ax.contourf(surface.x, surface.y, loss, levels=[-np.inf, *_LEVELS, np.inf], colors=_GREYS, zorder=1)
     for level, width in ((rise / 10, 1.1), (rise, 1.9)):
-        curve = ellipse(surface.form, level).T
-        ax.plot(
-            *curve,
-            color=_PURPLE,
-            linewidth=width,
-            linestyle=_DASHES,
-            zorder=4,
-            gid="ellipse",
-            scalex=False,
-            scaley=False,
-        )
+        style: dict[str, Any] = {"color": _PURPLE, "linewidth": width, "linestyle": _DASHES, "gid": "ellipse"}
+        ax.plot(*ellipse(surface.form, level).T, **style, zorder=4, scalex=False, scaley=False)
     return ax.contour(surface.x, surface.y, loss, levels=[rise], colors=[INK], linewidths=1.7, zorder=3)
 
 
@@ -116,9 +107,9 @@ def _draw_b(ax: Axes, surface: SurfaceRecord, arm: ArmRecord) -> list[QuadContou
     if not np.isfinite(loss).any():
         return []
     levels = [level for level in _LEVELS_B if np.nanmin(loss) < level < np.nanmax(loss)]
-    return [ax.contour(surface.x, surface.y, loss, levels=levels, colors=[_GREEN], linewidths=0.9, zorder=2)] * bool(
-        levels
-    )
+    if not levels:
+        return []
+    return [ax.contour(surface.x, surface.y, loss, levels=levels, colors=[_GREEN], linewidths=0.9, zorder=2)]
 
 
 def _draw_path(ax: Axes, arm: ArmRecord, *, is_own: bool) -> None:
@@ -132,26 +123,13 @@ def _draw_path(ax: Axes, arm: ArmRecord, *, is_own: bool) -> None:
         ax.plot(x, y, color=shade, linewidth=1.2, alpha=0.7, zorder=4)
 
 
-def _paths(arms: Sequence[ArmRecord]) -> list[Artist]:
-    return [
-        Line2D([], [], color=colour(arm.protection), linewidth=2.2, label=arm_name(arm.protection, arm.strength))
-        for arm in arms
-    ]
-
-
 def _styles(rise: float) -> list[Artist]:
     by = f"{number(rise / 10)} (thin) and {number(rise)} (thick)"
+    expected = f"Fisher ellipses: A’s loss expected to rise by {by}"
     return [
-        Line2D(
-            [],
-            [],
-            color=_PURPLE,
-            linewidth=1.9,
-            linestyle=_DASHES,
-            label=f"Fisher ellipses: A’s loss expected to rise by {by}",
-        ),
-        Line2D([], [], color=INK, linewidth=1.7, label=f"A’s loss has risen by {number(rise)}; darker: it is higher"),
-        Line2D([], [], color=_GREEN, linewidth=0.9, label="B’s loss, nats"),
+        line(expected, color=_PURPLE, linewidth=1.9, linestyle=_DASHES),
+        line(f"A’s loss has risen by {number(rise)}; darker: it is higher", color=INK, linewidth=1.7),
+        line("B’s loss, nats", color=_GREEN, linewidth=0.9),
     ]
 
 

@@ -1,116 +1,92 @@
 """What the terminal and the HTML report show of a landscape."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
+from rich import table as rich
 
 from forgetless.experiments.landscape.config import LandscapeConfig
-from forgetless.experiments.landscape.records import ArmRecord, places
+from forgetless.experiments.landscape.records import places
 from forgetless.experiments.landscape.result import LandscapeResult, measures
 from forgetless.options import number
-from forgetless.report.canvas import colour, data_uri
-from forgetless.report.formats import duration, listed, points, unfinished, with_protection
+from forgetless.report import formats
+from forgetless.report.canvas import picture
 from forgetless.report.landscape.figure import landscape_figure
-from forgetless.report.landscape.words import arm_name, finding, mean_of, signed
+from forgetless.report.landscape.findings import Entry, details, finding, lost, mean_of, num_seeds, over_seeds
+from forgetless.report.table import Row, Table, in_terminal, of_protection
+from forgetless.tasks.base import decimal
 
-_COLUMNS = ("A’s loss before", "after", "rise", "expected", "B’s loss", "‖Δθ‖", "path in plane, %", "end in plane, %")
-_KEYS = ("loss_a_before", "loss_a_after", "rise", "predicted", "loss_b", "distance", "share_of_length", "share_of_end")
+_IN_TERMINAL = {
+    "loss_a_after": "A after",
+    "rise": "rise",
+    "predicted": "expected",
+    "loss_b": "B",
+    "distance": "‖Δθ‖",
+    "share_of_length": "in plane",
+}
+_ON_PAGE = {
+    "loss_a_before": "A’s loss before",
+    "loss_a_after": "after",
+    "rise": "rise",
+    "predicted": "expected",
+    "loss_b": "B’s loss",
+    "distance": "‖Δθ‖",
+    "share_of_length": "path in plane, %",
+    "share_of_end": "end in plane, %",
+}
 
 
-def landscape_table(result: LandscapeResult) -> Table:
-    """How far each arm moved the shared weights, and what that did to A; means over seeds.
-
-    Args:
-        result: Records, all or some of those asked for.
-    """
-    table = Table(box=box.SIMPLE_HEAD, caption=_notes(result), caption_justify="left", pad_edge=False)
-    for i, name in enumerate(("protection", "", "A after", "rise", "expected", "B", "‖Δθ‖", "in plane")):
-        table.add_column(name, justify="right" if i else "left", no_wrap=True)
-    for arms in _groups(result):
-        first = arms[0]
-        cells = [_cell(key, mean_of(arms, key)) for key in _KEYS[1:-1]]
-        table.add_row(first.protection, "" if first.strength is None else number(first.strength), *cells)
-    return table
-
-
-def _notes(result: LandscapeResult) -> Text:
-    seeds = len({arm.seed for arm in result.arms})
-    over = f"means over {seeds} seeds" if seeds > 1 else "one seed"
-    notes = [*unfinished(_progress(result), "records"), _diverged(result)]
-    notes.append(f"Validation losses in nats, {over}; in plane: % of the path’s length.")
-    return Text("\n".join(filter(None, notes)), style="dim")
+def landscape_table(result: LandscapeResult) -> rich.Table:
+    """How far each arm moved the shared weights, and what that did to A; means over seeds."""
+    entries = result.summary()
+    columns = (formats.strength_heading(entry["protection"] for entry in entries), *_IN_TERMINAL.values())
+    rows = [
+        of_protection(
+            entry["protection"], [formats.or_nothing(entry["strength"]), *_cells(_means(entry), _IN_TERMINAL)]
+        )
+        for entry in entries
+    ]
+    title = f"Validation losses in nats, {over_seeds(result)}"
+    notes = [*formats.unfinished(_progress(result), "records"), *lost(result), "In plane: % of the path’s length."]
+    return in_terminal([Table(title, columns, rows)], notes)
 
 
 def landscape_section(result: LandscapeResult) -> dict[str, Any]:
-    """What the template shows of a landscape.
-
-    Args:
-        result: Records, all or some of those asked for.
-    """
-    arms = [arm for arm in result.arms if not arm.is_diverged]
-    seeds = len({arm.seed for arm in result.arms})
+    """What the template shows of a landscape."""
+    arms, entries = result.arms, result.summary()
+    took = formats.duration(sum(arm.seconds for arm in arms))
     return {
         "settings": _settings(result.config),
-        "sentences": [finding(arms), *_details(result, arms)] if result.arms else ["No seed is finished yet."],
+        "sentences": [finding(result), *details(result)] if arms else ["No seed is finished yet."],
         "progress": (*_progress(result), "records"),
-        "figures": [{"source": data_uri(landscape_figure(result)), "caption": _caption(result)}] if result.arms else [],
-        "columns": _COLUMNS,
-        "rows": [_row(arms) for arms in _groups(result)],
-        "seeds": [[str(arm.seed), arm_name(arm.protection, arm.strength), *_cells([arm])] for arm in arms],
-        "num_seeds": seeds,
-        "rise": number(result.config.slice.rise),
+        "figures": [picture(landscape_figure(result), _caption(result))] if arms else [],
+        "columns": list(_ON_PAGE.values()),
+        "rows": [_row(entry["protection"], entry["strength"], _with_range(result, entry)) for entry in entries],
+        "seeds": [
+            _row(arm.protection, arm.strength, [str(arm.seed), *_cells(measures(arm), _ON_PAGE)])
+            for arm in arms
+            if not arm.is_diverged
+        ],
+        "num_seeds": num_seeds(result),
         "images": result.config.slice.images,
-        "compares_ewc": {"ewc", "wpl"} <= {arm.protection for arm in arms},
-        "time": f"Training and following B took {duration(sum(arm.seconds for arm in result.arms))}."
-        if result.arms
-        else "",
+        "compares_ewc": {"ewc", "wpl"} <= {entry["protection"] for entry in entries},
+        "time": f"Training and following B took {took}." if arms else "",
     }
 
 
 def _settings(config: LandscapeConfig) -> str:
     pair, optimizer = config.pair, config.optimizer
-    return ", ".join(
-        [
-            config.data.name,
-            f"{pair.wiring} wiring",
-            f"{pair.shared} shared layer{'' if pair.shared == 1 else 's'} of width {pair.width}",
-            f"{optimizer.name} at {number(optimizer.learning_rate)}",
-            f"{config.schedule.iterations} iterations",
-            f"{config.run.seeds} seed{'' if config.run.seeds == 1 else 's'}",
-        ]
+    return (
+        f"{config.data.name}, {pair.wiring} wiring, "
+        f"{formats.counted(pair.shared, 'shared layer')} of width {pair.width}, "
+        f"{optimizer.name} at {number(optimizer.learning_rate)}, {config.schedule.iterations} iterations, "
+        f"{formats.counted(config.run.seeds, 'seed')}"
     )
-
-
-def _details(result: LandscapeResult, arms: Sequence[ArmRecord]) -> list[str]:
-    """What the Fisher information expected, and how much of the paths the plane shows."""
-    groups = _groups(result)
-    names = [arm_name(group[0].protection, group[0].strength) for group in groups]
-    expected = [f"{name}: {signed(mean_of(group, 'predicted'))}" for group, name in zip(groups, names, strict=True)]
-    shown = [
-        f"{name}: {points(share, 0)} %"
-        for group, name in zip(groups, names, strict=True)
-        if (share := mean_of(group, "share_of_length")) is not None
-    ]
-    seeds = len({arm.seed for arm in arms})
-    sentences = [
-        f"These are means over {seeds} seeds." if seeds > 1 else "This is one seed.",
-        f"What the Fisher information expects of A’s loss, in nats: {'; '.join(expected)}.",
-        f"The plane has two of {_weights(result)} directions. What it shows of the paths’ length: {'; '.join(shown)}.",
-        _diverged(result),
-    ]
-    return [sentence for sentence in sentences if sentence]
-
-
-def _weights(result: LandscapeResult) -> str:
-    return f"{next(iter(result.surfaces.values())).num_weights:,}"
 
 
 def _caption(result: LandscapeResult) -> str:
     arms = [arm for arm in result.arms if arm.seed == result.arms[0].seed]
-    first, last = (with_protection(arms[i].protection) for i in (0, -1))
+    first, last = (formats.with_protection(arms[i].protection) for i in (0, -1))
     rise = number(result.config.slice.rise)
     return (
         f"Seed {arms[0].seed}. The plane goes through A’s weights (the circle) and the ends of B’s training {first} "
@@ -121,49 +97,39 @@ def _caption(result: LandscapeResult) -> str:
     )
 
 
-def _groups(result: LandscapeResult) -> list[list[ArmRecord]]:
-    """The arms of each protection and strength, without those that diverged."""
-    groups: dict[tuple[str, float | None], list[ArmRecord]] = {}
-    for arm in result.arms:
-        if not arm.is_diverged:
-            groups.setdefault((arm.protection, arm.strength), []).append(arm)
-    return list(groups.values())
+def _row(protection: str, strength: float | None, cells: list[str]) -> Row:
+    return of_protection(protection, cells, name=formats.arm_label(protection, strength))
 
 
-def _row(arms: Sequence[ArmRecord]) -> dict[str, Any]:
-    first = arms[0]
-    return {
-        "name": arm_name(first.protection, first.strength),
-        "colour": colour(first.protection),
-        "cells": _cells(arms),
-    }
-
-
-def _cells(arms: Sequence[ArmRecord]) -> list[str]:
+def _with_range(result: LandscapeResult, entry: Entry) -> list[str]:
     """The mean of each measure, and the least and the greatest rise."""
-    cells = {key: _cell(key, mean_of(arms, key)) for key in _KEYS}
-    rises = sorted(measures(arm)["rise"] or 0.0 for arm in arms)
-    if len(arms) > 1:
-        cells["rise"] += f" ({signed(rises[0])} to {signed(rises[-1])})"
+    key = (entry["protection"], entry["strength"])
+    mine = [arm for arm in result.arms if (arm.protection, arm.strength) == key and not arm.is_diverged]
+    rises = sorted(measures(arm)["rise"] or 0.0 for arm in mine)
+    cells = dict(zip(_ON_PAGE, _cells(_means(entry), _ON_PAGE), strict=True))
+    if len(rises) > 1:
+        cells["rise"] += f" ({formats.signed(rises[0])} to {formats.signed(rises[-1])})"
     return list(cells.values())
+
+
+def _means(entry: Entry) -> dict[str, float | None]:
+    return {key: mean_of(entry, key) for key in _ON_PAGE}
+
+
+def _cells(found: Mapping[str, float | None], keys: Iterable[str]) -> list[str]:
+    return [_cell(key, found[key]) for key in keys]
 
 
 def _cell(key: str, value: float | None) -> str:
     if value is None:
-        return "–"
+        return formats.NOTHING
     if key.startswith("share"):
-        return points(value, 0)
+        return formats.points(value, 0)
     if key in {"rise", "predicted"}:
-        return signed(value)
-    return f"{value:.1f}" if key == "distance" else f"{value:.3f}"
+        return formats.signed(value)
+    return decimal(value, 1 if key == "distance" else 3)
 
 
 def _progress(result: LandscapeResult) -> tuple[int, int]:
     """Records that are made, and those that are asked for."""
     return len(result.arms) + len(result.surfaces), len(places(result.config))
-
-
-def _diverged(result: LandscapeResult) -> str:
-    lost = [arm for arm in result.arms if arm.is_diverged]
-    told = [f"{arm_name(arm.protection, arm.strength)} with seed {arm.seed}" for arm in lost]
-    return f"Diverged, and in no mean: {listed(told)}. A lower learning rate may help." if told else ""

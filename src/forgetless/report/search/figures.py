@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from forgetless.errors import InputError
-from forgetless.report.canvas import BAND, FONT, INK, colour, colours, grid, place_legends, title_figure
+from forgetless.report.canvas import BAND, FONT, INK, colour, colours, finish, grid
 from forgetless.report.formats import arm_label
 from forgetless.report.search.findings import curves_title
 from forgetless.search.result import FORGETTING, MULTI_MODEL, REWARD, SearchResult
@@ -58,11 +58,9 @@ def forgetting_curves(result: SearchResult) -> Figure:
         ax.yaxis.set_major_locator(MaxNLocator(5))
         quantity = {REWARD: unit.reward, MULTI_MODEL: unit.name}.get(key, f"err₂ − err₁, {unit.name}")
         ax.set_ylabel(quantity, fontsize=9.5, **FONT)
-    for ax in axes[-2:]:
-        ax.set_xlabel("epoch", fontsize=10, **FONT)
     labels = {name: arm_label(name, result.config.options_of(name).strength_or_none) for name in result.protections}
-    place_legends(figure, colours(labels), [Patch(facecolor=BAND, alpha=0.55, label="averaged in the tables")])
-    title_figure(figure, curves_title(result))
+    shaded = Patch(facecolor=BAND, alpha=0.55, label="averaged in the tables")
+    finish(figure, curves_title(result), "epoch", lines=colours(labels), style=[shaded])
     return figure
 
 

@@ -4,14 +4,7 @@ from collections.abc import Mapping
 
 from forgetless.forgetting import ROUNDING
 from forgetless.protection import BASELINE
-from forgetless.report.formats import (
-    control_of,
-    counted,
-    in_sentence,
-    is_control,
-    main_of,
-    with_protection,
-)
+from forgetless.report.formats import control_of, counted, in_sentence, is_control, main_of, with_protection
 from forgetless.report.sentences import compared, doubts, missing_arm, prevented, so_far, unmatched, with_and_without
 from forgetless.search.records import SearchSummary
 from forgetless.search.result import FORGETTING, REWARD, SearchResult
@@ -30,11 +23,7 @@ def main_protection(result: SearchResult) -> str | None:
 
 
 def search_headline(result: SearchResult) -> str:
-    """What was found, in a few sentences; the first says the most.
-
-    Args:
-        result: Records, all or some of those asked for.
-    """
+    """What was found, in a few sentences; the first says the most."""
     return " ".join(headline_sentences(result))
 
 

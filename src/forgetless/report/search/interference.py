@@ -1,8 +1,7 @@
-"""Picture, table and file of who overwrites whom, from what `forgetless.search.measure_arms` returned."""
+"""Picture and table of who overwrites whom, from what `forgetless.search.measure_arms` returned."""
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -12,16 +11,13 @@ from rich import table as rich
 
 from forgetless.errors import InputError
 from forgetless.interference import Interference, InterferenceRecord
-from forgetless.records import plain
-from forgetless.report.canvas import FONT, INK, QUIET, grid, label_outer_axes, title_figure
+from forgetless.report.canvas import FONT, INK, QUIET, finish, grid
 from forgetless.report.formats import NOTHING, arm_label, bracketed, points
 from forgetless.report.table import Table, in_terminal, table_of
-from forgetless.runs import INTERFERENCE, RunFolder, read_sealed, write_sealed
 from forgetless.search.result import SearchResult
 from forgetless.tasks import Unit
 
 _HEIGHTS = (5.0, 4.5, 3.5)  # inches of a row of one, two and three panels
-_DOTS_PER_INCH = 150
 
 
 def interference_map(result: SearchResult, arms: Sequence[InterferenceRecord]) -> Figure:
@@ -63,14 +59,14 @@ def interference_map(result: SearchResult, arms: Sequence[InterferenceRecord]) -
             axis.set_major_locator(MaxNLocator(8, integer=True))
         for spine in ax.spines.values():
             spine.set_visible(False)
-    label_outer_axes(figure, "model evaluated, i", "model trained, j")
+    batches = arms[0].num_batches
+    span = f"{batches} batches" if batches > 1 else "batch"
+    title = f"How much worse off a model is if another trains on the next {span} instead of itself"
+    finish(figure, title, "model evaluated, i", "model trained, j")
     bar = figure.colorbar(mesh, ax=axes, fraction=0.04, pad=0.02, aspect=25)
     bar.set_label(f"worse off by, {unit.name}", fontsize=9.5, **FONT)
     bar.ax.tick_params(colors=QUIET, labelcolor=INK, labelsize=9, labelfontfamily="DejaVu Sans")
     bar.outline.set_visible(False)
-    batches = arms[0].num_batches
-    span = f"{batches} batches" if batches > 1 else "batch"
-    title_figure(figure, f"How much worse off a model is if another trains on the next {span} instead of itself")
     return figure
 
 
@@ -88,15 +84,7 @@ def _part_title(unit: Unit, found: Interference) -> str:
 
 
 def interference_table(result: SearchResult, arms: Sequence[InterferenceRecord]) -> rich.Table:
-    """The numbers of every arm, at most 80 columns wide.
-
-    Args:
-        result: The search.
-        arms: As `measure_arms` returns them, at least one.
-
-    Returns:
-        The table, for `rich.console.Console.print`.
-    """
+    """The numbers of every arm, at most 80 columns wide."""
     title = f"Who overwrites whom, {result.unit.name}, seed {arms[0].seed} after {arms[0].epochs} epochs"
     return in_terminal([_table(result, arms, title)], _notes(arms))
 
@@ -126,55 +114,3 @@ def _notes(arms: Sequence[InterferenceRecord]) -> list[str]:
     if lost := [f"{arm.protection} {arm.num_diverged}" for arm in arms if arm.num_diverged]:
         notes.append(f"Pairs that diverged, left out: {', '.join(lost)}.")
     return notes
-
-
-def write_interference(result: SearchResult, arms: Sequence[InterferenceRecord], run: RunFolder, folder: Path) -> Path:
-    """Write interference.json and its picture.
-
-    Args:
-        result: The search.
-        arms: As `measure_arms` returns them, at least one.
-        run: The folder of the search.
-        folder: Where; made if there is none.
-
-    Returns:
-        The path of the picture.
-
-    Raises:
-        OSError: If a file cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    picture = (folder / INTERFERENCE).with_suffix(".png")
-    interference_map(result, arms).savefig(picture, dpi=_DOTS_PER_INCH)
-    write_sealed(folder / INTERFERENCE, {"arms": plain(arms)}, run.header.digest)
-    return picture
-
-
-def load_interference(folder: RunFolder) -> list[InterferenceRecord]:
-    """What `write_interference` left in a run folder; empty if nothing was measured.
-
-    Args:
-        folder: The run.
-
-    Raises:
-        InputError: If the file is damaged.
-    """
-    path = folder.path / INTERFERENCE
-    if not path.is_file():
-        return []
-    try:
-        arms = read_sealed(path, folder.header.digest)["arms"]
-        found = [InterferenceRecord.from_dict(arm, "measurements of interference", str(path)) for arm in arms]
-        return [_measured(record) for record in found]
-    except InputError as error:
-        raise InputError(f"{error} Measure again, or remove it.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"Expected measurements of interference in {path}, but it is damaged. Measure again or remove it."
-        ) from error
-
-
-def _measured(record: InterferenceRecord) -> InterferenceRecord:
-    """The same, with all that can be computed from errors and changes computed from them."""
-    names = ("seed", "protection", "epochs", "num_batches")
-    return InterferenceRecord.of(record.found, **{name: getattr(record, name) for name in names})

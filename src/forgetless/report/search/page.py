@@ -24,14 +24,7 @@ from forgetless.report.search.interference import interference_map, page_table
 from forgetless.report.table import Row, Table, in_terminal, of_protection, table_of
 from forgetless.search import make_space
 from forgetless.search.records import DerivedRecord, EpochRecord, SearchSummary
-from forgetless.search.result import (
-    FORGETTING,
-    MULTI_MODEL,
-    REDUCTIONS,
-    REWARD,
-    SearchResult,
-    epochs_text,
-)
+from forgetless.search.result import FORGETTING, MULTI_MODEL, REDUCTIONS, REWARD, SearchResult, epochs_text
 from forgetless.tasks.base import decimal
 
 _LOSSES = ("mean", "best 5", "maximum")
@@ -49,14 +42,7 @@ _OF_EPOCHS = {
 
 
 def search_table(result: SearchResult) -> rich.Table:
-    """What each protection did to forgetting, and what came of the search, over seeds; at most 80 columns wide.
-
-    Args:
-        result: Records, all or some of those asked for.
-
-    Returns:
-        The table, for `rich.console.Console.print`.
-    """
+    """What each protection did to forgetting, and what came of the search, over seeds; at most 80 columns wide."""
     unit, summary, trains = result.unit, result.summary(), result.config.trains_shared_weights
     parts = []
     if summary and trains:
@@ -265,13 +251,8 @@ def _derived_rows(result: SearchResult) -> list[tuple[Row, str]]:
     """A line per search, and the architecture that it derived."""
     keys = ("reward", "derived_validation_error", "derived_test_error", "random_test_error")
     records = [r for name in result.protections for r in sorted(result.derived(name), key=lambda r: int(r.seed))]
-    return [
-        (
-            of_protection(r.protection, [str(r.seed), *(_number(result, key, getattr(r, key)) for key in keys)]),
-            r.architecture,
-        )
-        for r in records
-    ]
+    cells = [[str(r.seed), *(_number(result, key, getattr(r, key)) for key in keys)] for r in records]
+    return [(of_protection(r.protection, its), r.architecture) for r, its in zip(records, cells, strict=True)]
 
 
 def _epoch_rows(result: SearchResult, keys: Mapping[str, str]) -> list[Row]:

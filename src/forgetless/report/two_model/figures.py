@@ -1,9 +1,10 @@
 """The pictures of a two-model run, from its records alone.
 
-Every function takes the result and returns a new `matplotlib.figure.Figure`, 9 inches wide; pyplot and the global
-settings are left alone. A protection has the same colour in every picture. Where a protection was run at several α,
-the pictures other than `trade_off` show the one that `chosen_strength` picks on validation data, and the control arm
-that is matched to it.
+Every function takes the result, with all or some of the runs asked for, and returns a new `matplotlib.figure.Figure`,
+9 inches wide, with a panel per number of shared layers and convergence; without runs it raises `InputError`. pyplot and
+the global settings are left alone. A protection has the same colour in every picture. Where a protection was run at
+several α, the pictures other than `trade_off` show the one that `chosen_strength` picks on validation data, and the
+control arm that is matched to it.
 """
 
 import math
@@ -14,18 +15,18 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from forgetless.errors import InputError
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.experiments.two_model.records import RunRecord
+from forgetless.experiments.two_model.selection import Group, Panel
 from forgetless.forgetting import Interval, mean_interval
 from forgetless.options import number
 from forgetless.protection import BASELINE, PROTECTIONS
 from forgetless.report import canvas, formats
 from forgetless.report.sentences import with_and_without
-from forgetless.report.two_model.shown import Group, Panel, Shown, mean_forgetting, panel_name
+from forgetless.report.two_model.shown import Shown, panel_name
 
 _MOST_COLUMNS = 3
 _MODELS = (("accuracy_a_after", "-"), ("accuracy_b", "--"))
@@ -38,15 +39,6 @@ def accuracy_curves(result: TwoModelResult) -> Figure:
     Figures 1 and 3 of arXiv:1902.08232: one panel per number of shared layers and convergence of A. Lines are means
     over seeds, bands their least and greatest; A is solid with a band, the model in training dashed without. The
     dotted line is A's accuracy before, averaged over all runs of the panel.
-
-    Args:
-        result: Runs, all or some of those asked for.
-
-    Returns:
-        The figure.
-
-    Raises:
-        InputError: If there are no runs.
     """
     shown = _shown(result)
     figure, axes = _grid(shown, height=(4.6, 3.5, 2.9), shared="y")
@@ -63,32 +55,22 @@ def accuracy_curves(result: TwoModelResult) -> Figure:
         ax.set_xlim(0, max(run.curve.iteration[-1] for run in here))
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         canvas.percent_axis(ax, limits)
-    canvas.label_outer_axes(figure, f"training iterations of {shown.later}", "test accuracy, %")
     dashed = f"the model in training ({shown.later})" if shown.is_chain else "B"
     style: list[Artist] = [
-        Line2D([], [], color=canvas.QUIET, linewidth=2.0, label="A"),
-        Line2D([], [], color=canvas.QUIET, linewidth=1.3, linestyle="--", label=dashed),
-        Line2D([], [], color=canvas.INK, linewidth=0.9, linestyle=(0, (1, 2)), label="A before"),
+        canvas.line("A", color=canvas.QUIET, linewidth=2.0),
+        canvas.line(dashed, color=canvas.QUIET, linewidth=1.3, linestyle="--"),
+        canvas.line("A before", color=canvas.INK, linewidth=0.9, linestyle=(0, (1, 2))),
     ]
-    canvas.place_legends(figure, canvas.colours(_labels(shown)), style)
-    canvas.title_figure(figure, f"While {shown.later} train{'' if shown.is_chain else 's'}, A {_losses(shown)}")
+    title = f"While {shown.later} train{'' if shown.is_chain else 's'}, A {_losses(shown)}"
+    at = f"training iterations of {shown.later}"
+    canvas.finish(figure, title, at, "test accuracy, %", canvas.colours(shown.labels), style)
     return figure
 
 
 def forgetting_bars(result: TwoModelResult) -> Figure:
-    """Points of test accuracy that A loses under each protection: mean over seeds, 95 % interval, single seeds.
-
-    Args:
-        result: Runs, all or some of those asked for.
-
-    Returns:
-        The figure: a panel per number of shared layers and convergence.
-
-    Raises:
-        InputError: If there are no runs.
-    """
+    """Points of test accuracy that A loses under each protection: mean over seeds, 95 % interval, single seeds."""
     shown = _shown(result)
-    arms = list(_labels(shown))
+    arms = list(shown.labels)
     bar = 0.34 * len(arms)
     figure, axes = _grid(shown, height=(bar + 1.0, bar + 0.8, bar + 0.8), shared="both")
     limits = canvas.limits_of([value for group in shown.groups() for value in group.values("forgetting")])
@@ -101,11 +83,10 @@ def forgetting_bars(result: TwoModelResult) -> Figure:
         ax.axvline(0, color=canvas.INK, linewidth=0.9, zorder=3)
         ax.set_xlim(*limits)
         ax.set_ylim(len(arms) - 0.5, -0.5)
-        ax.set_yticks(range(len(arms)), _labels(shown).values())
+        ax.set_yticks(range(len(arms)), shown.labels.values())
         ax.tick_params(axis="y", length=0, pad=9, labelcolor=canvas.INK)
         ax.grid(visible=False, axis="y")
-    canvas.label_outer_axes(figure, "points of accuracy A lost", "")
-    canvas.title_figure(figure, _bars_title(shown))
+    canvas.finish(figure, _bars_title(shown), "points of accuracy A lost")
     return figure
 
 
@@ -151,15 +132,15 @@ def trade_off(result: TwoModelResult, protection: str | None = None) -> Figure:
         if len(strengths) > 1 and chosen is not None:
             ax.axvline(chosen, color=canvas.BAND, linewidth=7, zorder=0.5)
         canvas.percent_axis(ax, limits)
-    axis = f"{formats.strength_axis(protection)} of {formats.label(protection)}"
-    canvas.label_outer_axes(figure, axis, "test accuracy at the end, %")
     colours = canvas.colours({name: formats.arm_label(name) for name in drawn})
-    canvas.place_legends(figure, colours, _strength_legend(protection, several=len(strengths) > 1))
     here = [group for panel in panels for group in shown.groups(panel) if group.protection == protection]
     kept, learned = (formats.span(g.mean(key) for g in here) for key, _ in _MODELS)
-    symbol = formats.symbol_of(protection)
+    symbol, several = formats.symbol_of(protection), len(strengths) > 1
     told = f"At {symbol} = {number(chosen or 0)}, A ends at {kept} % and B at {learned} %"
-    canvas.title_figure(figure, told if len(strengths) > 1 else f"{told}; a trade-off takes several values of {symbol}")
+    title = told if several else f"{told}; a trade-off takes several values of {symbol}"
+    axis = f"{formats.strength_axis(protection)} of {formats.label(protection)}"
+    style = _strength_legend(protection, several=several)
+    canvas.finish(figure, title, axis, "test accuracy at the end, %", colours, style)
     return figure
 
 
@@ -167,18 +148,9 @@ def chain_forgetting(result: TwoModelResult) -> Figure:
     """Points of test accuracy that each model of a chain lost by the end, per protection.
 
     Mean over seeds with 95 % interval and single seeds. The last model is left out: nothing is trained after it.
-
-    Args:
-        result: Runs, all or some of those asked for, of two or more models.
-
-    Returns:
-        The figure: a panel per number of shared layers and convergence.
-
-    Raises:
-        InputError: If there are no runs.
     """
     shown = _shown(result)
-    models, order = shown.letters[:-1], list(_labels(shown))
+    models, order = shown.letters[:-1], list(shown.labels)
     everything = [model.forgetting for g in shown.groups() for run in g.runs for model in run.models]
     figure, axes = _grid(shown, height=(3.8, 3.2, 2.8), shared="y")
     limits, width = canvas.limits_of([100 * value for value in everything]), 0.8 / len(order)
@@ -194,14 +166,14 @@ def chain_forgetting(result: TwoModelResult) -> Figure:
         ax.set_xticks(range(len(models)), models)
         ax.tick_params(axis="x", length=0, pad=7, labelcolor=canvas.INK)
         ax.grid(visible=False, axis="x")
-    canvas.label_outer_axes(figure, "model, in the order of training", "forgetting, points")
-    canvas.place_legends(figure, canvas.colours(_labels(shown)), [])
     free, kept = (
-        [mean_forgetting(g.runs) for g in shown.groups() if g.protection == name] for name in (BASELINE, shown.main)
+        [g.mean("mean_forgetting") for g in shown.groups() if g.protection == name] for name in (BASELINE, shown.main)
     )
     told = f"The models before the last lose {formats.span(free or kept)} points on average"
     how = f", {formats.span(kept)} {formats.with_label(shown.main)}" if free and kept and shown.main else ""
-    canvas.title_figure(figure, told + (" without protection" if free else "") + how)
+    title = told + (" without protection" if free else "") + how
+    colours = canvas.colours(shown.labels)
+    canvas.finish(figure, title, "model, in the order of training", "forgetting, points", colours)
     return figure
 
 
@@ -237,11 +209,6 @@ def _columns(panels: Sequence[Panel]) -> int:
         if columns <= _MOST_COLUMNS:
             return columns
     return 2 if len(panels) == 4 else min(len(panels), _MOST_COLUMNS)
-
-
-def _labels(shown: Shown) -> dict[str, str]:
-    """Protection → its label, of all that is shown."""
-    return {group.protection: group.label for group in shown.groups()}
 
 
 def _widths(found: Sequence[Group]) -> list[float]:
@@ -329,12 +296,12 @@ def _along(shown: Shown, panel: Panel, protection: str | None, strengths: Sequen
 def _strength_legend(protection: str, *, several: bool) -> list[Artist]:
     mark: dict[str, Any] = {"color": canvas.QUIET, "linewidth": 1.8, "marker": "o", "markersize": 5}
     meaning: list[Artist] = [
-        Line2D([], [], label="A", **mark),
-        Line2D([], [], linestyle="--", mfc="white", label="B", **mark),
+        canvas.line("A", **mark),
+        canvas.line("B", linestyle="--", mfc="white", **mark),
     ]
     if several:
         chosen = f"{formats.symbol_of(protection)} chosen on validation data"
-        meaning.append(Line2D([], [], color=canvas.BAND, linewidth=7, label=chosen))
+        meaning.append(canvas.line(chosen, color=canvas.BAND, linewidth=7))
     return meaning
 
 
@@ -388,7 +355,7 @@ def _losses(shown: Shown) -> str:
 
 def _bars_title(shown: Shown) -> str:
     """How much of the forgetting the main protection prevents, over panels."""
-    pairs = [pair[1].summary.reduction for panel in shown.panels if (pair := shown.paired(panel))]
+    pairs = [pair[1].summary.reduction for pair in shown.pairs.values() if pair]
     if not pairs or shown.main is None:
         return f"While {shown.later} trains, A {_losses(shown)}"
     shares = sorted(found.mean for found in pairs if found is not None)

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from forgetless.experiments.two_model import TwoModelResult
-from forgetless.experiments.two_model.records import RunRecord
+from forgetless.experiments.two_model.selection import Panel, Side
 from forgetless.forgetting import Interval, mean_interval
 from forgetless.options import number
 from forgetless.protection import BASELINE
 from forgetless.report import formats
 from forgetless.report.sentences import compared, doubts, missing_arm, prevented, so_far, unmatched
-from forgetless.report.two_model.shown import Panel, Shown, Side, mean_forgetting
+from forgetless.report.two_model.shown import Shown
 from forgetless.tasks import TASKS
 
 _UNIT = TASKS["images"].unit
@@ -27,13 +27,7 @@ def headline(result: TwoModelResult) -> str:
 
     It says how much A lost without and with protection (one that has a control arm, or the first), how much of that
     was prevented, what B pays, what the control arm prevents, and what keeps one from relying on it: a single seed, an
-    interval that includes 0, arms that are missing, runs that are not finished.
-
-    Args:
-        result: The runs, all or some of those asked for.
-
-    Returns:
-        The finding of the one panel, or the range over several panels.
+    interval that includes 0, arms that are missing, runs that are not finished. Over several panels it gives ranges.
     """
     return " ".join(headline_sentences(Shown(result)))
 
@@ -42,7 +36,7 @@ def headline_sentences(shown: Shown) -> list[str]:
     """The sentences of `headline`, at least one."""
     result, main = shown.result, shown.main
     if not result.runs:
-        return [shown.diverged or "No run is finished yet."]
+        return shown.diverged or ["No run is finished yet."]
     finished, diverged = ({run.protection for run in runs} for runs in (result.runs, result.diverged))
     if BASELINE in diverged - finished:
         sentences = ["Without protection every run diverged, so there is nothing to compare with."]
@@ -51,20 +45,20 @@ def headline_sentences(shown: Shown) -> list[str]:
     if main is not None and len(strengths := shown.strengths[main]) > 1:
         chosen = f"{formats.symbol_of(main)} = {number(shown.chosen[main] or 0.0)}"
         sentences.append(f"This is at {chosen}, chosen among {len(strengths)} on validation data.")
-    return so_far([*sentences, *filter(None, [shown.diverged])], shown.progress, "runs")
+    return so_far([*sentences, *shown.diverged], shown.progress, "runs")
 
 
 def finding(shown: Shown, panel: Panel) -> list[str]:
     """A few sentences on one panel: A's loss without and with protection, B's price, and what the control arm says."""
-    pair = shown.paired(panel)
-    if pair is None:
+    pair = shown.pairs[panel]
+    if not pair:
         return _one_arm(shown, panel)
     free, held = pair
     sentences = [_compared(free, held, shown.later)]
     if shown.is_chain:
-        sentences.append(_averaged(shown, *(formats.points(mean_forgetting(arm.runs)) for arm in pair)))
+        sentences.append(_averaged(shown, *(formats.points(arm.mean("mean_forgetting")) for arm in pair)))
     if held.summary.reduction is not None:
-        sentences += doubts(free.summary.forgetting, held.summary.reduction) + _control(shown, panel, free, held)
+        sentences += doubts(free.summary.forgetting, held.summary.reduction) + _control(shown, panel, held)
     return sentences
 
 
@@ -95,7 +89,7 @@ def _missing(present: str) -> str:
 def _compared(free: Side, held: Side, models: str) -> str:
     # Differences of equal accuracies may leave a rounding error in their mean.
     lost, kept = (round(side.summary.forgetting.mean, 9) for side in (free, held))
-    how, price = formats.with_protection(held.summary.protection), _price(held.cost)
+    how, price = formats.with_protection(held.protection), _price(held.cost)
     start = f"Training {models} {_cost(lost)} without protection"
     if held.summary.reduction is None:
         before, after = (
@@ -127,18 +121,17 @@ def _price(cost: float) -> str:
     )
 
 
-def _control(shown: Shown, panel: Panel, free: Side, held: Side) -> list[str]:
+def _control(shown: Shown, panel: Panel, held: Side) -> list[str]:
     """How the protection compares with smaller steps alone, where that arm has the same seeds."""
-    groups = [group for group in shown.groups(panel) if group.protection == formats.control_of(held.summary.protection)]
-    found = {run.seed: run for group in groups for run in group.runs}
-    pairs: list[tuple[RunRecord, RunRecord]] = [(found[run.seed], run) for run in held.runs if run.seed in found]
-    if len(pairs) < len(held.runs):
+    sides = shown.compared(panel, BASELINE, held.protection, formats.control_of(held.protection) or "")
+    if not sides or len(sides[-1].runs) < len(held.runs):
         return []
-    control = shown.against([run for run, _ in pairs], free.runs).summary.reduction
+    control = sides[-1].summary.reduction
     assert control is not None  # since there is one of the held arm, over the same seeds
+    pairs = list(zip(sides[-1].runs, held.runs, strict=True))
     steps = unmatched([(run.mean_step, wanted.mean_step) for run, wanted in pairs], _MATCHED_WITHIN)
     more = mean_interval([run.forgetting - protected.forgetting for run, protected in pairs])
-    name, amount = formats.in_sentence(held.summary.protection), _UNIT.amount(abs(more.mean))
+    name, amount = formats.in_sentence(held.protection), _UNIT.amount(abs(more.mean))
     return [
         compared(
             "The control arm, no protection but smaller steps of the shared weights, prevented "
@@ -152,7 +145,7 @@ def _control(shown: Shown, panel: Panel, free: Side, held: Side) -> list[str]:
 
 
 def _over_panels(shown: Shown) -> list[str]:
-    pairs = [pair for panel in shown.panels if (pair := shown.paired(panel)) is not None]
+    pairs = [pair for pair in shown.pairs.values() if pair]
     if not pairs:
         losses: dict[str, list[float]] = {}
         for group in shown.groups():
@@ -168,12 +161,14 @@ def _over_panels(shown: Shown) -> list[str]:
     sentences = [
         (
             f"In {len(pairs)} settings, training {shown.later} cost A {lost} {_UNIT.name} without protection and "
-            f"{kept} {formats.with_protection(held[0].summary.protection)}: {told}."
+            f"{kept} {formats.with_protection(held[0].protection)}: {told}."
         ),
         f"B pays {f'at most {formats.points(highest)} points' if 100 * highest >= _NOTHING else 'nothing'}.",
     ]
     if shown.is_chain:
-        sentences.append(_averaged(shown, *(formats.span(mean_forgetting(s.runs) for s in arm) for arm in arms)))
+        sentences.append(
+            _averaged(shown, *(formats.span(side.mean("mean_forgetting") for side in arm) for arm in arms))
+        )
     return sentences
 
 

@@ -7,6 +7,7 @@ from rich import table as rich
 
 from forgetless.experiments.two_model import TwoModelConfig, TwoModelResult
 from forgetless.experiments.two_model.records import ArmSummary, RunRecord
+from forgetless.experiments.two_model.selection import Panel
 from forgetless.options import command_line, number
 from forgetless.protection import BASELINE, PROTECTIONS
 from forgetless.report import formats
@@ -14,7 +15,7 @@ from forgetless.report.canvas import picture
 from forgetless.report.table import Row, Table, in_terminal, of_protection
 from forgetless.report.two_model.figures import accuracy_curves, chain_forgetting, forgetting_bars, trade_off
 from forgetless.report.two_model.findings import finding, headline_sentences
-from forgetless.report.two_model.shown import Panel, Shown, panel_name
+from forgetless.report.two_model.shown import Shown, label_of, panel_name
 
 _COLUMNS = ("A before", "A after", "forgetting", "reduction", "B", "B's cost")
 # Of a table that a browser still shows; metrics.jsonl has all.
@@ -27,12 +28,6 @@ def summary_table(result: TwoModelResult) -> rich.Table:
     Accuracies are in per cent and differences in points, with ± half the width of the 95 % interval; a reduction is
     followed by the ends of its interval, rounded outwards. With several panels there is a table for each, under its
     name. The α that the report's figures show is in bold.
-
-    Args:
-        result: Runs, all or some of those asked for.
-
-    Returns:
-        The table, for `rich.console.Console.print`.
     """
     shown = Shown(result)
     columns = (formats.strength_heading(result.config.arms), *_COLUMNS)
@@ -85,10 +80,8 @@ def reduction_cell(entry: ArmSummary, *, on_page: bool, unprotected: bool = True
 
 def _notes(shown: Shown) -> list[str]:
     """How to read it, and what is missing."""
-    summary, notes = shown.result.summary(), formats.unfinished(shown.progress, "runs")
+    summary, notes = shown.result.summary(), formats.unfinished(shown.progress, "runs") + shown.diverged
     seeds = max((entry.num_seeds for entry in summary), default=0)
-    if shown.diverged:
-        notes.append(shown.diverged)
     if seeds > 1:
         notes.append(f"In % and points of test accuracy; ± and [ ]: 95 % interval over {seeds} seeds.")
     elif seeds:
@@ -211,7 +204,7 @@ def _model_rows(shown: Shown, panel: Panel) -> list[Row]:
                 for key in ("accuracy_before", "accuracy_after", "forgetting")
             ]
             cells = [model.model, *(formats.points(mean, 2) for mean in means)]
-            rows.append(of_protection(group.protection, cells, name=group.label))
+            rows.append(of_protection(group.protection, cells, name=label_of(group)))
     return rows
 
 
@@ -237,12 +230,12 @@ def two_model_comparison(result: TwoModelResult) -> list[list[str]]:
         found = {group.protection: group for group in shown.groups(panel)}
         group = found.get(shown.main or "", next(iter(found.values())))
         cells = [formats.NOTHING] * 4
-        if pair := shown.paired(panel):
+        if pair := shown.pairs[panel]:
             free, held = pair
             lost, kept, cost = (
                 formats.plus_minus(e, 2, 100)
                 for e in (free.summary.forgetting, held.summary.forgetting, held.summary.cost_b)
             )
             cells = [lost, kept, reduction_cell(held.summary, on_page=True), cost]
-        rows.append([panel_name(panel, [panel]), group.label, *cells])
+        rows.append([panel_name(panel, [panel]), label_of(group), *cells])
     return rows
