@@ -261,7 +261,7 @@ def test_the_exact_fisher_is_the_importance_of_wpl_if_asked_for(fisher, monkeypa
     found = []
     consolidate = WeightPlasticity.consolidate
 
-    def noted(self, model, importance):
+    def noted(self, model, importance, **options):
         images, _ = next(two_model.load_task(two_model_config(**SMALL)).batches("importance"))
         expected = torch.zeros_like(model.layers[-1].weight)
         for image in images:
@@ -272,7 +272,7 @@ def test_the_exact_fisher_is_the_importance_of_wpl_if_asked_for(fisher, monkeypa
                 expected += share * gradient.square() / len(images)
         name = next(n for n, p in model.named_parameters() if p is model.layers[-1].weight)
         found.append(torch.allclose(importance[name], expected, rtol=1e-3, atol=1e-8))
-        consolidate(self, model, importance)
+        consolidate(self, model, importance, **options)
 
     monkeypatch.setattr(WeightPlasticity, "consolidate", noted)
     changes = {"iterations": 2, "iterations_a": 20, "protection": ("wpl",)}
