@@ -223,7 +223,7 @@ class Search:
         return self._only
 
     def _train(self, architecture: Any, number: int) -> tuple[TrainingFisher, float, int]:
-        """Train one architecture for its batches; what is to be known of their gradients, mean step, passed over."""
+        """Train one architecture for its batches: its gradients, mean step, and how many batches were skipped."""
         config = self.config
         steps = MeanStep(self._shared)
         gradients = TrainingFisher(dict(self._evidence.bound(architecture).named_parameters()))
