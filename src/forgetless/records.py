@@ -10,8 +10,9 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar, Self, Union, get_args, get_origin
+from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
+from forgetless.errors import InputError
 from forgetless.schema import Measured, expect_type, shape_of
 
 
@@ -51,6 +52,27 @@ class Record:
         expect_type(values, cls, what, where)
         made: Self = made_of(values, cls)
         return made
+
+
+R = TypeVar("R", bound=Record)
+
+
+def record_of(values: Mapping[str, Any], kinds: Mapping[str, type[R]], experiment: str, where: str) -> R:
+    """The record that a line of a file with records of several kinds holds.
+
+    Args:
+        values: Of the line.
+        kinds: Event → the class of its records.
+        experiment: Whose file it is, for the message.
+        where: The line is, for the message.
+
+    Raises:
+        InputError: If the line is no record of one of these kinds.
+    """
+    event = values.get("event")
+    if not isinstance(event, str) or event not in kinds:
+        raise InputError(f"Expected a record of {experiment} in {where}, but its event is {event!r}.")
+    return kinds[event].from_dict(values, f"a record of {experiment}", where)
 
 
 def plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from forgetless.errors import InputError
 from forgetless.forgetting import Interval
-from forgetless.records import Record
+from forgetless.records import Record, record_of
 from forgetless.runs import METRICS, RunFolder
 from forgetless.schema import Number, expect_place
 from forgetless.search.config import SearchArm, SearchConfig, search_arms
@@ -209,10 +209,8 @@ def search_record(values: Mapping[str, Any], where: str) -> SearchRecord:
     Raises:
         InputError: If it is no record of a search.
     """
-    event = values.get("event")
-    if not isinstance(event, str) or event not in _KINDS:
-        raise InputError(f"Expected a record of search in {where}, but its event is {event!r}.")
-    return _KINDS[event].from_dict(values, "a record of search", where)
+    found: SearchRecord = record_of(values, _KINDS, "search", where)
+    return found
 
 
 def read_records(config: SearchConfig, folder: RunFolder) -> list[SearchRecord]:

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from forgetless.errors import InputError
 from forgetless.experiments.landscape.config import LandscapeConfig
-from forgetless.records import Record
+from forgetless.records import Record, record_of
 from forgetless.runs import METRICS, RunFolder
 from forgetless.schema import Number, expect_place
 
@@ -94,7 +93,7 @@ class ArmRecord(Record):
 
 LandscapeRecord = SurfaceRecord | ArmRecord
 
-_KINDS: dict[object, type[SurfaceRecord] | type[ArmRecord]] = {kind.event: kind for kind in (SurfaceRecord, ArmRecord)}
+_KINDS: dict[str, type[LandscapeRecord]] = {kind.event: kind for kind in (SurfaceRecord, ArmRecord)}
 
 Place = tuple[int, str, float | None]
 """Seed, protection and strength; of a plane seed, nothing and None."""
@@ -140,10 +139,7 @@ def read_records(config: LandscapeConfig, folder: RunFolder) -> list[LandscapeRe
     found: list[LandscapeRecord] = []
     for line, values in enumerate(folder.records(), start=1):
         where = f"line {line} of {folder.path / METRICS}"
-        event = values.get("event")
-        if not isinstance(event, str) or event not in _KINDS:
-            raise InputError(f"Expected a record of landscape in {where}, but its event is {event!r}.")
-        record = _KINDS[event].from_dict(values, "a record of landscape", where)
+        record: LandscapeRecord = record_of(values, _KINDS, "landscape", where)
         place = place_of(record)
         what = f"{record.event} {place[1]} {'' if place[2] is None else place[2]}".strip()
         expect_place(place, allowed, seen, f"{what} of seed {record.seed}", where)
