@@ -49,14 +49,14 @@ class RunKind(ABC, Generic[C, R]):
     comparison_note: ClassVar[str] = ""
 
     @staticmethod
-    @abstractmethod
-    def device(config: C) -> str:
+    def device(config: Any) -> str:
         """Where it trains."""
+        return str(config.run.device)
 
     @staticmethod
-    @abstractmethod
-    def data(config: C) -> str:
+    def data(config: Any) -> str:
         """What it trains on."""
+        return str(config.data.name)
 
     @staticmethod
     @abstractmethod
@@ -112,7 +112,7 @@ class RunKind(ABC, Generic[C, R]):
         """
         from forgetless.experiments.pieces import run_in_pieces, wants_pieces
 
-        if cls.pieces(config) and wants_pieces(config, folder):
+        if wants_pieces(config, folder) and cls.pieces(config):
             return run_in_pieces(cls, config, folder, on_progress=on_progress, on_record=on_record)
         return cls.make(config, folder, on_progress=on_progress, on_record=on_record)
 

@@ -39,16 +39,6 @@ class SearchRun(RunKind[SearchConfig, "SearchResult"]):
     )
 
     @staticmethod
-    def device(config: SearchConfig) -> str:
-        """Of its supernet."""
-        return config.run.device
-
-    @staticmethod
-    def data(config: SearchConfig) -> str:
-        """Of its task."""
-        return config.data.name
-
-    @staticmethod
     def check(config: SearchConfig) -> None:
         """Refuse missing data and sizes that do not fit the memory."""
         from forgetless.search.setup import check_memory, load_task

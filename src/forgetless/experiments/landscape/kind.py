@@ -29,16 +29,6 @@ class LandscapeRun(RunKind[LandscapeConfig, "LandscapeResult"]):
     title: ClassVar[str] = "Landscapes"
 
     @staticmethod
-    def device(config: LandscapeConfig) -> str:
-        """Of both models."""
-        return config.run.device
-
-    @staticmethod
-    def data(config: LandscapeConfig) -> str:
-        """Of both models."""
-        return config.data.name
-
-    @staticmethod
     def check(config: LandscapeConfig) -> None:
         """Refuse missing data and sizes that do not fit the memory."""
         from forgetless.experiments.landscape.running import check

@@ -35,16 +35,6 @@ class TwoModelRun(RunKind[TwoModelConfig, "TwoModelResult"]):
     )
 
     @staticmethod
-    def device(config: TwoModelConfig) -> str:
-        """Of all models."""
-        return config.run.device
-
-    @staticmethod
-    def data(config: TwoModelConfig) -> str:
-        """Of all models."""
-        return config.data.name
-
-    @staticmethod
     def check(config: TwoModelConfig) -> None:
         """Refuse missing data and sizes that do not fit the memory."""
         from forgetless.experiments.two_model.running import check_memory, load_task
