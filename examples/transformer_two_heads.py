@@ -90,7 +90,7 @@ def run(alpha: float, steps: int = 300) -> tuple[float, float, float]:
     size = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
     trunk = BertModel(BertConfig(vocab_size=WORDS + 2, max_position_embeddings=LENGTH, **size), add_pooling_layer=False)
     model_a, model_b = Reader(trunk, len(PARTS)), Reader(trunk, 50)
-    plasticity = WeightPlasticity(trunk.parameters(), alpha=alpha)
+    plasticity = WeightPlasticity(trunk, alpha=alpha)
 
     train(model_a, torch.optim.AdamW(model_a.parameters(), lr=1e-3), verses[train_split], parts[train_split], steps)
     before = accuracy(model_a, verses[test_split], parts[test_split])

@@ -32,7 +32,7 @@ def run(alpha: float) -> tuple[float, float, float]:
     trunk = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
     model_a = nn.Sequential(trunk, nn.Linear(64, 10))
     model_b = nn.Sequential(trunk, nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-    plasticity = WeightPlasticity(trunk.parameters(), alpha=alpha)
+    plasticity = WeightPlasticity(trunk, alpha=alpha)
 
     train(model_a, torch.optim.Adam(model_a.parameters(), lr=0.005), digits.train)
     before = accuracy(model_a)

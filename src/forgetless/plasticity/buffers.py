@@ -184,7 +184,7 @@ class BufferWatch:
         warnings.warn(
             f"forgetless holds the shared parameters, but {type(module).__name__}.{name} beside them is changed by "
             "training, too, and is not held. Pass the shared modules: WeightPlasticity(module), see "
-            "docs/optimizers.md.",
+            "docs/shared-weights.md.",
             stacklevel=6,
         )
 
