@@ -42,7 +42,7 @@ class PlasticityCallback(Callback):
 
     >>> from torch import nn
     >>> trunk = nn.Linear(2, 2)
-    >>> callback = PlasticityCallback(WeightPlasticity(trunk.parameters(), alpha=1e5))
+    >>> callback = PlasticityCallback(WeightPlasticity(trunk, alpha=1e5))
     >>> trainer = Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)  # then trainer.fit(...)
     """
 
