@@ -1,5 +1,6 @@
 """Pages of `forgetless compare`: protections beside each other in searches whose cells a benchmark judges."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -215,11 +216,11 @@ def on_shared_weights(result: ComparisonResult) -> list[Cells]:
 def gains(result: ComparisonResult) -> list[tuple[Row, Interval, float]]:
     """How much better than random the architectures are that each search selected, with an interval, and p."""
     # Each seed's search is a run of its own there; here they are the seeds of one.
-    records = [{**record, "run": ""} for record in result.evaluations]
+    records = [dataclasses.replace(record, run="") for record in result.evaluations]
     lower = result.lower_is_better(Measure.FOUND_MEAN)
-    found = {Row(r["strategy"], r["protection"]): r for r in summarise(records, lower_is_better=lower)}
-    tested = [row for row in result.ranked if row.is_search and found[row]["p"] is not None]
-    return [(row, Interval(**found[row]["gain"]), found[row]["p"]) for row in tested]
+    found = {Row(each.strategy, each.protection): each for each in summarise(records, lower_is_better=lower)}
+    entries = [(row, found[row]) for row in result.ranked if row.is_search]
+    return [(row, entry.gain, entry.p) for row, entry in entries if entry.gain is not None and entry.p is not None]
 
 
 def against_random(result: ComparisonResult) -> dict[str, tuple[Interval, float]]:

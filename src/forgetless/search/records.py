@@ -60,6 +60,7 @@ class EpochRecord(Record):
 
     event: ClassVar[str] = "epoch"
     flat: ClassVar[str] = "strategy"
+    prefix: ClassVar[str] = "strategy_"
 
     seed: int
     protection: str
@@ -93,9 +94,8 @@ class EpochRecord(Record):
         Args:
             key: Such as `penalty` or `strategy_mean_reward`.
         """
-        prefix = f"{self.flat}_"
-        is_own = key.startswith(prefix)
-        found: float | None = self.strategy.get(key.removeprefix(prefix)) if is_own else getattr(self, key)
+        is_own = key.startswith(self.prefix)
+        found: float | None = self.strategy.get(key.removeprefix(self.prefix)) if is_own else getattr(self, key)
         return found
 
 

@@ -1,12 +1,12 @@
 """The result of a search: its records by epoch, and a summary per protection over seeds."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from forgetless.forgetting import Interval, mean_interval, reduction
+from forgetless.forgetting import Interval, interval_of_known, mean_interval, reduction
 from forgetless.search.config import SearchConfig, search_arms
 from forgetless.search.records import DerivedRecord, EpochRecord, SearchRecord, SearchSummary
 from forgetless.tasks import TASKS, Unit
@@ -99,7 +99,7 @@ class SearchResult:
         return [record for record in self._all_derived if protection in {None, record.protection}]
 
     def seeds(self, protection: str) -> list[int]:
-        """The seeds of which a protection has all epochs; without epochs, those that handed something over.
+        """The seeds of which a protection has all epochs; without epochs, those that selected something.
 
         Args:
             protection: The protection.
@@ -197,7 +197,7 @@ class SearchResult:
         entry: dict[str, Any] = {}
         for key, reduced in REDUCTIONS.items():
             mine = self.by_seed(protection, key, self.forgetting_epochs)
-            entry[key] = _interval(mine.values())
+            entry[key] = interval_of_known(mine.values())
             entry[reduced] = self._reduction(protection, key, mine)
         epochs = [record for seed in self.seeds(protection) for record in self.epochs(protection, seed)]
         derived = self.derived(protection)
@@ -208,10 +208,10 @@ class SearchResult:
             protection=protection,
             num_seeds=len(self.seeds(protection)),
             **entry,
-            reward=_interval(self.by_seed(protection, REWARD, self.last_quarter).values()),
-            derived_test_error=_interval(mine for mine, _ in errors),
-            random_test_error=_interval(drawn for _, drawn in errors),
-            gain=_interval(drawn - mine for mine, drawn in errors if mine is not None and drawn is not None),
+            reward=interval_of_known(self.by_seed(protection, REWARD, self.last_quarter).values()),
+            derived_test_error=interval_of_known(mine for mine, _ in errors),
+            random_test_error=interval_of_known(drawn for _, drawn in errors),
+            gain=interval_of_known(drawn - mine for mine, drawn in errors if mine is not None and drawn is not None),
             num_models=sum(record.num_models for record in epochs),
             num_diverged=sum(record.num_diverged for record in epochs),
             seconds=math.fsum(seconds),
@@ -239,9 +239,3 @@ class SearchResult:
         one, other = (self.by_seed(name, key, epochs) for name in (first, second))
         both = sorted(set(one) & set(other))
         return mean_interval([one[seed] - other[seed] for seed in both]) if both else None
-
-
-def _interval(values: Iterable[float | None]) -> Interval | None:
-    """Over those that are there; None where none is."""
-    present = [value for value in values if value is not None]
-    return mean_interval(present) if present else None

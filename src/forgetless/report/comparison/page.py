@@ -11,7 +11,6 @@ from forgetless.comparison import Measure, Row
 from forgetless.comparison.result import ComparisonResult
 from forgetless.errors import InputError
 from forgetless.evaluation.benchmark import task_difference
-from forgetless.forgetting import Interval
 from forgetless.report import table
 from forgetless.report.canvas import picture
 from forgetless.report.comparison.figures import colour_of, forgetting_against_quality
@@ -75,7 +74,7 @@ def _in_terminal(cell: Cell, signs: int) -> Text:
 def comparison_tables(result: ComparisonResult) -> list[dict[str, Any]]:
     """The same as titles, columns and rows, for the page."""
     asked = result.config.measures
-    measure = result.about.get("measure", "not judged yet").replace("_", " ") + in_per_cent(result)
+    measure = (result.about.measure if result.about else "not judged yet").replace("_", " ") + in_per_cent(result)
     better = f"{'smaller' if result.lower_is_better(Measure.FOUND_MEAN) else 'larger'} is better"
     rank = (Measure.TAU, Measure.TAU_TOP, Measure.SECONDS)
     parts = {
@@ -103,9 +102,9 @@ def _column(result: ComparisonResult, measure: Measure) -> tuple[str, dict[Row, 
         divisor, unit = (1.0, "s") if most < 100 else (60.0, "min") if most < 6000 else (3600.0, "h")
         scale, name = 1 / divisor, f"{name}, {unit}"
     digits, best = decimals(intervals.values(), scale), result.best(measure)
-    tests = {row: result.test(row, measure) or {"mark": None} for row in intervals}
+    marks = {test.row: test.mark for test in result.tests if test.measure == measure}
     return name, {
-        row: Cell(plus_minus(interval, digits, scale), tests[row]["mark"], row in best)
+        row: Cell(plus_minus(interval, digits, scale), marks.get(row), row in best)
         for row, interval in intervals.items()
     }
 
@@ -161,7 +160,7 @@ def _lacking(result: ComparisonResult) -> list[str]:
     for row in result.ranked:
         unfinished = sum(name.startswith(f"{row.strategy}/") for name in result.missing)
         wanted = result.config.search.run.seeds - unfinished
-        is_judged = any(record["strategy"] == row.strategy for record in result.evaluations)
+        is_judged = any(record.strategy == row.strategy for record in result.evaluations)
         measures = {
             "quality": (Measure.FOUND_MEAN, is_judged),
             "forgetting": (Measure.FORGETTING, row.is_search),
@@ -227,12 +226,11 @@ def _tests(result: ComparisonResult) -> list[list[str]]:
     """Every test: of what, which row, against which, the difference in the unit of its column, and both p."""
     rows = []
     for test in result.tests:
-        measure, difference = Measure(test["measure"]), Interval(**test["difference"])
-        scale = scale_of(result, measure)
-        names = [str(Row(*test[side])) for side in ("row", "reference")]
-        p_values = [probability(test[name]) for name in ("p", "adjusted_p")]
-        shown = plus_minus(difference, decimals([difference], scale), scale)
-        rows.append([measure.replace("_", " "), *names, shown, *p_values, test["mark"] or ""])
+        scale = scale_of(result, test.measure)
+        shown = plus_minus(test.difference, decimals([test.difference], scale), scale)
+        p_values = map(probability, (test.p, test.adjusted_p))
+        name = test.measure.replace("_", " ")
+        rows.append([name, str(test.row), str(test.reference), shown, *p_values, test.mark or ""])
     return rows
 
 
