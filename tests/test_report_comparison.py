@@ -332,5 +332,5 @@ def test_the_page_has_the_tables_of_the_terminal():
     found = tested["found mean", "uniform, wpl", "uniform, none"]
     assert found[0].startswith(f"−{-difference:.1f}")
     assert found[1:] == ["0.008", "0.016", "better"]
-    cells = section["tables"][0]["rows"][0]["cells"]
+    cells = section["tables"][0].rows[0].cells
     assert (cells[0].mark, cells[0].is_best, cells[0].signs) == ("better", True, "*✓")

@@ -17,7 +17,6 @@ from forgetless.search.result import SearchResult
 from forgetless.strategies import STRATEGIES
 from forgetless.tasks import Unit
 
-_FORGETTING = (Measure.FORGETTING, Measure.FORGETTING_BEST, Measure.FORGETTING_MAX, Measure.MULTI_MODEL)
 _LARGER_IS_BETTER = (Measure.SURPASSES, Measure.TAU, Measure.TAU_TOP)
 
 
@@ -48,6 +47,11 @@ class ComparisonResult:
     def num_units(self) -> int:
         """How many strategies times seeds were asked for."""
         return len(self.config.strategies) * self.config.search.run.seeds
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many of these are finished, and how many were asked for."""
+        return self.num_units - len(self.missing), self.num_units
 
     def lower_is_better(self, measure: Measure) -> bool:
         """Whether smaller values of a measure are better.
@@ -82,7 +86,7 @@ class ComparisonResult:
             row: Of which.
             measure: What.
         """
-        if measure in _FORGETTING:
+        if measure.is_forgetting:
             return self.searches[row.strategy].by_seed(row.protection, measure, self.forgetting_epochs(row.strategy))
         mine = [record for record in self.evaluations if (record.strategy, record.protection) == row]
         found = {record.seed: record.number(measure) for record in sorted(mine, key=lambda record: record.seed)}
@@ -120,6 +124,28 @@ class ComparisonResult:
         best = max((sign * mean for mean in means.values()), default=0.0)
         is_told = len(means) > 1 and measure.is_tested
         return {row for row, mean in means.items() if sign * mean == best} if is_told else set()
+
+    @property
+    def lacking(self) -> list[tuple[str, Row, int, int]]:
+        """Rows of which a number is a mean over fewer seeds than were finished.
+
+        Returns:
+            Which number (`quality`, `forgetting`, `τ`), of which row, seeds that gave it, and seeds that were finished.
+        """
+        found = []
+        for row in self.ranked:
+            unfinished = sum(name.startswith(f"{row.strategy}/") for name in self.missing)
+            wanted = self.config.search.run.seeds - unfinished
+            is_judged = any(record.strategy == row.strategy for record in self.evaluations)
+            measures = {
+                "quality": (Measure.FOUND_MEAN, is_judged),
+                "forgetting": (Measure.FORGETTING, row.is_search),
+                "τ": (Measure.TAU, is_judged and row.is_search and Measure.TAU in self.config.measures),
+            }
+            for name, (measure, is_expected) in measures.items():
+                if is_expected and (count := len(self.values(row, measure))) < wanted:
+                    found.append((name, row, count, wanted))
+        return found
 
     @cached_property
     def tests(self) -> list[DifferenceTest]:

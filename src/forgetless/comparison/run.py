@@ -32,7 +32,6 @@ from forgetless.records import Record
 from forgetless.runs import (
     CONFIG,
     EVALUATION,
-    METRICS,
     RunFolder,
     write_sealed,
     writing_to,
@@ -183,9 +182,7 @@ def read_failures(folder: RunFolder, config: ComparisonConfig) -> dict[str, str]
     """
     names = {unit.key for unit in units(folder, config)}
     reasons = {}
-    for line, values in enumerate(folder.records(), start=1):
-        where = f"line {line} of {folder.path / METRICS}"
-        record = FailureRecord.from_dict(values, "a record of compare", where)
+    for record, where in folder.read_records(functools.partial(FailureRecord.from_dict, what="a record of compare")):
         if record.unit not in names:
             raise InputError(f"Expected a search of this comparison in {where}, but got {record.unit!r}.")
         reasons[record.unit] = record.reason

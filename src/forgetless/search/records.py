@@ -226,9 +226,8 @@ def read_records(config: SearchConfig, folder: RunFolder) -> list[SearchRecord]:
     Raises:
         InputError: If a line is damaged, no record, or not one that the configuration makes at this place.
     """
-    path = folder.path / METRICS
-    records = [search_record(values, f"line {i} of {path}") for i, values in enumerate(folder.records(), start=1)]
-    check_records(config, records, str(path))
+    records = [record for record, _ in folder.read_records(search_record)]
+    check_records(config, records, str(folder.path / METRICS))
     return records
 
 

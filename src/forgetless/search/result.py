@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from forgetless.forgetting import Interval, interval_of_known, mean_interval, reduction
+from forgetless.protection import main_of
 from forgetless.search.config import SearchConfig, search_arms
 from forgetless.search.records import DerivedRecord, EpochRecord, SearchRecord, SearchSummary
 from forgetless.tasks import TASKS, Unit
@@ -223,6 +224,56 @@ class SearchResult:
         if protection == "none" or not mine or not set(mine) <= set(free):
             return None
         return reduction(list(mine.values()), [free[seed] for seed in mine])
+
+    @property
+    def main(self) -> str | None:
+        """The protection that findings are about, of those with a finished seed; None if none has one."""
+        return main_of(name for name in self.protections if self.seeds(name))
+
+    def by_epoch(self, protection: str, key: str) -> dict[int, list[float]]:
+        """Epoch → a quantity over seeds, as far as it is known.
+
+        Args:
+            protection: Whose.
+            key: Of a record.
+        """
+        found: dict[int, list[float]] = {}
+        for record in self.epochs(protection):
+            if (value := record.number(key)) is not None:
+                found.setdefault(record.epoch, []).append(value)
+        return found
+
+    def best_derived(self, protection: str) -> DerivedRecord | None:
+        """That of the seed with the lowest validation error after training from scratch; None without one.
+
+        Args:
+            protection: Whose.
+        """
+        found = [(record.derived_validation_error, record) for record in self.derived(protection)]
+        judged = [(error, record) for error, record in found if error is not None]
+        return min(judged, key=lambda pair: pair[0])[1] if judged else None
+
+    @property
+    def seconds_by_phase(self) -> dict[str, float]:
+        """Phase → wall clock over all records, the longest first."""
+        phases: dict[str, float] = {}
+        for each in [*(epoch.seconds for epoch in self.epochs()), *(derived.seconds for derived in self.derived())]:
+            for phase, seconds in each.items():
+                phases[phase] = phases.get(phase, 0.0) + seconds
+        return dict(sorted(phases.items(), key=lambda item: -item[1]))
+
+    def paired(self, first: str, second: str, key: str, epochs: range) -> list[float]:
+        """Means of a quantity under two protections, over the seeds that both have; empty if there is none.
+
+        Args:
+            first: One protection.
+            second: The other.
+            key: Of a record.
+            epochs: Over which it is averaged, from 0.
+        """
+        arms = [self.by_seed(name, key, epochs) for name in (first, second)]
+        seeds = sorted(set.intersection(*map(set, arms)))
+        return [sum(arm[seed] for seed in seeds) / len(seeds) for arm in arms] if seeds else []
 
     def difference(self, first: str, second: str, key: str, epochs: range) -> Interval | None:
         """A quantity under one protection minus that under another, seed by seed.

@@ -1,12 +1,13 @@
 """The records of a landscape: per seed one of the plane with A's loss, then one of each arm."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from forgetless.experiments.landscape.config import LandscapeConfig
 from forgetless.forgetting import Interval
 from forgetless.records import Record, record_of
-from forgetless.runs import METRICS, RunFolder
+from forgetless.runs import RunFolder
 from forgetless.schema import Number, expect_place
 
 Numbers = list[Number]
@@ -215,6 +216,11 @@ def places(config: LandscapeConfig) -> list[Place]:
     return [place for each in own.values() for place in each]
 
 
+def _record(values: Mapping[str, Any], where: str) -> LandscapeRecord:
+    found: LandscapeRecord = record_of(values, _KINDS, "landscape", where)
+    return found
+
+
 def read_records(config: LandscapeConfig, folder: RunFolder) -> list[LandscapeRecord]:
     """The records of a landscape's folder.
 
@@ -230,9 +236,7 @@ def read_records(config: LandscapeConfig, folder: RunFolder) -> list[LandscapeRe
     """
     allowed, seen = dict.fromkeys(places(config), 1), dict[Any, int]()
     found: list[LandscapeRecord] = []
-    for line, values in enumerate(folder.records(), start=1):
-        where = f"line {line} of {folder.path / METRICS}"
-        record: LandscapeRecord = record_of(values, _KINDS, "landscape", where)
+    for record, where in folder.read_records(_record):
         place = place_of(record)
         what = f"{record.event} {place[1]} {'' if place[2] is None else place[2]}".strip()
         expect_place(place, allowed, seen, f"{what} of seed {record.seed}", where)

@@ -12,7 +12,6 @@ from forgetless.report.formats import label, plus_minus, probability
 
 _ENOUGH = 3  # decimals
 _QUALITY = (Measure.FOUND_MEAN, Measure.FOUND_BEST, Measure.REGRET)
-FORGETTING = (Measure.FORGETTING, Measure.FORGETTING_BEST, Measure.FORGETTING_MAX, Measure.MULTI_MODEL)
 
 _VERDICTS = {
     Measure.FOUND_MEAN: ("quality", "Significantly better architectures", "Significantly worse ones"),
@@ -25,8 +24,8 @@ def headline_sentences(result: ComparisonResult) -> list[str]:
     first = result.ranked[0]
     interval = result.interval(first, Measure.FOUND_MEAN)
     if interval is None:
-        done = result.num_units - len(result.missing)
-        return [f"Nothing has been judged yet: {done} of {result.num_units} searches are finished."]
+        done, wanted = result.progress
+        return [f"Nothing has been judged yet: {done} of {wanted} searches are finished."]
     scale = scale_of(result, Measure.FOUND_MEAN)
     number = plus_minus(interval, decimals([interval], scale), scale) + in_per_cent(result).removeprefix(" in")
     told = [f"{_named(first)} selects the best architectures: {quality_name(result)} {number}."]
@@ -71,7 +70,7 @@ def _in_general(result: ComparisonResult, test: DifferenceTest) -> str:
 
 def scale_of(result: ComparisonResult, measure: Measure) -> float:
     """Shares of wrong images are shown in per cent; everything else is as it is recorded."""
-    is_share = measure in FORGETTING or (measure in _QUALITY and result.lower_is_better(Measure.FOUND_MEAN))
+    is_share = measure.is_forgetting or (measure in _QUALITY and result.lower_is_better(Measure.FOUND_MEAN))
     return result.unit.scale if is_share else 1.0
 
 

@@ -2,8 +2,8 @@
 
 from forgetless.experiments.landscape.result import LandscapeResult
 from forgetless.forgetting import Interval
-from forgetless.protection import BASELINE
-from forgetless.report.formats import NOTHING, arm_label, main_of, points, signed, with_protection
+from forgetless.protection import BASELINE, main_of
+from forgetless.report.formats import NOTHING, arm_label, points, signed, with_protection
 from forgetless.report.sentences import diverged
 
 
