@@ -196,7 +196,7 @@ def label(row: Row) -> str:
 def rows_of(part: Table, result: ComparisonResult) -> list[Cells]:
     """The rows of a table of the report."""
     return [
-        {"": label(ranked)} | {c: f"{cell.text}{cell.signs}" for c, cell in zip(part.columns, row.cells, strict=True)}
+        {"": label(ranked)} | dict(zip(part.columns, map(str, row.cells), strict=True))
         for ranked, row in zip(result.ranked, part.rows, strict=True)
     ]
 

@@ -31,6 +31,9 @@ class Cell(NamedTuple):
         """The marks as characters."""
         return BEST * self.is_best + _MARKS[self.mark][0]
 
+    def __str__(self) -> str:
+        return f"{self.text}{self.signs}"
+
 
 @dataclass(frozen=True)
 class Row:
