@@ -104,9 +104,9 @@ def measured(experiment: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print and write."""
-    options = timing.parser(__doc__, rounds=1)
-    options.add_argument("--only", help="the run of this name")
-    options = options.parse_args()
+    command = timing.parser(__doc__, rounds=1)
+    command.add_argument("--only", help="the run of this name")
+    options = command.parse_args()
     timing.prepare(options.threads)
     found = {name: measured(*case) for name, case in CASES.items() if options.only in (None, name)}
     table = Table(title=f"checkpoints, and what they cost at --checkpoint-every {DEFAULT}", title_justify="left")

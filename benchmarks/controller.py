@@ -7,6 +7,8 @@ from them, on one thread.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import timing
 
@@ -14,6 +16,12 @@ from forgetless.spaces.cell import CellSpace
 from forgetless.spaces.nas201 import Nas201Space
 from forgetless.spaces.recurrent import RecurrentSpace
 from forgetless.strategies.enas import EnasStrategy
+
+
+def propose_singly(strategy: EnasStrategy[Any], number: int) -> None:
+    """One architecture at a time."""
+    for _ in range(number):
+        strategy.propose(1)
 
 
 def main() -> None:
@@ -30,12 +38,12 @@ def main() -> None:
         ("cell, 5 blocks", CellSpace(5)),
         ("nas201", Nas201Space()),
     ):
-        strategy = EnasStrategy(space)
+        strategy: EnasStrategy[Any] = EnasStrategy(space)
         batch, rewards = strategy.propose(n), [index / n for index in range(n)]
         functions: dict[str, Callable[[], object]] = {
-            f"propose {n} × 1": lambda s=strategy: [s.propose(1) for _ in range(n)],
-            f"propose {n}": lambda s=strategy: s.propose(n),
-            f"learn {n}": lambda s=strategy, b=batch, r=rewards: s.learn(b, r),
+            f"propose {n} × 1": partial(propose_singly, strategy, n),
+            f"propose {n}": partial(strategy.propose, n),
+            f"learn {n}": partial(strategy.learn, batch, rewards),
         }
         tables[title] = timing.compare(functions, options.rounds)
     timing.report("controller", tables, options.rounds, options.json)

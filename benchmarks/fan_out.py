@@ -8,6 +8,7 @@ each, the start of processes or of Ray included.
 """
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
@@ -53,7 +54,7 @@ def main() -> None:
             results, failures = run_trainings(trainings, TrainingStore(folder), **way)
             seconds[name] = time.perf_counter() - start
         assert not failures, failures
-        found[name] = [{key: value for key, value in (r or {}).items() if key != "seconds"} for r in results]
+        found[name] = [dataclasses.replace(result, seconds=0.0) for result in results if result is not None]
     first = next(iter(found.values()))
     same = {name: sum(a == b for a, b in zip(results, first, strict=True)) for name, results in found.items()}
     table = Table(title=f"{len(trainings)} trainings of {options.batches} batches", title_justify="left")

@@ -9,12 +9,15 @@ loss of a batch and its gradient.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch.nn.functional as F
 from timing import Batch, Timing, compare, in_batches, mnist_or_random, parser, prepare, report
 from torch import nn
 
 from forgetless import diagonal_fisher
+
+FisherKind = Literal["empirical", "monte_carlo", "exact", "batch"]
 
 
 def mlp() -> nn.Module:
@@ -39,11 +42,11 @@ def forward_backward(model: nn.Module, batches: list[Batch]) -> None:
     """The yardstick: the gradient of each batch's mean loss."""
     for inputs, labels in batches:
         model.zero_grad(set_to_none=True)
-        F.cross_entropy(model(inputs), labels).backward()
+        F.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
     model.zero_grad(set_to_none=True)
 
 
-def measure(model: nn.Module, batches: list[Batch], rounds: int, kinds: tuple[str, ...]) -> list[Timing]:
+def measure(model: nn.Module, batches: list[Batch], rounds: int, kinds: tuple[FisherKind, ...]) -> list[Timing]:
     """Times of the kinds beside the yardstick's."""
     functions: dict[str, Callable[[], object]] = {"forward and backward": partial(forward_backward, model, batches)}
     for kind in kinds:
@@ -53,15 +56,15 @@ def measure(model: nn.Module, batches: list[Batch], rounds: int, kinds: tuple[st
 
 def main() -> None:
     """Measure, print and write."""
-    options = parser(__doc__, rounds=20)
-    options.add_argument("--examples", type=int, default=10_000, help="for the MLP (default %(default)s)")
-    options.add_argument("--cnn-examples", type=int, default=2_000, help="for the CNN (default %(default)s)")
-    options = options.parse_args()
+    command = parser(__doc__, rounds=20)
+    command.add_argument("--examples", type=int, default=10_000, help="for the MLP (default %(default)s)")
+    command.add_argument("--cnn-examples", type=int, default=2_000, help="for the CNN (default %(default)s)")
+    options = command.parse_args()
     prepare(options.threads)
     images, labels, data = mnist_or_random(options.examples)
     batches = in_batches(images, labels, 1000)
     few = in_batches(images[: options.cnn_examples], labels[: options.cnn_examples], 64)
-    kinds = ("empirical", "monte_carlo", "batch")
+    kinds: tuple[FisherKind, ...] = ("empirical", "monte_carlo", "batch")
     tables = {
         f"MLP 784-512-512-512-10, {options.examples:,} examples of {data}, batch 1000": measure(
             mlp(), batches, options.rounds, (*kinds, "exact")

@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from itertools import cycle, islice
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
 
 def protected(model: nn.Module, optimizer: Optimizer, num_earlier: int) -> WeightPlasticity:
     """Attach the protection of the hidden layers' weights, on behalf of so many earlier models."""
+    assert isinstance(model, nn.Sequential)
     hidden = dict(model[:-1].named_parameters())
     plasticity = WeightPlasticity(hidden.values(), alpha=1e4).attach(optimizer)
     for _ in range(num_earlier):
@@ -42,7 +44,7 @@ def train(model: nn.Module, optimizer: Optimizer, batches: list[Batch]) -> None:
     """One step per batch."""
     for inputs, labels in batches:
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(model(inputs), labels).backward()
+        F.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 
@@ -66,7 +68,9 @@ def small_weights(make_optimizer: Callable[[nn.Module], Optimizer], rounds: int)
     start = nn.ParameterList(nn.Parameter(torch.randn(8, 8, generator=draw)) for _ in range(10_000))
     functions: dict[str, Callable[[], object]] = {}
     keep_alive = []
-    for name, strength in {"plain": None, "alpha 10⁴": {"alpha": 1e4}, "tolerance 0.01": {"tolerance": 0.01}}.items():
+    protections: dict[str, dict[str, Any] | None] = {"plain": None}
+    protections |= {"alpha 10⁴": {"alpha": 1e4}, "tolerance 0.01": {"tolerance": 0.01}}
+    for name, strength in protections.items():
         model = copy.deepcopy(start)
         for weight in model:
             weight.grad = torch.randn(8, 8, generator=draw)
@@ -81,9 +85,9 @@ def small_weights(make_optimizer: Callable[[nn.Module], Optimizer], rounds: int)
 
 def main() -> None:
     """Measure, print and write."""
-    options = parser(__doc__, rounds=40)
-    options.add_argument("--steps", type=int, default=20, help="training steps in a round (default %(default)s)")
-    options = options.parse_args()
+    command = parser(__doc__, rounds=40)
+    command.add_argument("--steps", type=int, default=20, help="training steps in a round (default %(default)s)")
+    options = command.parse_args()
     prepare(options.threads)
     images, labels, data = mnist_or_random(10_000)
     batches = list(islice(cycle(in_batches(images, labels, 128)[:-1]), options.steps))

@@ -8,7 +8,7 @@ takes the next of several architectures that are drawn uniformly.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import cycle
 
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forgetless.spaces.recurrent import RecurrentSpace
+from forgetless.spaces.recurrent import RecurrentArchitecture, RecurrentSpace
 from forgetless.spaces.recurrent.supernet import RecurrentSupernet
 
 NUM_NODES = (6, 12)
@@ -51,7 +51,7 @@ def training_step(model: nn.Module, loss: Callable[[], Tensor]) -> None:
     """Forward and backward."""
     model.train()
     model.zero_grad()
-    loss().backward()
+    loss().backward()  # type: ignore[no-untyped-call]
 
 
 def controller_step(model: nn.Module, loss: Callable[[], Tensor]) -> None:
@@ -79,7 +79,11 @@ def models_and_losses(options: argparse.Namespace) -> dict[str, tuple[nn.Module,
             fused=not options.plain,
         )
         cells = cycle([space.sample(generator) for _ in range(options.architectures)])
-        found[f"{num_nodes} nodes"] = (supernet, lambda s=supernet, c=cells: s.loss(inputs, targets, next(c))[0])
+
+        def loss(supernet: RecurrentSupernet = supernet, cells: Iterator[RecurrentArchitecture] = cells) -> Tensor:
+            return supernet.loss(inputs, targets, next(cells))[0]
+
+        found[f"{num_nodes} nodes"] = (supernet, loss)
     return found
 
 

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import timing
 
@@ -56,7 +57,7 @@ def search(path: Path, seeds: int, epochs: int) -> RunFolder:
 def two_model(path: Path, seeds: int) -> RunFolder:
     """A two-model run whose records are those of a committed one, over and over."""
     committed = RunFolder(HERE / "two-model" / "mnist-crossed-adam")
-    known = {}
+    known: dict[str, list[dict[str, Any]]] = {}
     for record in committed.records():
         known.setdefault(record["protection"], []).append(record)
     options = dict(committed.header.options)
@@ -76,7 +77,7 @@ def peak_mb() -> float:
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
-def measure(path: str, answer) -> None:
+def measure(path: str, answer: Any) -> None:
     """In a process of its own: read, judge and draw."""
     before = peak_mb()
     started = time.perf_counter()

@@ -50,7 +50,7 @@ def compare(functions: Mapping[str, Callable[[], object]], rounds: int, warmup: 
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(-warmup, rounds):
-        for name in functions if turn % 2 else reversed(functions):
+        for name in functions if turn % 2 else reversed(list(functions)):
             start = time.perf_counter()
             functions[name]()
             if turn >= 0:
@@ -81,7 +81,7 @@ def mnist_or_random(num_examples: int) -> tuple[Tensor, Tensor, str]:
 
 def in_batches(inputs: Tensor, labels: Tensor, size: int) -> list[Batch]:
     """The examples in order, `size` at a time."""
-    return list(zip(inputs.split(size), labels.split(size), strict=True))
+    return list(zip(torch.split(inputs, size), torch.split(labels, size), strict=True))
 
 
 def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:

@@ -1,8 +1,8 @@
 """Pages of `forgetless compare`: protections beside each other in searches whose cells a benchmark judges."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from page import HERE, Cells, Page, command_block, environment, load, read, run_block, shown, table, time_taken
 
@@ -13,6 +13,7 @@ from forgetless.evaluation.significance import paired_permutation_test
 from forgetless.forgetting import Interval, mean_interval
 from forgetless.report.comparison.page import comparison_notes, comparison_tables
 from forgetless.report.formats import points
+from forgetless.report.table import Table
 from forgetless.search.result import REWARD
 
 SHARE = " 0.01 is one point."
@@ -165,7 +166,7 @@ def compared(name: str, heading: str = "") -> list[str]:
     assert len({row.strategy for row in result.ranked if row.is_search}) == 1, f"rows of {name} need their strategy"
     seconds = [value for row in result.ranked for value in result.values(row, Measure.SECONDS).values()]
     parts = comparison_tables(result)
-    quality, forgetting, ranks = (f"#{heading}# {part['title']}" for part in parts)
+    quality, forgetting, ranks = (f"#{heading}# {part.title}" for part in parts)
     selected, lost, ranked = (rows_of(part, result) for part in parts)
     # A row without a search has nothing to forget and nothing to rank by.
     lost, ranked = ([cells for cells in rows if has_search(result, cells)] for rows in (lost, ranked))
@@ -207,12 +208,11 @@ def label(row: Row) -> str:
     return row.protection if row.is_search else row.strategy
 
 
-def rows_of(part: Mapping[str, Any], result: ComparisonResult) -> list[Cells]:
+def rows_of(part: Table, result: ComparisonResult) -> list[Cells]:
     """The rows of a table of the report."""
     return [
-        {"": label(ranked)}
-        | {c: f"{cell.text}{cell.signs}" for c, cell in zip(part["columns"], row["cells"], strict=True)}
-        for ranked, row in zip(result.ranked, part["rows"], strict=True)
+        {"": label(ranked)} | dict(zip(part.columns, map(str, row.cells), strict=True))
+        for ranked, row in zip(result.ranked, part.rows, strict=True)
     ]
 
 
@@ -230,11 +230,11 @@ def on_shared_weights(result: ComparisonResult) -> list[Cells]:
 def gains(result: ComparisonResult) -> list[tuple[Row, Interval, float]]:
     """How much better than random the architectures are that each search selected, with an interval, and p."""
     # Each seed's search is a run of its own there; here they are the seeds of one.
-    records = [{**record, "run": ""} for record in result.evaluations]
+    records = [dataclasses.replace(record, run="") for record in result.evaluations]
     lower = result.lower_is_better(Measure.FOUND_MEAN)
-    found = {Row(r["strategy"], r["protection"]): r for r in summarise(records, lower_is_better=lower)}
-    tested = [row for row in result.ranked if row.is_search and found[row]["p"] is not None]
-    return [(row, Interval(**found[row]["gain"]), found[row]["p"]) for row in tested]
+    found = {Row(each.strategy, each.protection): each for each in summarise(records, lower_is_better=lower)}
+    entries = [(row, found[row]) for row in result.ranked if row.is_search]
+    return [(row, entry.gain, entry.p) for row, entry in entries if entry.gain is not None and entry.p is not None]
 
 
 def against_random(result: ComparisonResult) -> dict[str, tuple[Interval, float]]:

@@ -107,6 +107,12 @@ def varying(rows: Sequence[Cells], constant: Mapping[str, Callable[[str], str]])
     return only(rows, *kept), f"In every row: {agreed}." if agreed else ""
 
 
+def known(interval: Interval | None) -> Interval:
+    """An interval that a finished run has."""
+    assert interval is not None
+    return interval
+
+
 def shown(interval: Interval | Mapping[str, Any] | None, scale: float, digits: int) -> str:
     """A mean with its interval; with a negative scale its ends change places."""
     if interval is None:

@@ -28,6 +28,8 @@ from forgetless.evaluation.truth import BENCHMARKS, read_truth
 from forgetless.experiments import load_config
 from forgetless.runs import RunFolder, environment, write_atomically
 from forgetless.search import SearchConfig, make_space, shared_weight_rewards
+from forgetless.spaces.nas201 import Nas201Space
+from forgetless.spaces.recurrent import RecurrentSpace
 
 STABLE = 0.1
 NUM_DRAWN = 100
@@ -56,6 +58,7 @@ def with_number_of(names: Iterable[str], cells: Sequence[Any], values: Any) -> d
 def measure(folder: RunFolder) -> dict[str, Any]:
     config, state = trained(folder)
     space = make_space(config)
+    assert isinstance(space, RecurrentSpace)
     truth = read_truth("recurrent-3", space)
     with (BENCHMARKS / "recurrent-3.csv").open(encoding="utf-8") as file:
         rows = csv.DictReader(line for line in file if not line.startswith("#"))
@@ -74,6 +77,7 @@ def measure(folder: RunFolder) -> dict[str, Any]:
 def measure_against(truth_file: str, folder: RunFolder) -> dict[str, Any]:
     config, state = trained(folder)
     space = make_space(config)
+    assert isinstance(space, Nas201Space)
     truth = read_truth(truth_file, space)
     drawn = torch.randperm(len(truth), generator=torch.Generator().manual_seed(0))[:NUM_DRAWN].tolist()
     cells, quality = [truth.architectures[i] for i in drawn], truth.qualities[drawn]

@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from page import HERE, Cells, Page, load, percent, read, run_block, shown, table, time_taken
+from page import HERE, Cells, Page, known, load, percent, read, run_block, shown, table, time_taken
 
 from forgetless.forgetting import Interval
 from forgetless.options import command_line
+from forgetless.protection.wpl import WPLOptions
 from forgetless.report.formats import points
 from forgetless.runs import INTERFERENCE, METRICS
 from forgetless.search.records import EpochRecord
@@ -75,10 +76,12 @@ def page(name: str, *, title: str, question: str, parts: Sequence[str] = ()) -> 
     path, result = HERE / "search" / name, result_of(name)
     of = {s.protection: s for s in result.summary()}
     decimals, unit = (1, "points") if result.unit.scale == 100 else (3, "nats")
-    free, held = (f"{result.unit.scale * of[arm].forgetting_mean.mean:.{decimals}f}" for arm in ("none", "wpl"))
-    prevented, slowed = (of[arm].reduction_mean.mean for arm in ("wpl", "matched-lr"))
-    rewards = difference(result, "wpl")
-    assert rewards is not None
+    lost = (result.unit.scale * known(of[arm].forgetting_mean).mean for arm in ("none", "wpl"))
+    free, held = (f"{mean:.{decimals}f}" for mean in lost)
+    prevented, slowed = (known(of[arm].reduction_mean).mean for arm in ("wpl", "matched-lr"))
+    rewards = known(difference(result, "wpl"))
+    assert rewards.low is not None
+    assert rewards.high is not None
     verdict = "not significantly different" if rewards.low <= 0 <= rewards.high else "significantly different"
     return Page(
         name=f"search-{name}",
@@ -199,12 +202,15 @@ def choice(name: str, records: list[EpochRecord], epochs: range, rewards: range)
 def differences(result: SearchResult, reference: SearchResult) -> str:
     """The strength of a search, and the options in which it differs from its reference, as they are typed."""
     mine, other = result.config, reference.config
+    one, usual_one = (config.options_of("wpl") for config in (mine, other))
+    assert isinstance(one, WPLOptions)
+    assert isinstance(usual_one, WPLOptions)
     pairs = {
         "--strength-decay": (mine.protect.strength_decay, other.protect.strength_decay),
-        "--wpl.rule": (mine.options_of("wpl").rule, other.options_of("wpl").rule),
-        "--wpl.decay": (mine.options_of("wpl").decay, other.options_of("wpl").decay),
+        "--wpl.rule": (one.rule, usual_one.rule),
+        "--wpl.decay": (one.decay, usual_one.decay),
         "--protect": (mine.protect.scope, other.protect.scope),
         "--importance": (mine.importance.source, other.importance.source),
     }
     changes = [f"{flag} {value}" for flag, (value, usual) in pairs.items() if value != usual]
-    return " ".join([f"--wpl.strength {mine.options_of('wpl').strength:g}", *changes])
+    return " ".join([f"--wpl.strength {one.strength:g}", *changes])

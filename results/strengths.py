@@ -20,6 +20,7 @@ from forgetless.options import command_line
 from forgetless.protection import PROTECTIONS
 from forgetless.runs import environment, write_atomically
 from forgetless.search import SearchConfig, run
+from forgetless.search.records import EpochRecord
 
 FOLDER = Path(__file__).parent / "strengths"
 
@@ -68,7 +69,8 @@ def config_of(name: str, protection: str, strength: float) -> SearchConfig:
 
 
 def measure(config: SearchConfig) -> dict[str, Any]:
-    records = [r for r in run(config) if r.epoch >= config.schedule.epochs // 2]
+    epochs = [record for record in run(config) if isinstance(record, EpochRecord)]
+    records = [record for record in epochs if record.epoch >= config.schedule.epochs // 2]
     means = {
         key: statistics.fmean(found) if (found := [v for r in records if (v := r.number(key)) is not None]) else None
         for key in ("error_first", "error_second", "forgetting_mean", "strategy_mean_reward")
@@ -79,8 +81,10 @@ def measure(config: SearchConfig) -> dict[str, Any]:
 def main() -> None:
     name = sys.argv[1]
     path = FOLDER / f"{name}.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"environment": environment()}
-    rows = found.setdefault("rows", [])
+    found: dict[str, Any] = {"environment": environment()}
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = found.setdefault("rows", [])
     known = {(row["protection"], row["strength"]) for row in rows}
     wanted = [
         (p, float(s)) for p, strengths in STRENGTHS[name].items() for s in strengths if (p, float(s)) not in known

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from page import HERE, Cells, Page, load, only, percent, run_block, shown, table, varying
+from page import HERE, Cells, Page, known, load, only, percent, run_block, shown, table, varying
 
 from forgetless.experiments.two_model import TwoModelResult
 from forgetless.experiments.two_model.records import RunRecord
@@ -120,8 +120,8 @@ def relu() -> Page:
 def alpha() -> Page:
     arms = [s for s in result_of("mnist-alpha-adam").summary() if s.protection == "wpl"]
     least = next(s for s in arms if s.strength == 1)
-    more = [s for s in arms if s.strength >= 10]
-    worst = max(abs(s.cost_b.mean) for s in arms)
+    more = [s for s in arms if s.strength is not None and s.strength >= 10]
+    worst = max(abs(known(s.cost_b).mean) for s in arms)
     return Page(
         name="two-model-alpha",
         title="Strength α",

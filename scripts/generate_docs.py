@@ -11,10 +11,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from forgetless.comparison import ComparisonConfig
+from forgetless.comparison import ComparisonConfig, Measure
+from forgetless.comparison.records import ComparisonSummary, DifferenceTest, RowSummary
 from forgetless.comparison.run import FailureRecord
 from forgetless.evaluation.config import EvaluateConfig
+from forgetless.evaluation.records import Evaluation, JudgedBy, JudgedSearch, JudgedSummary
 from forgetless.experiments.landscape import ArmRecord, LandscapeConfig, SurfaceRecord
+from forgetless.experiments.landscape.records import LandscapeSummary
 from forgetless.experiments.two_model import TwoModelConfig
 from forgetless.experiments.two_model.records import ArmSummary, CurveRecord, ModelRecord, RunRecord
 from forgetless.interference import InterferenceRecord
@@ -23,6 +26,7 @@ from forgetless.protection import PROTECTIONS
 from forgetless.records import Record
 from forgetless.search import SearchConfig
 from forgetless.search.records import DerivedRecord, EpochRecord, SearchSummary
+from forgetless.search.scratch import TrainingResult
 from forgetless.spaces import SPACES
 from forgetless.strategies import STRATEGIES
 from forgetless.strategies.base import Strategy
@@ -39,10 +43,19 @@ RECORDS = {
     "epoch": EpochRecord,
     "derived": DerivedRecord,
     "search-summary": SearchSummary,
+    "evaluation": Evaluation,
+    "judged-by": JudgedBy,
+    "judged-search": JudgedSearch,
+    "judged-summary": JudgedSummary,
+    "training": TrainingResult,
     "failed": FailureRecord,
+    "comparison": ComparisonSummary,
+    "row": RowSummary,
+    "difference": DifferenceTest,
     "interference": InterferenceRecord,
     "surface": SurfaceRecord,
     "arm": ArmRecord,
+    "landscape-summary": LandscapeSummary,
 }
 COMMANDS = {
     "two-model": TwoModelConfig,
@@ -93,7 +106,7 @@ def kinds() -> str:
 
 
 def record(kind: type[Record]) -> str:
-    """A table of the keys of a record, from the docstring of its class; those of a strategy's own are not in it."""
+    """A table of the keys of a record, from the docstring of its class, but for those of a field that lies flat."""
     docs = field_docs(kind)
     keys = [field.name for field in dataclasses.fields(kind) if field.name != kind.flat]
     event = [("event", f"(text) `{kind.event}`")] if kind.event else []
@@ -110,6 +123,19 @@ def strategy_keys() -> str:
             found.setdefault(f"`strategy_{key}`", []).append(f"| {name} | {unit} | {_cell(meaning)} |")
     rows = [f"| {key} {row}" for key, rows_ in found.items() for row in rows_]
     return "\n".join(["| key | strategy | unit | meaning |", "|---|---|---|---|", *rows, ""])
+
+
+def measures() -> str:
+    """A table of what a comparison measures, and where that is explained."""
+    rows = []
+    for measure in Measure:
+        is_of_epoch = measure in field_docs(EpochRecord) and not measure.is_quality and measure.is_tested
+        unit, _ = _unit(field_docs(EpochRecord if is_of_epoch else JudgedSearch)[measure])
+        is_tau = measure in {Measure.TAU, Measure.TAU_TOP}
+        of_search = "τ of an entry of `searches`" if is_tau else "as in an entry of `searches`"
+        meaning = "as in the record of an epoch, mean over `forgetting_epochs`" if is_of_epoch else of_search
+        rows.append(f"| `{measure}` | {'τ' if is_tau else unit} | {meaning} |")
+    return "\n".join(["| key | unit | meaning |", "|---|---|---|", *rows, ""])
 
 
 def _keys(entries: list[tuple[str, str]]) -> str:
@@ -138,6 +164,7 @@ def _cell(text: str) -> str:
 MAKERS: dict[str, Callable[[], str]] = {
     "plugins": plugins,
     "kinds": kinds,
+    "measures": measures,
     "strategy-keys": strategy_keys,
     **{f"record-{name}": lambda kind=kind: record(kind) for name, kind in RECORDS.items()},
     **{f"options-{command}": lambda command=command: options(command) for command in COMMANDS},

@@ -10,6 +10,7 @@ import shlex
 from forgetless.comparison import ComparisonConfig
 from forgetless.configuration import NAME
 from forgetless.evaluation.config import EvaluateConfig
+from forgetless.evaluation.records import JudgedSearch
 from forgetless.experiments.landscape import LandscapeConfig
 from forgetless.experiments.two_model import TwoModelConfig
 from forgetless.options import command_options, tables_of
@@ -138,3 +139,20 @@ def derived_record(**values):
     """The record of a derived architecture of which nothing is known but what is given."""
     names = [field.name for field in dataclasses.fields(DerivedRecord)]
     return DerivedRecord(**{**dict.fromkeys(names), "seconds": {}, **values})
+
+
+def judged_search(**values):
+    """How a search was judged, with all keys that a record has."""
+    record = {
+        "run": "runs/one",
+        "strategy": "enas",
+        "seed": 0,
+        "protection": "none",
+        "found": [],
+        "random": [],
+        **dict.fromkeys(("found_mean", "found_best", "random_mean", "random_best"), 0.5),
+        "probability_of_surpassing_random": 0.5,
+        "seconds": 1.0,
+        **dict.fromkeys(("regret", "tau", "tau_unique", "tau_top")),
+    }
+    return JudgedSearch(**record | values)

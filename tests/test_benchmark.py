@@ -14,6 +14,7 @@ from forgetless.evaluation.benchmark import BENCHMARKS, Benchmark, make_benchmar
 from forgetless.evaluation.trainings import TrainingStore
 from forgetless.evaluation.truth import benchmark_names, read_truth
 from forgetless.search import make_space
+from forgetless.search.scratch import TrainingResult
 
 OPERATIONS = ("skip_connect", "nor_conv_1x1")
 TINY = Benchmark(7, search_config(space="nas201", units=2, batch_size=16, operations=OPERATIONS), 2, num_seeds=2)
@@ -70,7 +71,7 @@ def test_what_is_trained_is_not_trained_again(tiny, tmp_path, monkeypatch):
 
 
 def test_a_diverged_training_counts_as_guessing(tiny, tmp_path, monkeypatch):
-    results = [{"validation_error": v, "test_error": v, "parameters": 5, "seconds": 1.0} for v in (0.5, None)]
+    results = [TrainingResult(validation_error=v, test_error=v, parameters=5, seconds=1.0) for v in (0.5, math.nan)]
     monkeypatch.setattr(benchmark, "run_trainings", lambda trainings, store, **_: (results, []))
     line = make_benchmark(tiny, TrainingStore(tmp_path), limit=1).splitlines()[-1]
     assert line.endswith(",0.70000,0.28284,0.70000,0.28284,5,1.00,1")
@@ -79,7 +80,7 @@ def test_a_diverged_training_counts_as_guessing(tiny, tmp_path, monkeypatch):
 def test_a_cross_entropy_above_that_of_guessing_has_diverged(monkeypatch, tmp_path):
     config = search_config(nodes=1, units=2, vocabulary=100, batch_size=4, num_steps=5)
     monkeypatch.setitem(BENCHMARKS, "text", Benchmark(1, config, 2, num_seeds=2))
-    results = [{"validation_error": v, "test_error": 2.0, "parameters": 5, "seconds": 1.0} for v in (3.0, 1e9)]
+    results = [TrainingResult(validation_error=v, test_error=2.0, parameters=5, seconds=1.0) for v in (3.0, 1e9)]
     monkeypatch.setattr(benchmark, "run_trainings", lambda trainings, store, **_: (results, []))
     line = make_benchmark("text", TrainingStore(tmp_path), limit=1).splitlines()[-1]
     mean = (3.0 + math.log(100)) / 2

@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 
-from configs import search_config
+from configs import judged_search, search_config
 from forgetless.cli import main
 from forgetless.evaluation.benchmark import BENCHMARKS, Benchmark
+from forgetless.evaluation.records import Evaluation, JudgedBy, Valued, load_evaluation
 from forgetless.report.evaluation import evaluation_notes
 from forgetless.runs import read_sealed
 from forgetless.spaces.nas201 import Nas201Space
@@ -79,6 +80,7 @@ def test_against_a_truth(searched, truth, tmp_path, capsys):
         assert search["tau"]["num_architectures"] == 30
     assert [entry["num_seeds"] for entry in found["summary"]] == [2, 2]
     assert read_sealed(tmp_path / "evaluation.json") == found
+    assert load_evaluation(tmp_path / "evaluation.json").to_dict() == found
 
 
 def test_a_search_of_another_task_than_the_benchmark_is_told(searched, truth, tmp_path, capsys, monkeypatch):
@@ -161,10 +163,9 @@ def test_the_table_is_whole_at_80_columns(searched, truth, tmp_path, capsys, mon
 
 def test_the_notes_say_how_many_each_search_selected():
     def note(*sizes):
-        searches = [{"found": [["a", 0.5]] * size} for size in sizes]
-        return evaluation_notes(
-            {"about": {"description": "D.", "top": 5}, "searches": searches, "summary": [], "failures": []}
-        )[0]
+        about = JudgedBy(options={}, measure="error", description="D.", lower_is_better=True)
+        searches = [judged_search(found=[Valued("a", 0.5)] * size) for size in sizes]
+        return evaluation_notes(Evaluation(about=about, searches=searches, summary=[], failures=[]))[0]
 
     assert note(5, 5) == "D. Each search selects its 5 best; as many are drawn uniformly."
     assert "its 3 best" in note(3)

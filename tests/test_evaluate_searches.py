@@ -45,71 +45,71 @@ def record_of(ranking, seed=0, top=2, **options):
 
 def test_found_and_random_are_as_many_and_random_ones_depend_on_the_seed_alone():
     record = record_of([CELLS[1], CELLS[3], CELLS[0]])
-    assert record["found"] == [[str(CELLS[1]), 0.1], [str(CELLS[3]), 0.2]]
+    assert record.found == [(str(CELLS[1]), 0.1), (str(CELLS[3]), 0.2)]
     drawn = random_architectures(CONFIG, 0, 2)
-    assert [text for text, _ in record["random"]] == [str(architecture) for architecture in drawn]
-    assert record_of([CELLS[0], CELLS[2]])["random"] == record["random"]
-    assert (record["found_mean"], record["found_best"]) == (pytest.approx(0.15), 0.1)
-    assert record["random_mean"] == pytest.approx(np.mean(errors_of(drawn)))
-    assert len(record_of([CELLS[1]], top=5)["random"]) == 1
+    assert [text for text, _ in record.random] == [str(architecture) for architecture in drawn]
+    assert record_of([CELLS[0], CELLS[2]]).random == record.random
+    assert (record.found_mean, record.found_best) == (pytest.approx(0.15), 0.1)
+    assert record.random_mean == pytest.approx(np.mean(errors_of(drawn)))
+    assert len(record_of([CELLS[1]], top=5).random) == 1
 
 
 def test_regret_and_chance_by_hand():
     """0.2 is worse than one of the four and equal to itself: a draw is worse with probability 2/4, and ½ · 1/4."""
     record = record_of([CELLS[3], CELLS[1]])
-    assert record["regret"] == 0.0
-    assert record["probability_of_surpassing_random"] == pytest.approx(((0.5 + 0.125) + (0.75 + 0.125)) / 2)
-    assert record_of([CELLS[2]])["regret"] == pytest.approx(0.2)
+    assert record.regret == 0.0
+    assert record.probability_of_surpassing_random == pytest.approx(((0.5 + 0.125) + (0.75 + 0.125)) / 2)
+    assert record_of([CELLS[2]]).regret == pytest.approx(0.2)
 
 
 def test_without_a_truth_the_random_ones_stand_for_the_space():
     record = record_of([CELLS[1], CELLS[0]], truth=None)
-    random = [value for _, value in record["random"]]
+    random = [value for _, value in record.random]
     chances = [np.mean([(r > own) + (r == own) / 2 for r in random]) for own in (0.1, 0.4)]
-    assert record["probability_of_surpassing_random"] == pytest.approx(np.mean(chances))
-    assert (record["regret"], record["tau"]) == (None, None)
+    assert record.probability_of_surpassing_random == pytest.approx(np.mean(chances))
+    assert (record.regret, record.tau) == (None, None)
 
 
 def test_ranks_of_shared_weights_are_compared_with_the_truth():
     """Rewards that rank as the errors do, but for one pair of six."""
     record = record_of([CELLS[1]], estimates=Estimates(CELLS, (0.1, 0.9, 0.3, 0.2)))
-    assert record["tau"]["tau"]["mean"] == pytest.approx(4 / 6)
-    assert record["tau"]["num_architectures"] == 4
-    assert record["tau_top"]["tau"] is None
+    assert record.tau.tau.mean == pytest.approx(4 / 6)
+    assert record.tau.num_architectures == 4
+    assert record.tau_top.tau is None
 
 
 def test_larger_may_be_better():
     values = Truth(SPACE, CELLS, ERRORS, np.arange(4), "accuracy", "a table")
     record = record_of([CELLS[0], CELLS[2]], truth=values, lower_is_better=False)
-    assert (record["found_best"], record["regret"]) == (0.4, 0.0)
+    assert (record.found_best, record.regret) == (0.4, 0.0)
 
 
 def test_what_diverged_is_left_out_of_means_and_loses_against_everything():
     known = {cell: math.nan if cell == CELLS[0] else 0.1 for cell in CELLS}
     record = evaluate(search_of([CELLS[0], CELLS[1]]), known, top=2, lower_is_better=True)
-    assert record["found"] == [[str(CELLS[0]), None], [str(CELLS[1]), 0.1]]
-    assert record["found_mean"] == 0.1
+    assert record.to_dict()["found"] == [[str(CELLS[0]), None], [str(CELLS[1]), 0.1]]
+    assert record.found_mean == 0.1
     alone = evaluate(search_of([CELLS[0]]), known, top=1, lower_is_better=True)
-    assert (alone["found_mean"], alone["found_best"]) == (None, None)
+    assert [alone.to_dict()[key] for key in ("found_mean", "found_best")] == [None, None]
 
 
 def test_summary_pairs_the_seeds():
     records = [record_of([CELLS[1]], seed, top=1) for seed in range(6)]
     (entry,) = summarise(records, lower_is_better=True)
-    gains = [record["random_mean"] - record["found_mean"] for record in records]
-    assert entry["gain"]["mean"] == pytest.approx(np.mean(gains))
-    assert entry["num_seeds"] == 6
-    assert entry["test"] == "seeds"
+    gains = [record.random_mean - record.found_mean for record in records]
+    assert entry.gain.mean == pytest.approx(np.mean(gains))
+    assert entry.num_seeds == 6
+    assert entry.test == "seeds"
     # Gains of 0, where the random one is the best as well, have no sign to flip.
-    assert entry["p"] == pytest.approx(0.5 ** sum(gain > 0 for gain in gains))
+    assert entry.p == pytest.approx(0.5 ** sum(gain > 0 for gain in gains))
 
 
 def test_one_seed_is_tested_over_architectures():
     record = record_of([CELLS[1], CELLS[3], CELLS[1]], top=3)
     (entry,) = summarise([record], lower_is_better=True)
-    assert entry["test"] == "architectures"
-    assert 0 < entry["p"] <= 1
-    assert entry["gain"]["low"] is None
+    assert entry.test == "architectures"
+    assert 0 < entry.p <= 1
+    assert entry.gain.low is None
 
 
 def test_finished_searches_are_those_with_a_derived_architecture():

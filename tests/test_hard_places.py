@@ -109,7 +109,7 @@ def test_names_with_nul():
         (f"--seeds {MOST_SEEDS + 1}", f"Expected seeds to be at most {MOST_SEEDS}"),
         ("--iterations 1.5", "Expected --iterations to be a whole number, but got 1.5"),
         ("--shared 2.5", "Expected --shared to be a whole number, but got 2.5"),
-        ("--wpl.strength 1e400", "Expected strength to be finite and at least 0, but got inf"),
+        ("--wpl.strength 1e400", "Expected the strength of wpl to be finite and at least 0, but got inf"),
         ("--protection wpl-tolerance --wpl-tolerance.strength 1e-320", "Expected a tolerance of at least 1e-30"),
         ("--checkpoint-every 9e999s", "Expected a duration such as 10min"),
     ],

@@ -19,7 +19,6 @@ from forgetless.experiments import RUN_KINDS, load_result
 from forgetless.experiments.landscape import ArmRecord, SurfaceRecord, running, walking
 from forgetless.experiments.landscape.plane import Plane, ellipse, plane_through
 from forgetless.experiments.landscape.records import read_records
-from forgetless.experiments.landscape.result import measures
 from forgetless.experiments.landscape.surface import grid_axes, loss_surface
 from forgetless.experiments.two_model import load_task, run
 from forgetless.experiments.two_model.mlp import chain_of_models, shared_parameters
@@ -137,11 +136,11 @@ def test_each_path_starts_at_a_and_the_first_and_the_last_end_in_the_plane(made)
         assert arm.length_in_plane <= arm.length * (1 + 1e-9)
         if arm.protection in {"none", "wpl"}:
             assert arm.outside[-1] < 1e-6
-            assert measures(arm)["share_of_end"] == pytest.approx(1)
+            assert arm.measures.share_of_end == pytest.approx(1)
         if arm.protection == "freeze":
             assert set(arm.x + arm.y + arm.outside) == {0}
             assert set(arm.loss_a) == {arm.loss_a[0]}
-            assert measures(arm)["share_of_length"] is None
+            assert arm.measures.share_of_length is None
 
 
 def test_trainings_are_those_of_two_models(made):
@@ -167,7 +166,7 @@ def test_what_is_expected_is_the_quadratic_of_the_fisher_that_protections_get(ma
     slow = torch.cat([fisher[name].flatten() for name in names]).double()
     move = (walker.ways[0].weights[-1] - torch.cat([weight.detach().flatten() for weight in names.values()])).double()
     assert arm.predicted[-1] == pytest.approx((slow * move**2).sum().item() / 2, rel=1e-5)
-    assert move.norm().item() == pytest.approx(measures(arm)["distance"], rel=1e-6)
+    assert move.norm().item() == pytest.approx(arm.measures.distance, rel=1e-6)
     assert len(shared_parameters(walker.trainer.models)) == len(names)
 
 
@@ -293,7 +292,7 @@ def test_json_has_every_record_and_a_summary(tmp_path, capfd):
     assert main(["landscape", *words.split(), "--output", str(tmp_path / "run")]) == 0
     told = json.loads(capfd.readouterr().out)
     assert without_time(told["records"]) == without_time(RunFolder(tmp_path / "run").records())
-    assert [entry["protection"] for entry in told["summary"]] == ["none", "wpl"]
+    assert [entry.protection for entry in told["summary"]] == ["none", "wpl"]
     assert set(told["summary"][0]["rise"]) == {"mean", "low", "high"}
 
 
@@ -347,7 +346,7 @@ def test_an_arm_that_diverged_is_told_and_in_no_mean(tmp_path):
         lost |= {"length": None, "length_in_plane": None, "loss_b_surface": [[None] * 2] * 2}
         folder.replace_records([*records[:2], records[2] | lost, records[3]])
     result = load_result(folder)
-    assert [entry["protection"] for entry in result.summary()] == ["none", "ewc"]
+    assert [entry.protection for entry in result.summary()] == ["none", "ewc"]
     page = report_html([folder])
     assert "Diverged, and in no mean: elastic" not in page
     assert "Diverged, and in no mean: weight plasticity, α\xa0=\xa010 with seed 0." in page

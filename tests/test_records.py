@@ -1,22 +1,36 @@
 """Records that are whole, but not those of their run."""
 
 import copy
+import json
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs import comparison_config
-from forgetless.comparison import read_failures
+from configs import comparison_config, judged_search
+from forgetless.comparison import Measure, read_failures
+from forgetless.comparison.records import ComparisonSummary
 from forgetless.errors import InputError
+from forgetless.evaluation.config import EvaluationConfig
+from forgetless.evaluation.records import (
+    Evaluation,
+    FailedTraining,
+    JudgedBy,
+    JudgedSearch,
+    Valued,
+    load_evaluation,
+)
 from forgetless.experiments import load_result
 from forgetless.experiments.two_model import arms
 from forgetless.records import plain
-from forgetless.runs import RunFolder
+from forgetless.runs import EVALUATION, RunFolder, read_sealed, write_sealed
 from forgetless.schema import Measured, Number, _predicate, mismatch
 from test_report import made_up as made_up_two_model
+from test_report_comparison import result_of as made_up_comparison
 from test_report_search import made_up as made_up_search
 
 
@@ -147,3 +161,62 @@ KINDS = [
 @given(VALUES, st.sampled_from([*KINDS, list[_Made], int | str, tuple[str, Number]]))
 def test_the_fast_check_says_what_the_one_with_words_says(value, kind):
     assert _predicate(kind)(value) == (mismatch(value, kind) is None)
+
+
+# What searches are judged by, and how they compare
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def test_a_committed_evaluation_is_read_and_written_as_it_was():
+    """It is of an older version, whose options had two more."""
+    path = RESULTS / "compare" / "nas201-digits" / "enas" / "seed-0" / EVALUATION
+    digest = RunFolder(path.parent).header.digest
+    found = load_evaluation(path, digest)
+    assert found.to_dict() == read_sealed(path, digest)
+    assert {"workers", "cluster"} < found.about.options.keys()
+    asked = {name: value for name, value in found.about.options.items() if name not in {"workers", "cluster"}}
+    assert found.about.was_asked_for(EvaluationConfig(**asked))
+    assert not found.about.was_asked_for(EvaluationConfig(**asked | {"top": asked["top"] + 1}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda found: without(found, "summary"), "Expected an evaluation in .*, but it lacks summary"),
+        (lambda found: {**found, "searches": [{}]}, r"it lacks .*run.* in searches\[0\]"),
+        (lambda found: {**found, "failures": [["a", "b", "c"]]}, r"failures\[0\]\[1\] is 'b' where int is expected"),
+        (lambda found: {**found, "about": {**found["about"], "top": 1.5}}, r"about\.top is 1\.5 where"),
+    ],
+)
+def test_a_file_that_is_no_evaluation_is_refused(tmp_path, damage, message):
+    about = JudgedBy(options={"top": 1}, measure="error", description="D.", lower_is_better=True)
+    whole = Evaluation(about=about, searches=[], summary=[], failures=[FailedTraining("a", 0, "no luck")])
+    write_sealed(tmp_path / EVALUATION, whole.to_dict())
+    assert load_evaluation(tmp_path / EVALUATION) == whole
+    write_sealed(tmp_path / EVALUATION, damage(whole.to_dict()))
+    with pytest.raises(InputError, match=message):
+        load_evaluation(tmp_path / EVALUATION)
+
+
+def test_what_diverged_is_null_in_the_file_and_nan_in_the_record():
+    search = judged_search(found=[Valued("a", math.nan)], found_mean=math.nan)
+    values = search.to_dict()
+    assert (values["found"], values["found_mean"]) == ([["a", None]], None)
+    read = JudgedSearch.from_dict(values, "a search", "a test")
+    assert math.isnan(read.found[0].value)
+    assert math.isnan(read.found_mean)
+    assert read.regret is None
+
+
+def test_the_summary_of_a_comparison_is_read_as_it_was_written():
+    summary = made_up_comparison().summary()
+    written = json.loads(json.dumps(summary.to_dict(), allow_nan=False))
+    assert ComparisonSummary.from_dict(written, "a summary", "a test") == summary
+    assert list(written) == ["about", "rows", "tests", "missing"]
+    # The measures lie among the other keys.
+    first = written["rows"][0]
+    assert list(first)[:4] == ["rank", "strategy", "protection", "forgetting_epochs"]
+    assert first["found_mean"].keys() == {"mean", "low", "high"}
+    assert written["tests"][0]["row"] == list(summary.tests[0].row)
+    assert type(summary.tests[0].measure) is Measure

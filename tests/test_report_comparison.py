@@ -3,14 +3,18 @@
 import dataclasses
 import io
 import itertools
+import math
 
 import pytest
 from rich.console import Console
 
-from configs import changed, comparison_config, epoch_record
+from configs import changed, comparison_config, epoch_record, judged_search
 from forgetless.comparison import Measure, Row
 from forgetless.comparison.result import ComparisonResult
 from forgetless.errors import InputError
+from forgetless.evaluation.ranking import RankCorrelation
+from forgetless.evaluation.records import JudgedBy
+from forgetless.forgetting import Interval
 from forgetless.report import comparison_table, forgetting_against_quality
 from forgetless.report.comparison.findings import headline_sentences
 from forgetless.report.comparison.page import comparison_notes, comparison_section, comparison_tables
@@ -36,20 +40,24 @@ QUALITY = {
 
 
 def judged(row, seed, value, larger=0.5):
-    tau = {"tau": {"mean": larger + value, "low": None, "high": None}, "num_architectures": 9}
-    return {
-        "run": f"{row.strategy}/seed-{seed}",
+    tau = RankCorrelation(Interval(larger + value, None, None), 9)
+    return judged_search(
+        run=f"{row.strategy}/seed-{seed}",
         **row._asdict(),
-        "seed": seed,
-        "found_mean": value,
-        "found_best": value - 0.01,
-        "regret": value - 0.1,
-        "probability_of_surpassing_random": larger + value,
-        "tau": tau,
-        "tau_unique": tau,
-        "tau_top": {"tau": None, "num_architectures": 1},
-        "seconds": 100.0,
-    }
+        seed=seed,
+        found_mean=value,
+        found_best=value - 0.01,
+        regret=value - 0.1,
+        probability_of_surpassing_random=larger + value,
+        tau=tau,
+        tau_unique=tau,
+        tau_top=RankCorrelation(None, 1),
+        seconds=100.0,
+    )
+
+
+def judged_by(measure, *, lower_is_better):
+    return JudgedBy(options={}, measure=measure, description="Made up.", lower_is_better=lower_is_better)
 
 
 def epoch(row, seed, number, forgetting):
@@ -79,12 +87,12 @@ def result_of(config=CONFIG, quality=QUALITY, seeds=range(SEEDS), about=None, mi
         ]
         searches[strategy] = SearchResult(config.search_of(strategy), records)
     evaluations = [judged(row, seed, quality[row][seed]) for row in config.rows for seed in seeds]
-    told = {"measure": "test_error", "lower_is_better": True} if about is None else about
-    return ComparisonResult(config, searches, evaluations, told, missing or {})
+    about = about or judged_by("test_error", lower_is_better=True)
+    return ComparisonResult(config, searches, evaluations, about, missing or {})
 
 
 def marks(result, measure):
-    return {row: test["mark"] for row in result.ranked if (test := result.test(row, measure)) is not None}
+    return {row: test.mark for row in result.ranked if (test := result.test(row, measure)) is not None}
 
 
 # The numbers
@@ -92,7 +100,7 @@ def marks(result, measure):
 
 def test_rows_are_ranked_by_what_is_selected():
     assert result_of().ranked == [HELD, ENAS, ENAS_HELD, FREE]
-    larger = result_of(about={"measure": "accuracy", "lower_is_better": False})
+    larger = result_of(about=judged_by("accuracy", lower_is_better=False))
     assert larger.ranked == [FREE, ENAS_HELD, ENAS, HELD]
     assert larger.best(Measure.FOUND_MEAN) == {FREE}
 
@@ -116,9 +124,9 @@ def test_marks_are_those_of_sign_flips_and_holm_by_hand():
     result = result_of()
     for row, reference in ((HELD, FREE), (ENAS_HELD, ENAS)):
         test = result.test(row, Measure.FOUND_MEAN)
-        assert test["reference"] == list(reference)
-        assert test["p"] == pytest.approx(p_values[row])
-        assert test["adjusted_p"] == pytest.approx(adjusted[row])
+        assert test.reference == reference
+        assert test.p == pytest.approx(p_values[row])
+        assert test.adjusted_p == pytest.approx(adjusted[row])
     assert marks(result, Measure.FOUND_MEAN) == {HELD: "better", ENAS_HELD: "worse"}
     # Where larger is better, the same numbers say the opposite.
     assert marks(result, Measure.TAU) == {HELD: "worse", ENAS_HELD: "better"}
@@ -135,7 +143,7 @@ def test_no_mark_where_the_correction_takes_it():
     more = changed(few, protection=("none", "l2", "wpl"))
     quality = {row: [0.1 * i + n for n in NOISE] for i, row in enumerate(more.rows)}
     found = result_of(more, quality, range(7))
-    assert [test["adjusted_p"] for test in found.tests if test["measure"] == "found_mean"] == [4 / 64] * 4
+    assert [test.adjusted_p for test in found.tests if test.measure == "found_mean"] == [4 / 64] * 4
     assert set(marks(found, Measure.FOUND_MEAN).values()) == {None}
     assert "With 7 seeds no difference can be significant." in comparison_notes(found)
     assert "No difference in quality is significant." in headline_sentences(found)
@@ -143,17 +151,17 @@ def test_no_mark_where_the_correction_takes_it():
 
 def test_a_seed_that_one_side_lacks_is_left_out_of_the_test():
     result = result_of()
-    kept = [r for r in result.evaluations if (r["seed"], r["protection"], r["strategy"]) != (2, "wpl", "uniform")]
+    kept = [r for r in result.evaluations if (r.seed, r.protection, r.strategy) != (2, "wpl", "uniform")]
     test = dataclasses.replace(result, evaluations=kept).test(HELD, Measure.FOUND_MEAN)
-    assert test["num_seeds"] == SEEDS - 1
+    assert test.num_seeds == SEEDS - 1
     differences = [QUALITY[HELD][seed] - QUALITY[FREE][seed] for seed in range(SEEDS) if seed != 2]
-    assert test["difference"]["mean"] == pytest.approx(sum(differences) / len(differences))
+    assert test.difference.mean == pytest.approx(sum(differences) / len(differences))
 
 
 def test_forgetting_counts_from_the_first_protected_epoch_for_all_rows():
-    entry = result_of().summary()["rows"][0]
-    assert entry["forgetting_epochs"] == [1, 3]
-    assert entry["seeds"]["forgetting_mean"]["3"] == pytest.approx(forgetting_of(HELD, 3))
+    entry = result_of().summary().rows[0]
+    assert entry.forgetting_epochs == (1, 3)
+    assert entry.seeds["forgetting_mean"]["3"] == pytest.approx(forgetting_of(HELD, 3))
 
 
 def test_another_task_than_the_benchmark_s_is_noted_once():
@@ -168,7 +176,9 @@ def test_a_row_that_lacks_seeds_though_its_searches_ended_is_named():
     result = result_of()
     assert not any("gave no number" in note for note in comparison_notes(result))
     evaluations = [
-        {**r, "found_mean": None} if (r["seed"], r["protection"], r["strategy"]) == (7, "none", "uniform") else r
+        dataclasses.replace(r, found_mean=math.nan)
+        if (r.seed, r.protection, r.strategy) == (7, "none", "uniform")
+        else r
         for r in result.evaluations
     ]
     lacking = dataclasses.replace(result, evaluations=evaluations)
@@ -196,16 +206,16 @@ def test_strategies_are_tested_against_each_other_over_the_same_epochs():
     def result(reference):
         config = changed(CONFIG, reference=reference)
         searches = {name: SearchResult(config.search_of(name), found) for name, found in records.items()}
-        return ComparisonResult(config, searches, [], {}, {})
+        return ComparisonResult(config, searches, [], None, {})
 
     own, shared = result(None), result("uniform")
-    assert [entry["forgetting_epochs"] for entry in own.summary()["rows"]] == [[1, 2], [1, 2], [1, 3], [1, 3]]
-    assert [entry["forgetting_epochs"] for entry in shared.summary()["rows"]] == [[1, 2]] * 4
+    assert [entry.forgetting_epochs for entry in own.summary().rows] == [(1, 2), (1, 2), (1, 3), (1, 3)]
+    assert [entry.forgetting_epochs for entry in shared.summary().rows] == [(1, 2)] * 4
     for row in (ENAS, ENAS_HELD):
         test = shared.test(row, Measure.FORGETTING)
-        assert test["reference"] == list(FREE)
-        assert test["difference"]["mean"] == pytest.approx(0, abs=1e-12)
-        assert test["mark"] is None
+        assert test.reference == FREE
+        assert test.difference.mean == pytest.approx(0, abs=1e-12)
+        assert test.mark is None
     assert "Forgetting: mean over epoch 2. Negative is progress." in comparison_notes(shared)
     assert "  epochs 2 to 3 of enas." in comparison_notes(own)
 
@@ -220,10 +230,10 @@ def with_random():
 def test_random_is_one_row_and_the_reference_of_what_is_unprotected(with_random):
     random = Row("random", "none")
     assert [row for row in with_random.config.rows if row.strategy == "random"] == [random]
-    references = {tuple(t["row"]): tuple(t["reference"]) for t in with_random.tests if t["measure"] == "found_mean"}
+    references = {t.row: t.reference for t in with_random.tests if t.measure == "found_mean"}
     assert references == {FREE: random, ENAS: random, HELD: FREE, ENAS_HELD: ENAS}
     assert marks(with_random, Measure.FOUND_MEAN)[FREE] == "better"
-    assert {tuple(t["row"]) for t in with_random.tests if t["measure"] == "forgetting_mean"} == {HELD, ENAS_HELD}
+    assert {t.row for t in with_random.tests if t.measure == "forgetting_mean"} == {HELD, ENAS_HELD}
     assert with_random.interval(random, Measure.FORGETTING) is None
 
 
@@ -322,5 +332,5 @@ def test_the_page_has_the_tables_of_the_terminal():
     found = tested["found mean", "uniform, wpl", "uniform, none"]
     assert found[0].startswith(f"−{-difference:.1f}")
     assert found[1:] == ["0.008", "0.016", "better"]
-    cells = section["tables"][0]["rows"][0]["cells"]
+    cells = section["tables"][0].rows[0].cells
     assert (cells[0].mark, cells[0].is_best, cells[0].signs) == ("better", True, "*✓")

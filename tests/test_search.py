@@ -442,7 +442,7 @@ def test_control_arm_comes_after_wpl():
         ({"space": "recurent"}, "Did you mean 'recurrent'"),
         ({"space": "nas201", "data": "ptb"}, "Expected data that fits the space nas201, but got 'ptb'"),
         ({"data": "mnist"}, "Expected data that fits the space recurrent, but got 'mnist'"),
-        ({"wpl_strength": math.nan}, "Expected strength to be finite"),
+        ({"wpl_strength": math.nan}, "Expected the strength of wpl to be finite"),
         ({"strength_decay": 1.1}, r"Expected strength_decay in \[0, 1\], but got 1.1"),
         ({"epochs": 0}, "Expected epochs to be at least 1"),
         ({"strategy": "random", "final_samples": 0}, "final_samples of at least 1 for the strategy random, but got 0"),

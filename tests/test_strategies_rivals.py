@@ -40,7 +40,7 @@ def searched(strategy, reward, steps, n=10):
     return strategy
 
 
-def handed_over(options, seed, space, steps):
+def selected(options, seed, space, steps):
     """The best reward of what the strategy would hand over after some steps, and the mean of ten proposals then."""
     target = target_of(space, seed)
     reward = share_equal(space, target)
@@ -59,9 +59,9 @@ def handed_over(options, seed, space, steps):
     ("name", "space", "options"),
     [("evolution", SPACE, FEW), ("nao", SPACE, SMALL), ("gdas", NAS201, GdasOptions(num_steps=15))],
 )
-def test_what_is_handed_over_is_better_than_the_best_that_uniform_draws_come_by(name, space, options):
+def test_what_is_selected_is_better_than_the_best_of_uniform_draws(name, space, options):
     """With 150 evaluations, over five seeds; uniform is granted that it hands over the best of all it measured."""
-    found = [handed_over(options, seed, space, 15) for seed in range(5)]
+    found = [selected(options, seed, space, 15) for seed in range(5)]
     uniform = []
     for seed in range(5):
         reward = share_equal(space, target_of(space, seed))

@@ -17,6 +17,7 @@ from forgetless.configuration import Part
 from forgetless.errors import InputError
 from forgetless.evaluation.trainings import Training, TrainingStore, run_training, run_trainings
 from forgetless.search import load_task
+from forgetless.search.scratch import TrainingResult
 from forgetless.workers import _fan_out
 
 CONFIG = search_config(space="nas201", units=2, batch_size=16, operations=("none", "skip_connect", "nor_conv_1x1"))
@@ -39,12 +40,12 @@ def training_of(digest="0" * 64, architecture=CELLS[0], seed=0, num_batches=3, a
 
 
 def without_time(results):
-    return [None if r is None else {k: v for k, v in r.items() if k != "seconds"} for r in results]
+    return [result and dataclasses.replace(result, seconds=0.0) for result in results]
 
 
 def pretend(training):
     """A runner that trains nothing."""
-    return {"validation_error": training.seed / 10, "test_error": None, "parameters": 1, "seconds": 0.0}
+    return TrainingResult(validation_error=training.seed / 10, test_error=0.5, parameters=1, seconds=0.0)
 
 
 def counted(folder, training):
@@ -108,8 +109,8 @@ def test_what_decides_nothing_does_not_change_the_key():
 def test_a_training_is_what_the_search_makes_and_repeats_itself(trainings):
     first, again = run_training(trainings[0]), run_training(trainings[0])
     assert without_time([first]) == without_time([again])
-    assert 0 <= first["test_error"] <= 1
-    assert first["parameters"] > 0
+    assert 0 <= first.test_error <= 1
+    assert first.parameters > 0
 
 
 def test_other_data_is_refused():
@@ -126,7 +127,7 @@ def test_trainings_are_made_once(tmp_path):
     store, wanted = TrainingStore(tmp_path / "store"), many()
     for _ in range(2):
         results, failures = run_trainings([*wanted, *wanted], store, workers=1, runner=runner)
-        assert [result["validation_error"] for result in results] == [0.0, 0.1, 0.2, 0.3, 0.4] * 2
+        assert [result.validation_error for result in results] == [0.0, 0.1, 0.2, 0.3, 0.4] * 2
         assert not failures
     assert len(list((tmp_path / "calls").iterdir())) == 5
 
@@ -173,13 +174,13 @@ def test_an_interrupted_training_goes_on_where_it_was(trainings, tmp_path, monke
     assert kept.name == f"{training.key}.pt"
     (result,), _ = run_trainings([training], store, workers=1)
     assert len(steps) == training.spec.num_batches
-    assert {**result, "seconds": 0} == {**whole, "seconds": 0}
+    assert without_time([result]) == without_time([whole])
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
     kept.write_bytes(b"damaged")
     (tmp_path / f"{training.key}.json").unlink()
     with pytest.warns(UserWarning, match="is damaged .*; beginning this training again"):
         (result,), _ = run_trainings([training], store, workers=1)
-    assert {**result, "seconds": 0} == {**whole, "seconds": 0}
+    assert without_time([result]) == without_time([whole])
 
 
 def test_processes_give_the_same_numbers(trainings, tmp_path):
@@ -192,7 +193,7 @@ def test_processes_give_the_same_numbers(trainings, tmp_path):
 def test_what_fails_is_made_again_and_what_fails_for_good_is_reported_and_loses_no_other(tmp_path):
     runner = functools.partial(in_trouble, tmp_path, {1: "fails at first", 3: "fails always"})
     results, failures = run_trainings(many(), TrainingStore(tmp_path / "s"), workers=1, runner=runner)
-    assert [r and r["validation_error"] for r in results] == [0.0, 0.1, 0.2, None, 0.4]
+    assert [r and r.validation_error for r in results] == [0.0, 0.1, 0.2, None, 0.4]
     assert [(failure.job.seed, failure.reason) for failure in failures] == [(3, "RuntimeError: no luck")]
 
 
@@ -200,7 +201,7 @@ def test_a_process_that_dies_is_replaced_and_who_runs_beside_it_is_not_to_blame(
     troubles = {0: "fails always", 1: "dies at first", 2: "fails at first", 4: "dies always"}
     runner = functools.partial(in_trouble, tmp_path, troubles)
     results, failures = run_trainings(many(6), TrainingStore(tmp_path / "s"), workers=2, runner=runner)
-    assert [r and r["validation_error"] for r in results] == [None, 0.1, 0.2, 0.3, None, 0.5]
+    assert [r and r.validation_error for r in results] == [None, 0.1, 0.2, 0.3, None, 0.5]
     reasons = {failure.job.seed: failure.reason for failure in failures}
     assert reasons.keys() == {0, 4}
     assert reasons[0] == "RuntimeError: no luck"

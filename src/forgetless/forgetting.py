@@ -5,7 +5,7 @@ Source: Benyahia et al., arXiv:1902.08232, section 4.2, whose figures show the m
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -166,6 +166,19 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
 
     half = float(stats.t.ppf((1 + confidence) / 2, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
     return Interval(mean, mean - half, mean + half)
+
+
+def interval_of_known(values: Iterable[float | None]) -> Interval | None:
+    """`mean_interval` over the seeds that have a finite value; None where none has.
+
+    Args:
+        values: One per seed.
+
+    >>> interval_of_known([2.0, None, float("nan")]), interval_of_known([None])
+    (Interval(mean=2.0, low=None, high=None), None)
+    """
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return mean_interval(known) if known else None
 
 
 def reduction(

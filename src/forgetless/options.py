@@ -12,7 +12,7 @@ import inspect
 import re
 import shlex
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, Union, get_args, get_origin
@@ -340,6 +340,27 @@ def _nested(choices: Mapping[str, Any]) -> dict[str, Any]:
 def word(value: object) -> str:
     """A value as a word of a command."""
     return number(value) if isinstance(value, float) else str(value)
+
+
+def side_by_side(tables: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """The options in which configurations of one kind differ, and what each has, as text.
+
+    Args:
+        tables: Nested, as `Part.to_dict` gives them.
+
+    >>> side_by_side([{"units": 3, "rate": 1e-5}, {"units": 2, "rate": 1e-5}, {"units": 2}])
+    [('units', ['3', '2', '2']), ('rate', ['1e-5', '1e-5', '–'])]
+    """
+    options = list(map(flattened, tables))
+    names = dict.fromkeys(name for each in options for name in each)
+    told = [(name, [_option(each.get(name)) for each in options]) for name in names]
+    return [(name, values) for name, values in told if len(set(values)) > 1]
+
+
+def _option(value: object) -> str:
+    if isinstance(value, tuple | list):
+        return " ".join(map(_option, value))
+    return number(value) if isinstance(value, float) else "–" if value is None else str(value)
 
 
 def number(value: float) -> str:

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
 from forgetless.errors import InputError
-from forgetless.schema import Measured, expect_type, shape_of
+from forgetless.schema import Measured, expect_type, shape_of, unnamed_tuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,13 @@ class Record:
 
     Attributes:
         event: What tells the records of one file apart: written first, as `event`; empty where there is one kind.
-        flat: The name of a field that is a mapping, whose keys lie among the others, with its name and a low line
-            before them; empty if there is none.
+        flat: The name of a field that is a mapping, whose keys lie among the others; empty if there is none.
+        prefix: Of these keys.
     """
 
     event: ClassVar[str] = ""
     flat: ClassVar[str] = ""
+    prefix: ClassVar[str] = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The object in the file, with None for every number that is not finite: JSON has none of these."""
@@ -91,14 +92,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
     if isinstance(value, Mapping):
-        return {name: plain(each) for name, each in value.items()}
+        return {str(name): plain(each) for name, each in value.items()}
     if not dataclasses.is_dataclass(value):
         return value
-    event, flat = getattr(value, "event", ""), getattr(value, "flat", "")
+    event, flat, prefix = (getattr(value, name, "") for name in ("event", "flat", "prefix"))
     found = {"event": event} if event else {}
     for field in dataclasses.fields(value):
         part = plain(getattr(value, field.name))
-        found |= {f"{flat}_{name}": each for name, each in part.items()} if field.name == flat else {field.name: part}
+        is_flat = field.name == flat
+        found |= {f"{prefix}{name}": each for name, each in part.items()} if is_flat else {field.name: part}
     return found
 
 
@@ -126,6 +128,9 @@ def _maker(kind: Any) -> Callable[[Any], Any] | None:
     if origin in {Union, types.UnionType}:
         (made,) = {_maker(each) for each in of if each is not type(None)}
         return None if made is None else lambda value: None if value is None else made(value)
+    if (unnamed := unnamed_tuple(kind)) is not None:
+        fields_of = _maker(unnamed)
+        return lambda values: kind(*fields_of(values))  # type: ignore[misc]
     if origin is list and (one := _maker(of[0])) is not None:
         return lambda values: [one(value) for value in values]
     if origin is tuple and of[-1] is Ellipsis:
@@ -143,7 +148,8 @@ def _record_maker(kind: Any) -> Callable[[Any], Any]:
     shape = shape_of(kind)
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     parts = [(name, _maker(of_key), name in shape.required, defaults[name]) for name, of_key in shape.fields.items()]
-    flat, start, known = getattr(kind, "flat", ""), len(shape.prefix), shape.kinds
+    flat, start, known = getattr(kind, "flat", ""), len(shape.prefix or ""), shape.kinds
+    of_flat = _maker(shape.flat_kind) or (lambda value: value)
     set_field = object.__setattr__
 
     def make(values: Mapping[str, Any]) -> Any:
@@ -153,7 +159,8 @@ def _record_maker(kind: Any) -> Callable[[Any], Any]:
             value = values[name] if is_required or name in values else default
             set_field(record, name, value if made is None else made(value))
         if flat:
-            set_field(record, flat, {name[start:]: value for name, value in values.items() if name not in known})
+            own = {name[start:]: of_flat(value) for name, value in values.items() if name not in known}
+            set_field(record, flat, own)
         return record
 
     return make

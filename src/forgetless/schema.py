@@ -71,6 +71,8 @@ def mismatch(value: object, kind: Any, place: str = "") -> str | None:
     if origin is dict and isinstance(value, Mapping):
         parts = (mismatch(each, of[1], _below(place, name)) for name, each in value.items())
         return _first(parts)
+    if (unnamed := unnamed_tuple(kind)) is not None:
+        return mismatch(value, unnamed, place)
     if kind in {float, int}:
         return None if (_is_finite if kind is float else _is_whole)(value) else _wrong(value, kind, place)
     if isinstance(kind, type) and issubclass(kind, Enum) and isinstance(value, str):
@@ -103,13 +105,13 @@ def _predicate(kind: Any) -> Callable[[object], bool]:
 def _record_predicate(kind: Any) -> Callable[[object], bool]:
     shape = shape_of(kind)
     predicates = {name: _predicate(of_key) for name, of_key in shape.kinds.items()}
-    fits_flat, prefix, required = _predicate(shape.flat_kind), shape.prefix, shape.required
+    fits_flat, is_flat, required = _predicate(shape.flat_kind), shape.is_flat, shape.required
 
     def fits(value: object) -> bool:
         if type(value) is not dict or not required <= value.keys():
             return False
         for name, part in value.items():
-            fits_key = predicates.get(name) or (fits_flat if prefix and name.startswith(prefix) else None)
+            fits_key = predicates.get(name) or (fits_flat if is_flat(name) else None)
             if fits_key is None or not fits_key(part):
                 return False
         return True
@@ -130,7 +132,7 @@ def _mismatch_of_record(value: object, kind: Any, place: str) -> str | None:
     if not isinstance(value, Mapping):
         return _wrong(value, kind, place)
     shape = shape_of(kind)
-    flat = {name for name in value if shape.prefix and str(name).startswith(shape.prefix)} - shape.kinds.keys()
+    flat = {name for name in value if shape.is_flat(str(name))}
     lacking, unknown = shape.required - value.keys(), value.keys() - shape.kinds.keys() - flat
     within = f" in {place}" if place else ""
     if lacking:
@@ -148,15 +150,23 @@ class Shape(NamedTuple):
         kinds: Key → what its value must be.
         fields: The same of the keys that are fields.
         required: The keys without a default.
-        prefix: Of the keys of the one field that is a mapping and lies flat among the others; empty if there is none.
+        prefix: Of the keys of the one field that is a mapping and lies flat among the others; None if there is none.
         flat_kind: What the values of that mapping must be.
     """
 
     kinds: dict[str, Any]
     fields: dict[str, Any]
     required: frozenset[str]
-    prefix: str
+    prefix: str | None
     flat_kind: Any
+
+    def is_flat(self, name: str) -> bool:
+        """Whether a key is one of that mapping's.
+
+        Args:
+            name: The key.
+        """
+        return self.prefix is not None and name.startswith(self.prefix) and name not in self.kinds
 
 
 @functools.cache
@@ -170,9 +180,22 @@ def shape_of(kind: Any) -> Shape:
     fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
     required = frozenset(each.name for each in dataclasses.fields(kind) if each.default is dataclasses.MISSING)
     flat, event = getattr(kind, "flat", ""), getattr(kind, "event", "")
+    prefix = kind.prefix if flat else None
     flat_kind = get_args(fields.pop(flat))[1] if flat else None
     first = {"event": Literal[event]} if event else {}
-    return Shape({**first, **fields}, fields, (required - {flat}) | first.keys(), f"{flat}_" if flat else "", flat_kind)
+    return Shape({**first, **fields}, fields, (required - {flat}) | first.keys(), prefix, flat_kind)
+
+
+@functools.cache
+def unnamed_tuple(kind: Any) -> Any:
+    """The annotation of a class of named tuples, which are lists in a file, without names; None for any other kind.
+
+    Args:
+        kind: Any annotation.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")):
+        return None
+    return tuple.__class_getitem__(tuple(typing.get_type_hints(kind, include_extras=True).values()))
 
 
 def _first(found: typing.Iterable[str | None]) -> str | None:

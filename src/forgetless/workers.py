@@ -23,8 +23,6 @@ from typing import Any, Generic, Protocol, TypeVar
 from forgetless import interruption, plugins
 from forgetless.errors import InputError
 
-Result = dict[str, Any]
-
 
 class Job(Protocol):
     """Something to do, which another process can be told."""
@@ -35,7 +33,8 @@ class Job(Protocol):
 
 
 J = TypeVar("J", bound=Job)
-Runner = Callable[[Any], Result]
+R = TypeVar("R")
+Runner = Callable[[Any], Any]
 
 LOCAL = "local"
 """The cluster that is this machine: a Ray that is started here."""
@@ -61,15 +60,15 @@ class Failure(Generic[J]):
 class _Pool(Protocol):
     size: int
 
-    def submit(self, job: Any) -> "Future[Result]": ...
+    def submit(self, job: Any) -> "Future[Any]": ...
 
     def restart(self) -> None: ...
 
 
 def fan_out(
     jobs: Sequence[J],
-    runner: Runner,
-    done: Callable[[J, Result], None],
+    runner: Callable[[J], R],
+    done: Callable[[J, R], None],
     *,
     workers: int | None = None,
     cluster: str | None = None,
@@ -99,12 +98,12 @@ def fan_out(
         return _fan_out(jobs, pool, retries, done)
 
 
-def _fan_out(jobs: Sequence[J], pool: _Pool, retries: int, done: Callable[[J, Result], None]) -> list[Failure[J]]:
+def _fan_out(jobs: Sequence[J], pool: _Pool, retries: int, done: Callable[[J, Any], None]) -> list[Failure[J]]:
     """All jobs, at most as many at a time as the pool is large; suspects of a dead process one at a time."""
     waiting, suspects = list(reversed(jobs)), list[J]()
     failed: dict[str, int] = {}
     failures: list[Failure[J]] = []
-    running: dict[Future[Result], J] = {}
+    running: dict[Future[Any], J] = {}
 
     def again(job: J, error: BaseException) -> None:
         failed[job.key] = failed.get(job.key, 0) + 1
@@ -179,8 +178,8 @@ class _Here:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
 
-    def submit(self, job: Any) -> "Future[Result]":
-        future: Future[Result] = Future()
+    def submit(self, job: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
         try:
             future.set_result(self._runner(job))
         except Exception as error:
@@ -219,7 +218,7 @@ class _Processes:
                 self.size, mp_context=self._context, initializer=interruption.begin_worker
             )
 
-    def submit(self, job: Any) -> "Future[Result]":
+    def submit(self, job: Any) -> "Future[Any]":
         with interruption.starting_children():
             return self._executor.submit(_run_job, self._runner, _Packed.of(job))
 
@@ -243,7 +242,7 @@ class _Processes:
                 process.join()
 
 
-def _run_job(runner: Runner, job: "_Packed") -> Result:
+def _run_job(runner: Runner, job: "_Packed") -> Any:
     with interruption.job_of_worker():
         return runner(job.unpacked())
 
@@ -271,8 +270,8 @@ class _Packed:
         return pickle.loads(self.content)
 
 
-def _unpacking(runner: Runner) -> Callable[[_Packed], Result]:
-    def run(job: _Packed) -> Result:
+def _unpacking(runner: Runner) -> Callable[[_Packed], Any]:
+    def run(job: _Packed) -> Any:
         return runner(job.unpacked())
 
     return run
@@ -342,8 +341,8 @@ class _OnRay:
     def __init__(self, size: int, remote: Any) -> None:
         self.size, self._remote = size, remote
 
-    def submit(self, job: Any) -> "Future[Result]":
-        future: Future[Result] = self._remote.remote(_Packed.of(job)).future()
+    def submit(self, job: Any) -> "Future[Any]":
+        future: Future[Any] = self._remote.remote(_Packed.of(job)).future()
         return future
 
     def restart(self) -> None:

@@ -58,15 +58,12 @@ def evaluate_command(
         found = run_evaluation(judged, runs, store, resources=resources, on_progress=shown(show))
     with writable(output or run[0]) as path:
         path.mkdir(parents=True, exist_ok=True)
-        write_sealed(path / EVALUATION, found)
+        write_sealed(path / EVALUATION, found.to_dict())
     if as_json:
-        print(json.dumps(found, allow_nan=False))  # noqa: T201
+        print(json.dumps(found.to_dict(), allow_nan=False))  # noqa: T201
     else:
         tell(evaluation_table(found), f"Numbers: {path / EVALUATION}")
-    failures = found["failures"]
-    return exit_code_of(
-        {f"training {architecture} with seed {seed}": reason for architecture, seed, reason in failures}
-    )
+    return exit_code_of({f"training {each.architecture} with seed {each.seed}": each.reason for each in found.failures})
 
 
 def _evaluated(name: str, folder: "RunFolder") -> "EvaluatedRun":

@@ -55,6 +55,11 @@ class Measure(StrEnum):
         return self in {Measure.FOUND_MEAN, Measure.FOUND_BEST, Measure.REGRET, Measure.SURPASSES}
 
     @property
+    def is_forgetting(self) -> bool:
+        """Whether it says how much earlier models of a search forget."""
+        return self in {Measure.FORGETTING, Measure.FORGETTING_BEST, Measure.FORGETTING_MAX, Measure.MULTI_MODEL}
+
+    @property
     def is_tested(self) -> bool:
         """Whether differences in it are tested; seconds are not, since searches that run side by side share them."""
         return self is not Measure.SECONDS

@@ -1,27 +1,22 @@
 """The result of a comparison: one row per strategy and protection, ranked, and the tests between rows."""
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from forgetless.comparison.config import ComparisonConfig, Measure, Row
+from forgetless.comparison.records import ComparisonSummary, DifferenceTest, RowSummary
 from forgetless.comparison.run import is_finished, read_evaluation, read_failures, read_unit, units
-from forgetless.evaluation.searches import value_of_tau
+from forgetless.evaluation.records import JudgedBy, JudgedSearch, load_evaluation
 from forgetless.evaluation.significance import compare_pairs
-from forgetless.forgetting import Interval, mean_interval
-from forgetless.records import plain
-from forgetless.runs import CONFIG, EVALUATION, RunFolder, read_sealed
+from forgetless.forgetting import Interval, interval_of_known
+from forgetless.runs import CONFIG, EVALUATION, RunFolder
 from forgetless.search.records import SearchRecord
 from forgetless.search.result import SearchResult
 from forgetless.strategies import STRATEGIES
 from forgetless.tasks import Unit
 
-Record = dict[str, Any]
-
-_FORGETTING = (Measure.FORGETTING, Measure.FORGETTING_BEST, Measure.FORGETTING_MAX, Measure.MULTI_MODEL)
 _LARGER_IS_BETTER = (Measure.SURPASSES, Measure.TAU, Measure.TAU_TOP)
 
 
@@ -33,14 +28,14 @@ class ComparisonResult:
         config: What was asked.
         searches: Strategy → the records of its searches, over seeds and protections.
         evaluations: Of `evaluate`, one per search that was judged.
-        about: What they were judged by; empty if none was.
+        about: What they were judged by; None if none was.
         missing: Name of each strategy and seed that is not finished → why, or nothing.
     """
 
     config: ComparisonConfig
     searches: Mapping[str, SearchResult]
-    evaluations: Sequence[Mapping[str, Any]]
-    about: Mapping[str, Any]
+    evaluations: Sequence[JudgedSearch]
+    about: JudgedBy | None
     missing: Mapping[str, str]
 
     @property
@@ -53,6 +48,11 @@ class ComparisonResult:
         """How many strategies times seeds were asked for."""
         return len(self.config.strategies) * self.config.search.run.seeds
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many of these are finished, and how many were asked for."""
+        return self.num_units - len(self.missing), self.num_units
+
     def lower_is_better(self, measure: Measure) -> bool:
         """Whether smaller values of a measure are better.
 
@@ -60,7 +60,7 @@ class ComparisonResult:
             measure: Which.
         """
         if measure in {Measure.FOUND_MEAN, Measure.FOUND_BEST}:
-            return bool(self.about.get("lower_is_better", True))
+            return self.about is None or self.about.lower_is_better
         return measure not in _LARGER_IS_BETTER
 
     def forgetting_epochs(self, strategy: str) -> range:
@@ -86,15 +86,11 @@ class ComparisonResult:
             row: Of which.
             measure: What.
         """
-        if measure in _FORGETTING:
+        if measure.is_forgetting:
             return self.searches[row.strategy].by_seed(row.protection, measure, self.forgetting_epochs(row.strategy))
-        found = {}
-        for record in self.evaluations:
-            if (record["strategy"], record["protection"]) == row:
-                value = value_of_tau(record[measure]) if measure in {Measure.TAU, Measure.TAU_TOP} else record[measure]
-                if value is not None:
-                    found[int(record["seed"])] = float(value)
-        return dict(sorted(found.items()))
+        mine = [record for record in self.evaluations if (record.strategy, record.protection) == row]
+        found = {record.seed: record.number(measure) for record in sorted(mine, key=lambda record: record.seed)}
+        return {seed: value for seed, value in found.items() if value is not None and math.isfinite(value)}
 
     def interval(self, row: Row, measure: Measure) -> Interval | None:
         """The mean over seeds, with its 95 % interval; None where there is no value.
@@ -103,8 +99,7 @@ class ComparisonResult:
             row: Of which.
             measure: What.
         """
-        values = self.values(row, measure)
-        return mean_interval(list(values.values())) if values else None
+        return interval_of_known(self.values(row, measure).values())
 
     @cached_property
     def ranked(self) -> list[Row]:
@@ -130,9 +125,31 @@ class ComparisonResult:
         is_told = len(means) > 1 and measure.is_tested
         return {row for row, mean in means.items() if sign * mean == best} if is_told else set()
 
+    @property
+    def lacking(self) -> list[tuple[str, Row, int, int]]:
+        """Rows of which a number is a mean over fewer seeds than were finished.
+
+        Returns:
+            Which number (`quality`, `forgetting`, `τ`), of which row, seeds that gave it, and seeds that were finished.
+        """
+        found = []
+        for row in self.ranked:
+            unfinished = sum(name.startswith(f"{row.strategy}/") for name in self.missing)
+            wanted = self.config.search.run.seeds - unfinished
+            is_judged = any(record.strategy == row.strategy for record in self.evaluations)
+            measures = {
+                "quality": (Measure.FOUND_MEAN, is_judged),
+                "forgetting": (Measure.FORGETTING, row.is_search),
+                "τ": (Measure.TAU, is_judged and row.is_search and Measure.TAU in self.config.measures),
+            }
+            for name, (measure, is_expected) in measures.items():
+                if is_expected and (count := len(self.values(row, measure))) < wanted:
+                    found.append((name, row, count, wanted))
+        return found
+
     @cached_property
-    def tests(self) -> list[Record]:
-        """Every difference that is tested; docs/metrics.md explains the keys.
+    def tests(self) -> list[DifferenceTest]:
+        """Every difference that is tested.
 
         Each measure is corrected by itself, over all of its comparisons that share a seed.
         """
@@ -147,44 +164,44 @@ class ComparisonResult:
             for test, (row, reference, differences) in zip(tested, pairs.values(), strict=True):
                 is_better = (test.difference.mean < 0) == self.lower_is_better(measure)
                 found.append(
-                    {
-                        "measure": str(measure),
-                        "row": list(row),
-                        "reference": list(reference),
-                        "num_seeds": len(differences),
-                        "difference": dataclasses.asdict(test.difference),
-                        "p": test.p,
-                        "adjusted_p": test.adjusted_p,
-                        "mark": ("better" if is_better else "worse") if test.significant else None,
-                    }
+                    DifferenceTest(
+                        measure=measure,
+                        row=row,
+                        reference=reference,
+                        num_seeds=len(differences),
+                        difference=test.difference,
+                        p=test.p,
+                        adjusted_p=test.adjusted_p,
+                        mark=("better" if is_better else "worse") if test.significant else None,
+                    )
                 )
         return found
 
-    def test(self, row: Row, measure: Measure) -> Record | None:
+    def test(self, row: Row, measure: Measure) -> DifferenceTest | None:
         """What a row was tested against in a measure, and how it came out; None where it was not.
 
         Args:
             row: Which.
             measure: Of which.
         """
-        return next((t for t in self.tests if t["measure"] == measure and tuple(t["row"]) == row), None)
+        return next((test for test in self.tests if (test.row, test.measure) == (row, measure)), None)
 
-    def summary(self) -> dict[str, Any]:
-        """Everything that the tables show; docs/metrics.md explains the keys.
+    def summary(self) -> ComparisonSummary:
+        """Everything that the tables show, the rows ranked."""
+        rows = [self._summary_of(rank, row) for rank, row in enumerate(self.ranked, start=1)]
+        return ComparisonSummary(about=self.about, rows=rows, tests=self.tests, missing=dict(self.missing))
 
-        Returns:
-            JSON-serialisable: `about`, `rows` ranked, `tests`, `missing`.
-        """
-        rows = []
-        for rank, row in enumerate(self.ranked, start=1):
-            epochs = self.forgetting_epochs(row.strategy)
-            entry: Record = {"rank": rank, **row._asdict(), "forgetting_epochs": [epochs.start, epochs.stop]}
-            values = {measure: self.values(row, measure) for measure in self.config.measures}
-            entry |= {str(measure): plain(self.interval(row, measure)) for measure in self.config.measures}
-            rows.append(
-                {**entry, "seeds": {str(m): {str(s): v for s, v in each.items()} for m, each in values.items()}}
-            )
-        return {"about": dict(self.about), "rows": rows, "tests": self.tests, "missing": dict(self.missing)}
+    def _summary_of(self, rank: int, row: Row) -> RowSummary:
+        epochs = self.forgetting_epochs(row.strategy)
+        values = {measure: self.values(row, measure) for measure in self.config.measures}
+        return RowSummary(
+            rank=rank,
+            strategy=row.strategy,
+            protection=row.protection,
+            forgetting_epochs=(epochs.start, epochs.stop),
+            intervals={measure: interval_of_known(found.values()) for measure, found in values.items()},
+            seeds={m: {str(seed): value for seed, value in found.items()} for m, found in values.items()},
+        )
 
 
 def load_comparison(folder: RunFolder, config: ComparisonConfig) -> ComparisonResult:
@@ -201,8 +218,8 @@ def load_comparison(folder: RunFolder, config: ComparisonConfig) -> ComparisonRe
         InputError: If a record lacks what every record has.
     """
     records: dict[str, list[SearchRecord]] = {strategy: [] for strategy in config.strategy_names}
-    evaluations: list[Record] = []
-    about: Mapping[str, Any] = {}
+    evaluations: list[JudgedSearch] = []
+    about: JudgedBy | None = None
     reasons = read_failures(folder, config)
     missing: dict[str, str] = {}
     for unit in units(folder, config):
@@ -213,11 +230,11 @@ def load_comparison(folder: RunFolder, config: ComparisonConfig) -> ComparisonRe
         if not is_finished(unit):
             missing[unit.key] = reasons.get(unit.key, "")
         elif unit.evaluation is not None and (judged := read_evaluation(unit)):
-            evaluations += judged["searches"]
-            about = judged["about"]
+            evaluations += judged.searches
+            about = judged.about
     path = folder.path / EVALUATION
     if config.evaluation.truth is None and path.is_file():
-        judged = read_sealed(path, folder.header.digest)
-        evaluations, about = judged["searches"], judged["about"]
+        judged = load_evaluation(path, folder.header.digest)
+        evaluations, about = judged.searches, judged.about
     searches = {strategy: SearchResult(config.search_of(strategy), found) for strategy, found in records.items()}
     return ComparisonResult(config, searches, evaluations, about, missing)

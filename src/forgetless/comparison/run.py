@@ -10,18 +10,17 @@
 Nothing else is kept, so that an interrupted comparison goes on as its searches do.
 """
 
-import dataclasses
 import functools
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from forgetless.comparison.config import ComparisonConfig
 from forgetless.configuration import differing_options
 from forgetless.errors import InputError
 from forgetless.evaluation.config import EvaluationConfig
+from forgetless.evaluation.records import Evaluation, load_evaluation
 from forgetless.evaluation.run import EvaluatedRun, run_evaluation
 from forgetless.evaluation.searches import random_architectures
 from forgetless.evaluation.trainings import TrainingStore, default_store
@@ -33,9 +32,7 @@ from forgetless.records import Record
 from forgetless.runs import (
     CONFIG,
     EVALUATION,
-    METRICS,
     RunFolder,
-    read_sealed,
     write_sealed,
     writing_to,
 )
@@ -154,7 +151,7 @@ def run_comparison(
         runs = [_evaluated(unit) for unit in finished]
         found = run_evaluation(config.evaluation, runs, store, resources=resources, on_progress=on_progress)
         _store_evaluation(folder.path, found)
-        reasons |= {f"{architecture}, training seed {seed}": why for architecture, seed, why in found["failures"]}
+        reasons |= {f"{each.architecture}, training seed {each.seed}": each.reason for each in found.failures}
     return reasons
 
 
@@ -185,9 +182,7 @@ def read_failures(folder: RunFolder, config: ComparisonConfig) -> dict[str, str]
     """
     names = {unit.key for unit in units(folder, config)}
     reasons = {}
-    for line, values in enumerate(folder.records(), start=1):
-        where = f"line {line} of {folder.path / METRICS}"
-        record = FailureRecord.from_dict(values, "a record of compare", where)
+    for record, where in folder.read_records(functools.partial(FailureRecord.from_dict, what="a record of compare")):
         if record.unit not in names:
             raise InputError(f"Expected a search of this comparison in {where}, but got {record.unit!r}.")
         reasons[record.unit] = record.reason
@@ -211,7 +206,7 @@ def read_unit(unit: Unit) -> list[SearchRecord]:
 
 
 def is_finished(unit: Unit) -> bool:
-    """Whether all searches of a unit have handed something over, and were judged if that is done here.
+    """Whether all searches of a unit have selected something, and were judged if that is done here.
 
     Args:
         unit: Which.
@@ -224,7 +219,7 @@ def is_finished(unit: Unit) -> bool:
     return unit.evaluation is None or read_evaluation(unit) is not None
 
 
-def read_evaluation(unit: Unit) -> dict[str, Any] | None:
+def read_evaluation(unit: Unit) -> Evaluation | None:
     """How a unit was judged; None if it was not, or otherwise than is asked for.
 
     Args:
@@ -233,25 +228,20 @@ def read_evaluation(unit: Unit) -> dict[str, Any] | None:
     assert unit.evaluation is not None
     header = RunFolder(unit.path).header
     try:
-        found = read_sealed(unit.path / EVALUATION, header.digest)
+        found = load_evaluation(unit.path / EVALUATION, header.digest)
     except FileNotFoundError:
         return None
     except InputError as error:
         warnings.warn(f"{error} Going on judges {unit.key} again.", stacklevel=2)
         return None
-    try:
-        is_whole = len(found["searches"]) == len(search_arms(unit.config))
-        asked = dataclasses.asdict(unit.evaluation)
-        is_ours = {name: found["about"][name] for name in asked} == asked
-    except (KeyError, TypeError):
-        return None
-    return found if is_whole and is_ours else None
+    is_whole = len(found.searches) == len(search_arms(unit.config))
+    return found if is_whole and found.about.was_asked_for(unit.evaluation) else None
 
 
 # ---- in another process ------------------------------------------------------------------------------------------
 
 
-def _run_unit(unit: Unit) -> dict[str, Any]:
+def _run_unit(unit: Unit) -> None:
     """Make what a unit lacks. What is wrong with one, such as a damaged file, is not to stop the others."""
     run_piece(Piece(unit.path, SearchRun.name, unit.config))
     try:
@@ -259,7 +249,6 @@ def _run_unit(unit: Unit) -> dict[str, Any]:
             _store_evaluation(unit.path, run_evaluation(unit.evaluation, [_evaluated(unit)]))
     except InputError as error:
         raise RuntimeError(str(error)) from error
-    return {}
 
 
 def _evaluated(unit: Unit) -> EvaluatedRun:
@@ -267,6 +256,6 @@ def _evaluated(unit: Unit) -> EvaluatedRun:
     return EvaluatedRun(unit.key, unit.config, read_unit(unit), load_state)
 
 
-def _store_evaluation(path: Path, found: Mapping[str, Any]) -> None:
+def _store_evaluation(path: Path, found: Evaluation) -> None:
     with writing_to(path):
-        write_sealed(path / EVALUATION, found, RunFolder(path).header.digest)
+        write_sealed(path / EVALUATION, found.to_dict(), RunFolder(path).header.digest)

@@ -5,7 +5,7 @@ NAME` makes its file again; docs/benchmarks.md says what is in it.
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from forgetless.parts import DataConfig, OptimizerConfig
 from forgetless.progress import OnProgress, Progress
 from forgetless.search import SearchConfig, load_task, make_space
 from forgetless.search.config import Schedule
+from forgetless.search.scratch import TrainingResult
 from forgetless.spaces.nas201 import Nas201Options
 from forgetless.spaces.recurrent import RecurrentOptions
 from forgetless.tasks import Task
@@ -173,14 +174,14 @@ def _about(name: str, benchmark: Benchmark, digest: str, task: Task[Any]) -> dic
     }
 
 
-def _row(results: Sequence[Mapping[str, Any]], guess: float, most: float) -> str:
-    def diverged(error: float | None) -> bool:
-        return error is None or error > most
+def _row(results: Sequence[TrainingResult], guess: float, most: float) -> str:
+    def diverged(error: float) -> bool:
+        return not error <= most  # nor is NaN
 
     cells: list[str] = []
-    for key in ("validation_error", "test_error"):
-        errors = [guess if diverged(result[key]) else result[key] for result in results]
+    for measured in ([r.validation_error for r in results], [r.test_error for r in results]):
+        errors = [guess if diverged(error) else error for error in measured]
         cells += [f"{statistics.fmean(errors):.5f}", f"{statistics.stdev(errors):.5f}"]
-    num_diverged = sum(diverged(result["validation_error"]) for result in results)
-    seconds = statistics.fmean(result["seconds"] for result in results)
-    return ",".join([*cells, str(results[0]["parameters"]), f"{seconds:.2f}", str(num_diverged)])
+    num_diverged = sum(diverged(result.validation_error) for result in results)
+    seconds = statistics.fmean(result.seconds for result in results)
+    return ",".join([*cells, str(results[0].parameters), f"{seconds:.2f}", str(num_diverged)])

@@ -12,10 +12,10 @@ import torch
 from forgetless.errors import InputError
 from forgetless.evaluation.benchmark import task_difference
 from forgetless.evaluation.config import EvaluationConfig
+from forgetless.evaluation.records import Evaluation, FailedTraining, JudgedBy, JudgedSearch
 from forgetless.evaluation.searches import (
     Estimates,
     FinishedSearch,
-    Record,
     evaluate,
     finished_searches,
     random_architectures,
@@ -57,7 +57,7 @@ def run_evaluation(
     *,
     resources: ClusterResources | None = None,
     on_progress: OnProgress | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Judge what searches selected.
 
     Args:
@@ -68,7 +68,7 @@ def run_evaluation(
         on_progress: Called as rewards and trainings are done.
 
     Returns:
-        JSON-serialisable: `about`, `searches` (one record each), `summary`, `failures`; docs/metrics.md explains them.
+        A record of each search, and their summary.
 
     Raises:
         InputError: If no search is finished, the spaces differ, or the truth does not fit or lacks what it is to judge.
@@ -80,7 +80,7 @@ def run_evaluation(
         raise InputError(f"Expected runs of one space, but got {', '.join(sorted(spaces))}. Evaluate them separately.")
     searches = [(run, search) for run in runs for search in finished_searches(run.name, run.config, run.records)]
     truth = None if config.truth is None else read_truth(config.truth, make_space(runs[0].config), config.column)
-    lower = truth.lower_is_better if truth is not None else True
+    about = _about(config, [run.config for run in runs], truth)
     failures: list[Failure[Training]] = []
     if truth is not None:
         for _, search in searches:
@@ -90,30 +90,31 @@ def run_evaluation(
     else:
         assert store is not None
         trained, failures = _train_all(config, searches, store, resources or ClusterResources(), on_progress)
-    records: list[Record] = []
+    records: list[JudgedSearch] = []
+    lower = about.lower_is_better
     for (run, search), known in zip(searches, trained, strict=True):
         estimates = None if truth is None else _estimates(config, run, search, truth, on_progress)
         records.append(evaluate(search, known, top=config.top, lower_is_better=lower, truth=truth, estimates=estimates))
-    return {
-        "about": {
-            **dataclasses.asdict(config),
-            **_about(config, [run.config for run in runs], truth),
-            "lower_is_better": lower,
-        },
-        "searches": records,
-        "summary": summarise(records, lower_is_better=lower),
-        "failures": [[f.job.architecture, f.job.seed, f.reason] for f in failures],
-    }
+    return Evaluation(
+        about=about,
+        searches=records,
+        summary=summarise(records, lower_is_better=lower),
+        failures=[FailedTraining(each.job.architecture, each.job.seed, each.reason) for each in failures],
+    )
 
 
-def _about(config: EvaluationConfig, searches: Sequence[SearchConfig], truth: Truth[Any] | None) -> dict[str, str]:
+def _about(config: EvaluationConfig, searches: Sequence[SearchConfig], truth: Truth[Any] | None) -> JudgedBy:
     if truth is not None:
         differences = dict.fromkeys(task_difference(str(config.truth), search) for search in searches)
-        return {"measure": truth.column, "description": " ".join([truth.description, *filter(None, differences)])}
-    unit = TASKS[searches[0].space.kind.task].unit
-    measure = f"test {unit.error}" + (f", {unit.name}" if unit.scale == 1 else "")
-    seeds = f"{config.training_seeds} seed{'s' * (config.training_seeds > 1)}"
-    return {"measure": measure, "description": f"Trained from scratch, mean over {seeds}; smaller is better."}
+        measure, is_lower = truth.column, truth.lower_is_better
+        description = " ".join([truth.description, *filter(None, differences)])
+    else:
+        unit = TASKS[searches[0].space.kind.task].unit
+        measure, is_lower = f"test {unit.error}" + (f", {unit.name}" if unit.scale == 1 else ""), True
+        seeds = f"{config.training_seeds} seed{'s' * (config.training_seeds > 1)}"
+        description = f"Trained from scratch, mean over {seeds}; smaller is better."
+    options = dataclasses.asdict(config)
+    return JudgedBy(options=options, measure=measure, description=description, lower_is_better=is_lower)
 
 
 def _train_all(
@@ -153,8 +154,8 @@ def _train_all(
     gathered: list[dict[Any, list[float]]] = [{} for _ in searches]
     for (number, architecture, _), result in zip(wanted, results, strict=True):
         errors = gathered[number].setdefault(architecture, [])
-        if result is not None and result["test_error"] is not None:
-            errors.append(result["test_error"])
+        if result is not None and math.isfinite(result.test_error):
+            errors.append(result.test_error)
     means = [{a: statistics.fmean(e) if e else math.nan for a, e in each.items()} for each in gathered]
     return means, failures
 

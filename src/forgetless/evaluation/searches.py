@@ -4,12 +4,11 @@ Source of the question and of the measures: Yu et al., Evaluating the Search Pha
 2020, arXiv:1902.08142. docs/evaluation.md explains each number.
 """
 
-import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,14 +19,13 @@ from forgetless.evaluation.ranking import (
     probability_of_surpassing_random,
     rank_correlations,
 )
+from forgetless.evaluation.records import JudgedSearch, JudgedSummary, Valued
 from forgetless.evaluation.significance import paired_permutation_test, permutation_test
 from forgetless.evaluation.truth import Truth
-from forgetless.forgetting import mean_interval
+from forgetless.forgetting import interval_of_known
 from forgetless.search import SearchArm, SearchConfig
 from forgetless.search.records import DerivedRecord, EpochRecord, SearchRecord
 from forgetless.search.setup import generator_for, make_space
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Estimates:
 
 
 def finished_searches(run: str, config: SearchConfig, records: Sequence[SearchRecord]) -> list[FinishedSearch]:
-    """The searches of a run that have handed something over.
+    """The searches of a run that have selected something.
 
     Args:
         run: Where the records are, for messages.
@@ -114,7 +112,7 @@ def evaluate(
     lower_is_better: bool,
     truth: Truth[Any] | None = None,
     estimates: Estimates | None = None,
-) -> Record:
+) -> JudgedSearch:
     """One search against as many random architectures as it selected.
 
     Args:
@@ -126,56 +124,55 @@ def evaluate(
         estimates: What its shared weights say of architectures that the truth has; without a truth not looked at.
 
     Returns:
-        A JSON-serialisable record; docs/metrics.md explains the keys. Means and bests are over the architectures that
-        did not diverge, and None where all did. The probability of surpassing random is the mean over the handed-over
-        architectures of the chance that one drawn uniformly is worse: ½ for random search.
+        Its record. Means and bests are over the architectures that did not diverge, and NaN where all did. The
+        probability of surpassing random is the mean over the selected architectures of the chance that one drawn
+        uniformly is worse: ½ for random search.
     """
     sign = -1.0 if lower_is_better else 1.0
     found = search.ranking[:top]
     random = random_architectures(search.config, search.arm.seed, len(found))
-    groups = {name: [known[a] for a in each] for name, each in (("found", found), ("random", random))}
-    qualities = {name: [sign * value for value in group] for name, group in groups.items()}
-    best = max(filter(math.isfinite, qualities["found"]), default=-math.inf)
+    mine, others = ([sign * known[architecture] for architecture in group] for group in (found, random))
     surpassed = [
-        estimated_probability_of_surpassing_random(quality, qualities["random"])
+        estimated_probability_of_surpassing_random(quality, others)
         if truth is None
         else probability_of_surpassing_random(quality, truth.qualities)
-        for quality in qualities["found"]
+        for quality in mine
     ]
-    record: Record = {
-        "run": search.run,
-        "strategy": search.config.strategy_name,
-        **dataclasses.asdict(search.arm),
-        "found": [[str(architecture), _or_none(v)] for architecture, v in zip(found, groups["found"], strict=True)],
-        "random": [[str(architecture), _or_none(v)] for architecture, v in zip(random, groups["random"], strict=True)],
-    }
-    for name, group in qualities.items():
-        finite = [quality for quality in group if math.isfinite(quality)]
-        record[f"{name}_mean"] = sign * statistics.fmean(finite) if finite else None
-        record[f"{name}_best"] = sign * max(finite) if finite else None
-    record["probability_of_surpassing_random"] = statistics.fmean(surpassed)
-    record["regret"] = None
-    if truth is not None and math.isfinite(best):
-        record["regret"] = max(0.0, float(truth.qualities.max()) - best)
-    record |= _ranking(truth, estimates)
-    return {**record, "seconds": search.seconds}
+    best = max(filter(math.isfinite, mine), default=math.nan)
+    has_regret = truth is not None and math.isfinite(best)
+    return JudgedSearch(
+        run=search.run,
+        strategy=search.config.strategy_name,
+        seed=search.arm.seed,
+        protection=search.arm.protection,
+        found=[Valued(str(architecture), known[architecture]) for architecture in found],
+        random=[Valued(str(architecture), known[architecture]) for architecture in random],
+        found_mean=sign * _mean_of_finite(mine),
+        found_best=sign * best,
+        random_mean=sign * _mean_of_finite(others),
+        random_best=sign * max(filter(math.isfinite, others), default=math.nan),
+        probability_of_surpassing_random=statistics.fmean(surpassed),
+        regret=max(0.0, float(truth.qualities.max()) - best) if truth is not None and has_regret else None,
+        **_correlations(truth, estimates),
+        seconds=search.seconds,
+    )
 
 
-def _ranking(truth: Truth[Any] | None, estimates: Estimates | None) -> Record:
+def _mean_of_finite(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return statistics.fmean(finite) if finite else math.nan
+
+
+def _correlations(truth: Truth[Any] | None, estimates: Estimates | None) -> dict[str, RankCorrelation | None]:
     if truth is None or estimates is None:
         return dict.fromkeys(("tau", "tau_unique", "tau_top"))
     positions = truth.positions(estimates.architectures)
     groups = truth.groups[positions]
     found = rank_correlations(np.asarray(estimates.rewards), truth.qualities[positions], groups.tolist())
-    return {"tau": _tau(found.overall), "tau_unique": _tau(found.unique), "tau_top": _tau(found.top)}
+    return {"tau": found.overall, "tau_unique": found.unique, "tau_top": found.top}
 
 
-def _tau(correlation: RankCorrelation) -> Record:
-    tau = None if correlation.tau is None else dataclasses.asdict(correlation.tau)
-    return {"tau": tau, "num_architectures": correlation.num_architectures}
-
-
-def summarise(records: Sequence[Record], *, lower_is_better: bool) -> list[Record]:
+def summarise(records: Sequence[JudgedSearch], *, lower_is_better: bool) -> list[JudgedSummary]:
     """Means over the seeds of each strategy and protection, and whether they beat random architectures.
 
     The test of several seeds is the one-sided sign-flip test of found_mean − random_mean, seed by seed; that of one
@@ -186,54 +183,43 @@ def summarise(records: Sequence[Record], *, lower_is_better: bool) -> list[Recor
         lower_is_better: Whether values are errors.
 
     Returns:
-        One JSON-serialisable record per run, strategy and protection, in the order of the records.
+        One record per run, strategy and protection, in the order of the records.
     """
-    groups: dict[tuple[str, str, str], list[Record]] = {}
+    groups: dict[tuple[str, str, str], list[JudgedSearch]] = {}
     for record in records:
-        groups.setdefault((record["run"], record["strategy"], record["protection"]), []).append(record)
-    summary = []
-    for (run, strategy, protection), group in groups.items():
-        measures = ("found_mean", "found_best", "random_mean", "random_best", "regret", "seconds")
-        entry: Record = {"run": run, "strategy": strategy, "protection": protection, "num_seeds": len(group)}
-        for name in (*measures, "probability_of_surpassing_random"):
-            entry[name] = _interval([record[name] for record in group])
-        for name in ("tau", "tau_unique", "tau_top"):
-            entry[name] = _interval([value_of_tau(record[name]) for record in group])
-        summary.append({**entry, **_test(group, -1.0 if lower_is_better else 1.0)})
-    return summary
+        groups.setdefault((record.run, record.strategy, record.protection), []).append(record)
+    return [_summary(group, -1.0 if lower_is_better else 1.0) for group in groups.values()]
 
 
-def _test(group: Sequence[Record], sign: float) -> Record:
-    """How much better than random, and how often chance alone does that."""
-    pairs = [(r["found_mean"], r["random_mean"]) for r in group if None not in {r["found_mean"], r["random_mean"]}]
-    gains = [sign * (found - random) for found, random in pairs]
-    if len(gains) > 1:
-        return {"gain": _interval(gains), "p": paired_permutation_test(gains).p, "test": "seeds"}
-    if len(gains) == 1 and len(group) == 1:
-        found, random = ([sign * _or_nan(value) for _, value in group[0][name]] for name in ("found", "random"))
-        return {"gain": _interval(gains), "p": permutation_test(found, random).p, "test": "architectures"}
-    return {"gain": _interval(gains), "p": None, "test": None}
+def _summary(group: Sequence[JudgedSearch], sign: float) -> JudgedSummary:
+    first, gains = group[0], [sign * (record.found_mean - record.random_mean) for record in group]
+    p, test = _test(group, gains, sign)
+    return JudgedSummary(
+        run=first.run,
+        strategy=first.strategy,
+        protection=first.protection,
+        num_seeds=len(group),
+        **{name: interval_of_known(record.number(name) for record in group) for name in _OVER_SEEDS},
+        gain=interval_of_known(gains),
+        p=p,
+        test=test,
+    )
 
 
-def value_of_tau(correlation: Record | None) -> float | None:
-    """Kendall's tau of a record of `evaluate`; None where there is none.
-
-    Args:
-        correlation: What the record has under `tau`, `tau_unique` or `tau_top`.
-    """
-    return None if correlation is None or correlation["tau"] is None else float(correlation["tau"]["mean"])
+_OVER_SEEDS = (
+    *("found_mean", "found_best", "random_mean", "random_best", "regret", "seconds"),
+    *("probability_of_surpassing_random", "tau", "tau_unique", "tau_top"),
+)
 
 
-def _interval(values: Sequence[float | None]) -> Record | None:
-    """Over the seeds that have a value; None where none has."""
-    present = [value for value in values if value is not None]
-    return dataclasses.asdict(mean_interval(present)) if present else None
-
-
-def _or_none(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
+def _test(
+    group: Sequence[JudgedSearch], gains: Sequence[float], sign: float
+) -> tuple[float | None, Literal["seeds", "architectures"] | None]:
+    """How often chance alone gives as much more than random, and by which test."""
+    known = [gain for gain in gains if math.isfinite(gain)]
+    if len(known) > 1:
+        return paired_permutation_test(known).p, "seeds"
+    if len(known) == len(group) == 1:
+        found, random = ([sign * each.value for each in drawn] for drawn in (group[0].found, group[0].random))
+        return permutation_test(found, random).p, "architectures"
+    return None, None

@@ -23,11 +23,11 @@ from forgetless.parts import DataConfig, OptimizerConfig, Resources
 from forgetless.runs import environment, read_sealed, write_sealed, writing_to
 from forgetless.runs.states import load_state, save_state
 from forgetless.search import SearchConfig
-from forgetless.search.scratch import train_from_scratch
+from forgetless.search.scratch import TrainingResult, train_from_scratch
 from forgetless.spaces import SpaceOptions
 from forgetless.tasks import TASKS, Task, TaskOptions
 from forgetless.training import cpu_arithmetic
-from forgetless.workers import Failure, Result, Runner, fan_out
+from forgetless.workers import Failure, fan_out
 
 VERSION = 2
 """Of the procedure; a change that changes results raises it."""
@@ -138,14 +138,14 @@ class Training:
         return self.spec.seed
 
 
-def run_training(training: Training) -> dict[str, Any]:
+def run_training(training: Training) -> TrainingResult:
     """Make one training, with one thread of the CPU, so that its result does not depend on who makes it.
 
     Args:
         training: What to do.
 
     Returns:
-        As `train_from_scratch`.
+        What it came to.
 
     Raises:
         InputError: If the data is missing, or another than the training was asked for.
@@ -215,7 +215,7 @@ class TrainingStore:
     def _path(self, training: Training) -> Path:
         return self.folder / f"{training.key}.json"
 
-    def load(self, training: Training) -> dict[str, Any] | None:
+    def load(self, training: Training) -> TrainingResult | None:
         """The result of a training; None if it was never made, or its file is damaged, which a warning tells.
 
         Args:
@@ -225,7 +225,7 @@ class TrainingStore:
         try:
             stored = read_sealed(path, training.key)
             if stored["training"] == json.loads(json.dumps(training.spec.to_dict())):
-                return dict(stored["result"])
+                return TrainingResult.from_dict(stored["result"], "the result of a training", str(path))
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, OSError):
@@ -241,14 +241,14 @@ class TrainingStore:
         """
         return dataclasses.replace(training, kept_in=str(self.folder), checkpoint_seconds=self._seconds)
 
-    def save(self, training: Training, result: Mapping[str, Any]) -> None:
+    def save(self, training: Training, result: TrainingResult) -> None:
         """Keep a result; a crash at any moment leaves the old file or the new one.
 
         Args:
             training: Which.
             result: Of `run_training`.
         """
-        stored = {"training": training.spec.to_dict(), "result": dict(result), "environment": environment()}
+        stored = {"training": training.spec.to_dict(), "result": result.to_dict(), "environment": environment()}
         with writing_to(self.folder):
             write_sealed(self._path(training), stored, training.key)
             self._path(training).with_suffix(".pt").unlink(missing_ok=True)
@@ -266,9 +266,9 @@ def run_trainings(
     workers: int | None = None,
     cluster: str | None = None,
     retries: int = 1,
-    runner: Runner = run_training,
+    runner: Callable[[Training], TrainingResult] = run_training,
     on_result: Callable[[int, int], None] | None = None,
-) -> tuple[list[Result | None], list[Failure[Training]]]:
+) -> tuple[list[TrainingResult | None], list[Failure[Training]]]:
     """Make those of some trainings that the store does not have, and store each as soon as it is done.
 
     Args:
@@ -291,7 +291,7 @@ def run_trainings(
     results = {key: found for key, training in distinct.items() if (found := store.load(training)) is not None}
     missing = [store.to_make(training) for key, training in distinct.items() if key not in results]
 
-    def done(training: Training, result: Result) -> None:
+    def done(training: Training, result: TrainingResult) -> None:
         store.save(training, result)
         results[training.key] = result
         if on_result is not None:

@@ -101,9 +101,9 @@ def run_in_pieces(
             continue
         unfinished.append(piece)
         if not piece.path.exists():
-            _hand_over(kind, folder, piece, mine)
+            _give_what_is_made(kind, folder, piece, mine)
 
-    def gather(piece: Piece, _result: Mapping[str, Any]) -> None:
+    def gather(piece: Piece, _result: None) -> None:
         _gather(kind, config, folder, piece, on_record)
 
     sizes = {piece.path: kind.num_records(piece.config) for piece in pieces}
@@ -115,7 +115,7 @@ def run_in_pieces(
     return {failure.job.key: failure.reason for failure in failures}
 
 
-def run_piece(piece: Piece) -> dict[str, Any]:
+def run_piece(piece: Piece) -> None:
     """Make what a piece lacks. What is wrong with one, such as a damaged file, is not to stop the others.
 
     Args:
@@ -135,10 +135,9 @@ def run_piece(piece: Piece) -> dict[str, Any]:
             kind.run(piece.config, folder)
     except InputError as error:
         raise RuntimeError(str(error)) from error
-    return {}
 
 
-def _hand_over(kind: type[RunKind[Any, Any]], folder: RunFolder, piece: Piece, mine: Sequence[Record]) -> None:
+def _give_what_is_made(kind: type[RunKind[Any, Any]], folder: RunFolder, piece: Piece, mine: Sequence[Record]) -> None:
     """Give a piece what the run, made by one process so far, has of it."""
     state = folder.load_checkpoint()
     is_ours = state is not None and kind.is_state_of(piece.config, state)

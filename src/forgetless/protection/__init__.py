@@ -18,6 +18,7 @@ from forgetless.protection.base import (
     ProtectionOptions,
     StrengthOptions,
 )
+from forgetless.protection.controls import control_of, is_control, main_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,4 +61,8 @@ __all__ = [
     "BASELINE",
     "PROTECTIONS",
     "make_protection",
+    # control arms
+    "control_of",
+    "is_control",
+    "main_of",
 ]

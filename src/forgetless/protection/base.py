@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -79,7 +80,9 @@ class StrengthOptions(ProtectionOptions):
 
     def check_strength(self) -> None:
         """Refuse a strength out of its range."""
-        self.expect_not_negative("strength")
+        if self.strength is not None and not (math.isfinite(self.strength) and self.strength >= 0):
+            what = f"the strength of {self.kind.name} to be finite and at least 0"
+            raise InputError(f"Expected {what}, but got {self.strength}.")
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,13 @@ class Protection(Kind, ABC):
             strength: The number as text.
         """
         return f"{cls.symbol}\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{strength}"
+
+    @classmethod
+    def axis(cls) -> str:
+        """What an axis of its strengths is of, such as `strength α`."""
+        if cls.symbol == Protection.symbol:
+            return f"strength {cls.symbol}"
+        return f"{cls.symbol} ({cls.unit})" if cls.unit else cls.symbol
 
     @property
     def moves_weights(self) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from forgetless.forgetting import Interval
 from forgetless.options import number
-from forgetless.protection import BASELINE, PROTECTIONS, Protection
+from forgetless.protection import BASELINE, PROTECTIONS, Protection, is_control
 from forgetless.tasks.base import decimal
 
 NOTHING = "–"
@@ -170,37 +170,7 @@ def arm_label(protection: str, strength: float | None = None) -> str:
     # The strength stays in one piece where a line is broken.
     if strength is None or protection not in PROTECTIONS:
         return name
-    return f"{name}, {_kind(protection).told(number(strength))}"
-
-
-def is_control(protection: str) -> bool:
-    """Whether an arm is a control: matched to another, without protection."""
-    kind = PROTECTIONS.get(protection)
-    return kind is not None and kind.matches is not None
-
-
-def control_of(protection: str) -> str | None:
-    """The control arm that is matched to a protection; None if there is none."""
-    return next((kind.name for kind in PROTECTIONS.values() if kind.matches == protection), None)
-
-
-def main_of(present: Iterable[str]) -> str | None:
-    """The protection that sentences are about: one that has a control arm, or else the first; None without any."""
-    held = [name for name in present if name != BASELINE and not is_control(name)]
-    return next((name for name in held if control_of(name)), next(iter(held), None))
-
-
-def symbol_of(protection: str) -> str:
-    """What a protection's strength is called: α, tolerance, directions."""
-    return _kind(protection).symbol
-
-
-def strength_axis(protection: str) -> str:
-    """What an axis of its strengths is of, such as `strength α`."""
-    kind = _kind(protection)
-    if kind.symbol == Protection.symbol:
-        return f"strength {kind.symbol}"
-    return f"{kind.symbol} ({kind.unit})" if kind.unit else kind.symbol
+    return f"{name}, {PROTECTIONS[protection].told(number(strength))}"
 
 
 def strength_heading(protections: Iterable[str]) -> str:
@@ -212,9 +182,3 @@ def strength_heading(protections: Iterable[str]) -> str:
     kinds = [PROTECTIONS[name] for name in protections if name in PROTECTIONS]
     symbols = {kind.symbol for kind in kinds if kind.has_strength()}
     return "strength" if len(symbols) > 1 else next(iter(symbols), Protection.symbol)
-
-
-def _kind(protection: str) -> type[Protection]:
-    """The class of a protection, of a control arm that of what it is matched to."""
-    kind = PROTECTIONS[protection]
-    return PROTECTIONS[kind.matches] if kind.matches is not None else kind

@@ -6,11 +6,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from forgetless.configuration import Configuration, flattened
+from forgetless.configuration import Configuration
 from forgetless.errors import InputError
 from forgetless.experiments import load_result
 from forgetless.experiments.base import kind_of
-from forgetless.options import command_line, number
+from forgetless.options import command_line, side_by_side
 from forgetless.runs import RunFolder, write_atomically
 
 
@@ -94,20 +94,6 @@ def _comparison(folders: Sequence[RunFolder], results: Sequence[Any]) -> dict[st
                 {"title": kind.title, "note": kind.comparison_note, "columns": kind.comparison_columns, "rows": rows}
             )
         if len(mine) > 1:
-            options = _differing([result.config for _, result in mine])
+            options = side_by_side([result.config.to_dict() for _, result in mine])
             differences.append({"runs": [run for run, _ in mine], "options": options})
     return {"runs": named, "tables": tables, "differences": differences}
-
-
-def _differing(configs: Sequence[Configuration]) -> list[tuple[str, list[str]]]:
-    """The options in which configurations of one kind differ, as text."""
-    options = [flattened(config.to_dict()) for config in configs]
-    names = dict.fromkeys(name for each in options for name in each)
-    told = [(name, [_option(each.get(name)) for each in options]) for name in names]
-    return [(name, values) for name, values in told if len(set(values)) > 1]
-
-
-def _option(value: object) -> str:
-    if isinstance(value, tuple | list):
-        return " ".join(_option(item) for item in value)
-    return number(value) if isinstance(value, float) else "–" if value is None else str(value)

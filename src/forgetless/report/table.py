@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from rich import box
 from rich import table as rich
@@ -12,6 +12,27 @@ from forgetless.report.canvas import colour
 from forgetless.report.formats import label
 
 _WIDTH = 80
+BEST, BETTER, WORSE = "*", "✓", "✗"
+_MARKS = {"better": (BETTER, "green"), "worse": (WORSE, "red"), None: ("", "")}
+
+
+class Cell(NamedTuple):
+    """A number with its interval, and what is to be said of it: what a test marks, and whether it is the best.
+
+    Its marks stand behind it.
+    """
+
+    text: str
+    mark: Literal["better", "worse"] | None = None
+    is_best: bool = False
+
+    @property
+    def signs(self) -> str:
+        """The marks as characters."""
+        return BEST * self.is_best + _MARKS[self.mark][0]
+
+    def __str__(self) -> str:
+        return f"{self.text}{self.signs}"
 
 
 @dataclass(frozen=True)
@@ -27,7 +48,7 @@ class Row:
     """
 
     name: str
-    cells: Sequence[str | Text]
+    cells: Sequence[str | Cell]
     label: str = ""
     colour: str = ""
     is_chosen: bool = False
@@ -64,24 +85,33 @@ def table_of(title: str, entries: Sequence[Any], columns: Mapping[str, Callable[
 
 
 def in_terminal(parts: Sequence[Table], notes: Sequence[str], wrapped: str | None = None) -> rich.Table:
-    """Tables one below the other, and notes, at most 80 columns wide.
+    """Tables one below the other, with a line between them, and notes, at most 80 columns wide.
 
     Where tables hardly fit, a column may be named that is the first to be broken; then all columns stand in line.
     """
     whole = rich.Table.grid()
     widths = _widths(parts, wrapped) if wrapped else {}
-    for part in parts:
-        whole.add_row(Text(part.title, style="bold"))
+    for i, part in enumerate(parts):
+        whole.add_row(Text("\n" * (i > 0) + part.title, style="bold"))
         padding = 0 if wrapped else (0, 1, 0, 0)
         table = rich.Table(box=box.SIMPLE_HEAD, padding=padding, pad_edge=False, show_edge=False)
         for name in (part.first, *part.columns):
             justify: Literal["left", "right"] = "left" if name == part.first else "right"
             table.add_column(name, justify=justify, width=widths.get(name), overflow="fold")
+        columns = zip(*(row.cells for row in part.rows), strict=True)
+        signs = [max(len(cell.signs) if isinstance(cell, Cell) else 0 for cell in column) for column in columns]
         for row in part.rows:
-            table.add_row(row.name, *row.cells, style="bold" if row.is_chosen else None)
+            table.add_row(row.name, *map(_shown, row.cells, signs), style="bold" if row.is_chosen else None)
         whole.add_row(table)
     whole.add_row(Text("\n".join(notes), style="dim"))
     return whole
+
+
+def _shown(cell: str | Cell, signs: int) -> str | Text:
+    """A cell whose marks take as much room as the most in its column, so that numbers stand in line."""
+    if isinstance(cell, str):
+        return cell
+    return Text(f"{cell.text}{cell.signs:<{signs}}", _MARKS[cell.mark][1] + " bold" * cell.is_best)
 
 
 def _widths(parts: Sequence[Table], wrapped: str) -> dict[str, int]:

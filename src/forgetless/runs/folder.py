@@ -19,9 +19,9 @@
 import contextlib
 import errno
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from forgetless.configuration import differing_options
 from forgetless.errors import InputError
@@ -43,6 +43,8 @@ from forgetless.runs.names import (
 from forgetless.runs.records import Record, RecordFile
 from forgetless.runs.replacement import PREVIOUS, drop_previous, expect_replaceable, put_back, set_aside
 from forgetless.runs.states import load_state, save_state
+
+R = TypeVar("R")
 
 
 class RunFolder:
@@ -252,6 +254,22 @@ class RunFolder:
             InputError: If a line is not the one that the run wrote there.
         """
         return self._records.read()
+
+    def read_records(self, read: Callable[..., R]) -> Iterator[tuple[R, str]]:
+        """Each record of `records`, and where it was found, for messages.
+
+        Args:
+            read: Makes a record of the object of a line; `where` is the line, for messages.
+
+        Yields:
+            The record, and where.
+
+        Raises:
+            InputError: As `records`, or as `read` does.
+        """
+        for line, values in enumerate(self.records(), start=1):
+            where = f"line {line} of {self.path / METRICS}"
+            yield read(values, where=where), where
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Store a state to go on from, and keep the one before; a crash at any moment leaves at least one of them.

@@ -398,7 +398,7 @@ class Search:
             on_step=on_step,
         )
         end.random_state = None
-        return {name: found[name] for name in ("validation_error", "test_error")}
+        return {name: _or_none(getattr(found, name)) for name in ("validation_error", "test_error")}
 
     # ---- going on after an interruption ----------------------------------------------------------------------
 

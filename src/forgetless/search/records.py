@@ -60,6 +60,7 @@ class EpochRecord(Record):
 
     event: ClassVar[str] = "epoch"
     flat: ClassVar[str] = "strategy"
+    prefix: ClassVar[str] = "strategy_"
 
     seed: int
     protection: str
@@ -93,9 +94,8 @@ class EpochRecord(Record):
         Args:
             key: Such as `penalty` or `strategy_mean_reward`.
         """
-        prefix = f"{self.flat}_"
-        is_own = key.startswith(prefix)
-        found: float | None = self.strategy.get(key.removeprefix(prefix)) if is_own else getattr(self, key)
+        is_own = key.startswith(self.prefix)
+        found: float | None = self.strategy.get(key.removeprefix(self.prefix)) if is_own else getattr(self, key)
         return found
 
 
@@ -226,9 +226,8 @@ def read_records(config: SearchConfig, folder: RunFolder) -> list[SearchRecord]:
     Raises:
         InputError: If a line is damaged, no record, or not one that the configuration makes at this place.
     """
-    path = folder.path / METRICS
-    records = [search_record(values, f"line {i} of {path}") for i, values in enumerate(folder.records(), start=1)]
-    check_records(config, records, str(path))
+    records = [record for record, _ in folder.read_records(search_record)]
+    check_records(config, records, str(folder.path / METRICS))
     return records
 
 

@@ -1,12 +1,13 @@
 """The result of a search: its records by epoch, and a summary per protection over seeds."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from forgetless.forgetting import Interval, mean_interval, reduction
+from forgetless.forgetting import Interval, interval_of_known, mean_interval, reduction
+from forgetless.protection import main_of
 from forgetless.search.config import SearchConfig, search_arms
 from forgetless.search.records import DerivedRecord, EpochRecord, SearchRecord, SearchSummary
 from forgetless.tasks import TASKS, Unit
@@ -99,7 +100,7 @@ class SearchResult:
         return [record for record in self._all_derived if protection in {None, record.protection}]
 
     def seeds(self, protection: str) -> list[int]:
-        """The seeds of which a protection has all epochs; without epochs, those that handed something over.
+        """The seeds of which a protection has all epochs; without epochs, those that selected something.
 
         Args:
             protection: The protection.
@@ -197,7 +198,7 @@ class SearchResult:
         entry: dict[str, Any] = {}
         for key, reduced in REDUCTIONS.items():
             mine = self.by_seed(protection, key, self.forgetting_epochs)
-            entry[key] = _interval(mine.values())
+            entry[key] = interval_of_known(mine.values())
             entry[reduced] = self._reduction(protection, key, mine)
         epochs = [record for seed in self.seeds(protection) for record in self.epochs(protection, seed)]
         derived = self.derived(protection)
@@ -208,10 +209,10 @@ class SearchResult:
             protection=protection,
             num_seeds=len(self.seeds(protection)),
             **entry,
-            reward=_interval(self.by_seed(protection, REWARD, self.last_quarter).values()),
-            derived_test_error=_interval(mine for mine, _ in errors),
-            random_test_error=_interval(drawn for _, drawn in errors),
-            gain=_interval(drawn - mine for mine, drawn in errors if mine is not None and drawn is not None),
+            reward=interval_of_known(self.by_seed(protection, REWARD, self.last_quarter).values()),
+            derived_test_error=interval_of_known(mine for mine, _ in errors),
+            random_test_error=interval_of_known(drawn for _, drawn in errors),
+            gain=interval_of_known(drawn - mine for mine, drawn in errors if mine is not None and drawn is not None),
             num_models=sum(record.num_models for record in epochs),
             num_diverged=sum(record.num_diverged for record in epochs),
             seconds=math.fsum(seconds),
@@ -223,6 +224,56 @@ class SearchResult:
         if protection == "none" or not mine or not set(mine) <= set(free):
             return None
         return reduction(list(mine.values()), [free[seed] for seed in mine])
+
+    @property
+    def main(self) -> str | None:
+        """The protection that findings are about, of those with a finished seed; None if none has one."""
+        return main_of(name for name in self.protections if self.seeds(name))
+
+    def by_epoch(self, protection: str, key: str) -> dict[int, list[float]]:
+        """Epoch → a quantity over seeds, as far as it is known.
+
+        Args:
+            protection: Whose.
+            key: Of a record.
+        """
+        found: dict[int, list[float]] = {}
+        for record in self.epochs(protection):
+            if (value := record.number(key)) is not None:
+                found.setdefault(record.epoch, []).append(value)
+        return found
+
+    def best_derived(self, protection: str) -> DerivedRecord | None:
+        """That of the seed with the lowest validation error after training from scratch; None without one.
+
+        Args:
+            protection: Whose.
+        """
+        found = [(record.derived_validation_error, record) for record in self.derived(protection)]
+        judged = [(error, record) for error, record in found if error is not None]
+        return min(judged, key=lambda pair: pair[0])[1] if judged else None
+
+    @property
+    def seconds_by_phase(self) -> dict[str, float]:
+        """Phase → wall clock over all records, the longest first."""
+        phases: dict[str, float] = {}
+        for each in [*(epoch.seconds for epoch in self.epochs()), *(derived.seconds for derived in self.derived())]:
+            for phase, seconds in each.items():
+                phases[phase] = phases.get(phase, 0.0) + seconds
+        return dict(sorted(phases.items(), key=lambda item: -item[1]))
+
+    def paired(self, first: str, second: str, key: str, epochs: range) -> list[float]:
+        """Means of a quantity under two protections, over the seeds that both have; empty if there is none.
+
+        Args:
+            first: One protection.
+            second: The other.
+            key: Of a record.
+            epochs: Over which it is averaged, from 0.
+        """
+        arms = [self.by_seed(name, key, epochs) for name in (first, second)]
+        seeds = sorted(set.intersection(*map(set, arms)))
+        return [sum(arm[seed] for seed in seeds) / len(seeds) for arm in arms] if seeds else []
 
     def difference(self, first: str, second: str, key: str, epochs: range) -> Interval | None:
         """A quantity under one protection minus that under another, seed by seed.
@@ -239,9 +290,3 @@ class SearchResult:
         one, other = (self.by_seed(name, key, epochs) for name in (first, second))
         both = sorted(set(one) & set(other))
         return mean_interval([one[seed] - other[seed] for seed in both]) if both else None
-
-
-def _interval(values: Iterable[float | None]) -> Interval | None:
-    """Over those that are there; None where none is."""
-    present = [value for value in values if value is not None]
-    return mean_interval(present) if present else None

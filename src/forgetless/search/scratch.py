@@ -1,18 +1,37 @@
 """One architecture trained from scratch, with weights of its own: what a search's findings are worth."""
 
-import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from forgetless.parts import OptimizerConfig
 from forgetless.protection.none import NoProtection
+from forgetless.records import Record
+from forgetless.schema import Measured
 from forgetless.search.setup import make_supernet
 from forgetless.spaces import SearchSpace
 from forgetless.tasks import Task
 from forgetless.training import make_optimizer, train
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingResult(Record):
+    """What one training from scratch came to.
+
+    Attributes:
+        validation_error: (error) Of the trained architecture on all of the split; null where it diverged.
+        test_error: (error) The same on the test split.
+        parameters: (count) Weights that the architecture uses.
+        seconds: (seconds) Wall clock, over all calls if it was interrupted. It alone differs between two trainings.
+    """
+
+    validation_error: Measured
+    test_error: Measured
+    parameters: int
+    seconds: float
 
 
 def train_from_scratch(
@@ -27,7 +46,7 @@ def train_from_scratch(
     as_published: bool = True,
     state: Mapping[str, Any] | None = None,
     on_step: Callable[[Callable[[], dict[str, Any]]], None] | None = None,
-) -> dict[str, Any]:
+) -> TrainingResult:
     """Train an architecture alone, as the search trains its models, and measure it.
 
     Args:
@@ -46,8 +65,7 @@ def train_from_scratch(
             `weights_only=True`.
 
     Returns:
-        `validation_error` and `test_error`, None where they are not finite; `parameters`, the number of weights that
-        the architecture uses; `seconds`.
+        Its errors, size and time.
     """
     before, started = 0.0 if state is None else state["seconds"], time.perf_counter()
     with torch.random.fork_rng(devices=[]):
@@ -85,12 +103,9 @@ def train_from_scratch(
             max_gradient_norm=optimizer_config.max_gradient_norm,
             after_step=after_step,
         )
-    validation = task.error(model, "validation", architecture)
-    test = (task.published_error if as_published else task.error)(model, "test", architecture)
-    used = model.used_parameters(architecture).values()
-    return {
-        "validation_error": validation if math.isfinite(validation) else None,
-        "test_error": test if math.isfinite(test) else None,
-        "parameters": sum(weight.numel() for weight in used),
-        "seconds": before + time.perf_counter() - started,
-    }
+    return TrainingResult(
+        validation_error=task.error(model, "validation", architecture),
+        test_error=(task.published_error if as_published else task.error)(model, "test", architecture),
+        parameters=sum(weight.numel() for weight in model.used_parameters(architecture).values()),
+        seconds=before + time.perf_counter() - started,
+    )

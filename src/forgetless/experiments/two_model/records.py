@@ -1,5 +1,6 @@
 """The records of a two-model run: what a line of its `metrics.jsonl` holds, and which lines a configuration makes."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from forgetless.experiments.two_model.config import Arm, TwoModelConfig, arms
 from forgetless.forgetting import Interval
 from forgetless.records import Record
-from forgetless.runs import METRICS, RunFolder
+from forgetless.runs import RunFolder
 from forgetless.schema import Measured, Number, expect_place
 
 
@@ -125,6 +126,13 @@ class RunRecord(Record):
         return sum(model.forgetting for model in self.models[:-1]) / (len(self.models) - 1)
 
     @property
+    def starts(self) -> list[int]:
+        """Where in the curve each model's part begins."""
+        iterations, later = self.curve.iteration, len(self.models) - 1
+        each = iterations[-1] / later
+        return [0] + [next(i for i, at in enumerate(iterations) if at > j * each) for j in range(1, later)]
+
+    @property
     def is_diverged(self) -> bool:
         """Whether a model ended without finite outputs."""
         accuracies = (self.accuracy_a_before, self.accuracy_a_after, self.accuracy_b, self.validation_b)
@@ -211,9 +219,7 @@ def read_records(config: TwoModelConfig, folder: RunFolder) -> list[RunRecord]:
     """
     records = []
     allowed, seen = dict.fromkeys(arms(config), 1), dict[Any, int]()
-    for line, values in enumerate(folder.records(), start=1):
-        where = f"line {line} of {folder.path / METRICS}"
-        record = RunRecord.from_dict(values, "a record of two-model", where)
+    for record, where in folder.read_records(functools.partial(RunRecord.from_dict, what="a record of two-model")):
         arm = record.arm
         what = f"{arm.label}, seed {arm.seed}, {arm.shared} shared layers, convergence {arm.convergence}"
         expect_place(arm, allowed, seen, what, where)

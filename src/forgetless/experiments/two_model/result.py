@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
 
-from forgetless.experiments.two_model.config import TwoModelConfig
+from forgetless.experiments.two_model.config import TwoModelConfig, arms
 from forgetless.experiments.two_model.records import ArmSummary, ModelSummary, RunRecord
 from forgetless.forgetting import Interval, mean_interval, reduction
 
@@ -34,6 +34,13 @@ class TwoModelResult:
             records: Of finished arms.
         """
         return cls(config, [r for r in records if not r.is_diverged], [r for r in records if r.is_diverged])
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many runs are finished, and how many the configuration asks for."""
+        wanted = arms(self.config)
+        made = {run.arm for run in [*self.runs, *self.diverged]}
+        return sum(arm in made for arm in wanted), len(wanted)
 
     def summary(self) -> list[ArmSummary]:
         """One entry per protection, strength, number of shared layers and convergence: means with 95 % intervals.

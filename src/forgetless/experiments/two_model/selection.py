@@ -1,14 +1,14 @@
 """What a two-model run has to show: panels, in each the arms at the strength that is chosen, and how these compare."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from forgetless.experiments.two_model.config import arms
 from forgetless.experiments.two_model.records import ArmSummary, RunRecord
 from forgetless.experiments.two_model.result import TwoModelResult
 from forgetless.forgetting import Interval, mean_interval
-from forgetless.protection import PROTECTIONS
+from forgetless.protection import BASELINE, PROTECTIONS, control_of, is_control, main_of
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,33 @@ class Selection:
         summary = TwoModelResult(self.result.config, [run for each in runs for run in each]).summary()
         return [Side(e.protection, e.strength, each, e) for e, each in zip(summary, runs, strict=False)]
 
+    def along(self, panel: Panel, protection: str | None, strengths: Sequence[float]) -> list[Group]:
+        """The groups of a protection in a panel, by strength; the one group of an arm without."""
+        if protection is None or protection not in self.ran:
+            return []
+        found = (self.group(panel, protection, s) for s in (strengths if self.strengths[protection] else [None]))
+        return [group for group in found if group.runs]
+
+    @cached_property
+    def main(self) -> str | None:
+        """The protection that findings are about; None if there is none."""
+        return main_of(self.ran)
+
+    @cached_property
+    def pairs(self) -> dict[Panel, list[Side]]:
+        """The unprotected and the main arm of each panel, over the seeds that both have; nothing if one is missing."""
+        return {panel: self.compared(panel, BASELINE, self.main or "") for panel in self.panels}
+
     @property
-    def progress(self) -> tuple[int, int]:
-        """How many runs are finished, and how many the configuration asks for."""
-        wanted = arms(self.result.config)
-        made = {run.arm for run in [*self.result.runs, *self.result.diverged]}
-        return sum(arm in made for arm in wanted), len(wanted)
+    def several(self) -> dict[str, list[float]]:
+        """The protections that ran at several strengths, which are chosen among; those with a control arm first."""
+        found = {name: values for name, values in self.strengths.items() if len(values) > 1 and not is_control(name)}
+        return dict(sorted(found.items(), key=lambda item: control_of(item[0]) is None))
+
+    @property
+    def letters(self) -> list[str]:
+        """The letters of the models, in the order of training."""
+        return [model.model for model in self.result.runs[0].models]
 
 
 def panels_of(result: TwoModelResult, runs: list[RunRecord]) -> list[Panel]:

@@ -91,7 +91,7 @@ class Trainer:
         self.shared = shared_parameters(self.models)
         # A is trained before the arms part: a protection that has to see it trained watches already then.
         self.watchers = {
-            each.kind.name: self._protection(each.changed({"strength": 0.0}))
+            each.kind.name: self._protection(each.changed({"strength": 0.0}) if each.kind.has_strength() else each)
             for each in config.protections
             if each.kind.watches
         }

@@ -2,17 +2,16 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from forgetless.comparison import Measure, Row
+from forgetless.comparison.records import DifferenceTest
 from forgetless.comparison.result import ComparisonResult
 from forgetless.forgetting import Interval
 from forgetless.report.formats import label, plus_minus, probability
 
 _ENOUGH = 3  # decimals
 _QUALITY = (Measure.FOUND_MEAN, Measure.FOUND_BEST, Measure.REGRET)
-FORGETTING = (Measure.FORGETTING, Measure.FORGETTING_BEST, Measure.FORGETTING_MAX, Measure.MULTI_MODEL)
 
 _VERDICTS = {
     Measure.FOUND_MEAN: ("quality", "Significantly better architectures", "Significantly worse ones"),
@@ -25,24 +24,24 @@ def headline_sentences(result: ComparisonResult) -> list[str]:
     first = result.ranked[0]
     interval = result.interval(first, Measure.FOUND_MEAN)
     if interval is None:
-        done = result.num_units - len(result.missing)
-        return [f"Nothing has been judged yet: {done} of {result.num_units} searches are finished."]
+        done, wanted = result.progress
+        return [f"Nothing has been judged yet: {done} of {wanted} searches are finished."]
     scale = scale_of(result, Measure.FOUND_MEAN)
     number = plus_minus(interval, decimals([interval], scale), scale) + in_per_cent(result).removeprefix(" in")
     told = [f"{_named(first)} selects the best architectures: {quality_name(result)} {number}."]
     if test := result.test(first, Measure.FOUND_MEAN):
-        p = probability(test["adjusted_p"])
-        verdict = f"is {'' if test['mark'] else 'not '}significant (p {p if '<' in p else f'= {p}'})"
-        told.append(f"Its difference from {_named(Row(*test['reference']))} {verdict}.")
+        p = probability(test.adjusted_p)
+        verdict = f"is {'' if test.mark else 'not '}significant (p {p if '<' in p else f'= {p}'})"
+        told.append(f"Its difference from {_named(test.reference)} {verdict}.")
     if equals := len(result.best(Measure.FOUND_MEAN) - {first}):
         told.append(f"{equals} other row{'s select' if equals > 1 else ' selects'} equally good ones.")
     for measure, (name, better, worse) in _VERDICTS.items():
-        tests = [test for test in result.tests if test["measure"] == measure]
+        tests = [test for test in result.tests if test.measure == measure]
         found: dict[str, list[str]] = {}
         for test in tests:
-            if test["mark"]:
-                verdict = f"{better if test['mark'] == 'better' else worse} than {_in_general(result, test)}"
-                found.setdefault(verdict, []).append(_named(Row(*test["row"])))
+            if test.mark:
+                verdict = f"{better if test.mark == 'better' else worse} than {_in_general(result, test)}"
+                found.setdefault(verdict, []).append(_named(test.row))
         told += [f"{verdict}: {', '.join(rows)}." for verdict, rows in found.items()]
         if tests and not found:
             told.append(f"No difference in {name} is significant.")
@@ -51,7 +50,7 @@ def headline_sentences(result: ComparisonResult) -> list[str]:
 
 def quality_name(result: ComparisonResult) -> str:
     """What quality is, without its unit."""
-    return str(result.about.get("measure", "quality")).replace("_", " ").partition(",")[0]
+    return result.about.measure.replace("_", " ").partition(",")[0] if result.about else "quality"
 
 
 def _named(row: Row) -> str:
@@ -59,10 +58,10 @@ def _named(row: Row) -> str:
     return f"{row.strategy} with {label(row.protection)}" if row.is_search else row.strategy
 
 
-def _in_general(result: ComparisonResult, test: Mapping[str, Any]) -> str:
+def _in_general(result: ComparisonResult, test: DifferenceTest) -> str:
     """What a row was tested against, in the same words for all strategies."""
-    reference = Row(*test["reference"])
-    is_own = reference.strategy == test["row"][0] and result.config.tests.reference not in result.config.strategy_names
+    reference, config = test.reference, result.config
+    is_own = reference.strategy == test.row.strategy and config.tests.reference not in config.strategy_names
     return f"the same strategy with {label(reference.protection)}" if is_own else _named(reference)
 
 
@@ -71,7 +70,7 @@ def _in_general(result: ComparisonResult, test: Mapping[str, Any]) -> str:
 
 def scale_of(result: ComparisonResult, measure: Measure) -> float:
     """Shares of wrong images are shown in per cent; everything else is as it is recorded."""
-    is_share = measure in FORGETTING or (measure in _QUALITY and result.lower_is_better(Measure.FOUND_MEAN))
+    is_share = measure.is_forgetting or (measure in _QUALITY and result.lower_is_better(Measure.FOUND_MEAN))
     return result.unit.scale if is_share else 1.0
 
 

@@ -2,27 +2,23 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich import table as rich
-from rich.text import Text
 
 from forgetless.comparison import Measure, Row
 from forgetless.comparison.result import ComparisonResult
 from forgetless.errors import InputError
 from forgetless.evaluation.benchmark import task_difference
-from forgetless.forgetting import Interval
 from forgetless.report import table
 from forgetless.report.canvas import picture
 from forgetless.report.comparison.figures import colour_of, forgetting_against_quality
-from forgetless.report.comparison.findings import FORGETTING, decimals, headline_sentences, in_per_cent, scale_of
+from forgetless.report.comparison.findings import decimals, headline_sentences, in_per_cent, scale_of
 from forgetless.report.formats import counted, duration, plus_minus, probability
+from forgetless.report.table import BEST, BETTER, WORSE
 from forgetless.search.result import epochs_text
 from forgetless.strategies import STRATEGIES
 
-BEST, BETTER, WORSE = "*", "✓", "✗"
-_STYLES = {"better": "green", "worse": "red", None: ""}
-_SIGNS = {"better": BETTER, "worse": WORSE, None: ""}
 _MANY = 4  # that are named one by one
 
 _TITLES: Mapping[Measure, str] = {
@@ -40,61 +36,34 @@ _TITLES: Mapping[Measure, str] = {
 }
 
 
-class Cell(NamedTuple):
-    """A number with its interval, and what is to be said of it."""
-
-    text: str
-    mark: str | None = None
-    is_best: bool = False
-
-    @property
-    def signs(self) -> str:
-        """The marks as characters."""
-        return BEST * self.is_best + _SIGNS[self.mark]
-
-
 def comparison_table(result: ComparisonResult) -> rich.Table:
     """All rows, ranked by final quality, in two or three tables; at most 80 columns wide."""
-    parts = []
-    for i, part in enumerate(comparison_tables(result)):
-        columns = zip(*(row["cells"] for row in part["rows"]), strict=True)
-        signs = [max(len(cell.signs) for cell in column) for column in columns]
-        rows = [
-            table.Row(f"{row['rank']} {row['row']}", list(map(_in_terminal, row["cells"], signs)))
-            for row in part["rows"]
-        ]
-        parts.append(table.Table("\n" * (i > 0) + part["title"], part["columns"], rows, first=""))
-    return table.in_terminal(parts, comparison_notes(result))
+    return table.in_terminal(comparison_tables(result), comparison_notes(result))
 
 
-def _in_terminal(cell: Cell, signs: int) -> Text:
-    """A cell whose marks take as much room as the most in its column, so that numbers stand in line."""
-    return Text(f"{cell.text}{cell.signs:<{signs}}", _STYLES[cell.mark] + " bold" * cell.is_best)
-
-
-def comparison_tables(result: ComparisonResult) -> list[dict[str, Any]]:
-    """The same as titles, columns and rows, for the page."""
+def comparison_tables(result: ComparisonResult) -> list[table.Table]:
+    """The same for the page."""
     asked = result.config.measures
-    measure = result.about.get("measure", "not judged yet").replace("_", " ") + in_per_cent(result)
+    measure = (result.about.measure if result.about else "not judged yet").replace("_", " ") + in_per_cent(result)
     better = f"{'smaller' if result.lower_is_better(Measure.FOUND_MEAN) else 'larger'} is better"
     rank = (Measure.TAU, Measure.TAU_TOP, Measure.SECONDS)
     parts = {
         f"What is selected: {measure}; {better}": [m for m in asked if m.is_quality],
-        f"Forgetting err₂ − err₁, {result.unit.name}": [m for m in asked if m in FORGETTING],
+        f"Forgetting err₂ − err₁, {result.unit.name}": [m for m in asked if m.is_forgetting],
         "Rank by shared weights, and cost" if Measure.TAU in asked else "Cost": [m for m in asked if m in rank],
     }
     tables = []
     for title, measures in parts.items():
-        columns = [_column(result, measure) for measure in measures]
+        columns = dict(_column(result, measure) for measure in measures)
         rows = [
-            {"rank": i, "row": str(row), "colour": colour_of(row), "cells": [cells[row] for _, cells in columns]}
+            table.Row(f"{i} {row}", [cells[row] for cells in columns.values()], label=str(row), colour=colour_of(row))
             for i, row in enumerate(result.ranked, start=1)
         ]
-        tables.append({"title": title, "columns": [name for name, _ in columns], "rows": rows})
+        tables.append(table.Table(title, tuple(columns), rows, first=""))
     return tables
 
 
-def _column(result: ComparisonResult, measure: Measure) -> tuple[str, dict[Row, Cell]]:
+def _column(result: ComparisonResult, measure: Measure) -> tuple[str, dict[Row, table.Cell]]:
     """Its head, and a cell for every row, all in one unit and with as many digits."""
     intervals = {row: result.interval(row, measure) for row in result.ranked}
     scale, name = scale_of(result, measure), _TITLES[measure]
@@ -103,9 +72,9 @@ def _column(result: ComparisonResult, measure: Measure) -> tuple[str, dict[Row, 
         divisor, unit = (1.0, "s") if most < 100 else (60.0, "min") if most < 6000 else (3600.0, "h")
         scale, name = 1 / divisor, f"{name}, {unit}"
     digits, best = decimals(intervals.values(), scale), result.best(measure)
-    tests = {row: result.test(row, measure) or {"mark": None} for row in intervals}
+    marks = {test.row: test.mark for test in result.tests if test.measure == measure}
     return name, {
-        row: Cell(plus_minus(interval, digits, scale), tests[row]["mark"], row in best)
+        row: table.Cell(plus_minus(interval, digits, scale), marks.get(row), row in best)
         for row, interval in intervals.items()
     }
 
@@ -119,7 +88,7 @@ def comparison_notes(result: ComparisonResult) -> list[str]:
         more = f" and {len(names) - _MANY} more" if len(names) > _MANY else ""
         notes.append(f"Missing: {', '.join(names[:_MANY])}{more} (of {result.num_units}).")
         notes.append("Go on with `forgetless resume`.")
-    if lacking := _lacking(result):
+    if lacking := [f"{name} of {row}: {count} of {wanted} seeds" for name, row, count, wanted in result.lacking]:
         notes.append("Left out are seeds that gave no number, as where all diverged or a file was damaged:")
         notes += _lines(lacking)
     if any(result.interval(row, Measure.FOUND_MEAN) for row in result.ranked):
@@ -155,24 +124,6 @@ def _lines(items: Sequence[str]) -> list[str]:
     return [f"  {item}{'.' if i == len(items) else ','}" for i, item in enumerate(items, start=1)]
 
 
-def _lacking(result: ComparisonResult) -> list[str]:
-    """Rows of which a number is a mean over fewer seeds than were finished, and over how many."""
-    found = []
-    for row in result.ranked:
-        unfinished = sum(name.startswith(f"{row.strategy}/") for name in result.missing)
-        wanted = result.config.search.run.seeds - unfinished
-        is_judged = any(record["strategy"] == row.strategy for record in result.evaluations)
-        measures = {
-            "quality": (Measure.FOUND_MEAN, is_judged),
-            "forgetting": (Measure.FORGETTING, row.is_search),
-            "τ": (Measure.TAU, is_judged and row.is_search and Measure.TAU in result.config.measures),
-        }
-        for name, (measure, is_expected) in measures.items():
-            if is_expected and (count := len(result.values(row, measure))) < wanted:
-                found.append(f"{name} of {row}: {count} of {wanted} seeds")
-    return found
-
-
 def _legend(result: ComparisonResult) -> list[str]:
     """What a mark means."""
     config = result.config
@@ -204,7 +155,7 @@ def comparison_section(result: ComparisonResult) -> dict[str, Any]:
     return {
         "settings": _settings(result),
         "sentences": headline_sentences(result),
-        "progress": (result.num_units - len(result.missing), result.num_units, "searches"),
+        "progress": (*result.progress, "searches"),
         "missing": list(result.missing.items()),
         "figures": _figures(result),
         "tables": comparison_tables(result),
@@ -227,12 +178,11 @@ def _tests(result: ComparisonResult) -> list[list[str]]:
     """Every test: of what, which row, against which, the difference in the unit of its column, and both p."""
     rows = []
     for test in result.tests:
-        measure, difference = Measure(test["measure"]), Interval(**test["difference"])
-        scale = scale_of(result, measure)
-        names = [str(Row(*test[side])) for side in ("row", "reference")]
-        p_values = [probability(test[name]) for name in ("p", "adjusted_p")]
-        shown = plus_minus(difference, decimals([difference], scale), scale)
-        rows.append([measure.replace("_", " "), *names, shown, *p_values, test["mark"] or ""])
+        scale = scale_of(result, test.measure)
+        shown = plus_minus(test.difference, decimals([test.difference], scale), scale)
+        p_values = map(probability, (test.p, test.adjusted_p))
+        name = test.measure.replace("_", " ")
+        rows.append([name, str(test.row), str(test.reference), shown, *p_values, test.mark or ""])
     return rows
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from forgetless.errors import InputError
 from forgetless.experiments.landscape.plane import ellipse
 from forgetless.experiments.landscape.records import ArmRecord, Numbers, SurfaceRecord
-from forgetless.experiments.landscape.result import LandscapeResult, measures
+from forgetless.experiments.landscape.result import LandscapeResult
 from forgetless.options import number
 from forgetless.report.canvas import FONT, INK, colour, finish, grid, line
 from forgetless.report.formats import arm_label, signed
@@ -81,7 +81,7 @@ def _name(arm: ArmRecord) -> str:
 
 
 def _title(arm: ArmRecord) -> str:
-    outcome = "diverged" if arm.is_diverged else f"A’s loss {signed(measures(arm)['rise'])} nats"
+    outcome = "diverged" if arm.is_diverged else f"A’s loss {signed(arm.measures.rise)} nats"
     return f"{_name(arm)}\n{outcome}"
 
 

@@ -1,15 +1,10 @@
 """What a landscape found, in sentences that say no more than its records show."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from forgetless.experiments.landscape.result import LandscapeResult
-from forgetless.protection import BASELINE
-from forgetless.report.formats import NOTHING, arm_label, main_of, points, signed, with_protection
+from forgetless.forgetting import Interval
+from forgetless.protection import BASELINE, main_of
+from forgetless.report.formats import NOTHING, arm_label, points, signed, with_protection
 from forgetless.report.sentences import diverged
-
-Entry = Mapping[str, Any]
-"""What the summary has of one arm."""
 
 
 def finding(result: LandscapeResult) -> str:
@@ -17,10 +12,10 @@ def finding(result: LandscapeResult) -> str:
 
     Of several protections it is the one that sentences are about, of several strengths the last.
     """
-    last = {entry["protection"]: entry for entry in result.summary()}
+    last = {entry.protection: entry for entry in result.summary()}
     parts: list[str] = []
     for name in [name for name in (BASELINE, main_of(last) or "") if name in last]:
-        distance, change = mean_of(last[name], "distance"), _changed(mean_of(last[name], "rise"))
+        distance, change = mean_of(last[name].distance), _changed(mean_of(last[name].rise))
         who, what = ("they", "it") if parts else ("the shared weights", "A’s loss")
         parts.append(f"{with_protection(name)} {who} moved by {distance:.1f} and {what} {change}")
     told = "; ".join(parts)
@@ -29,13 +24,13 @@ def finding(result: LandscapeResult) -> str:
 
 def details(result: LandscapeResult) -> list[str]:
     """What the Fisher information expected, and how much of the paths the plane shows."""
-    entries = {arm_label(entry["protection"], entry["strength"]): entry for entry in result.summary()}
-    expected = [f"{name}: {signed(mean_of(entry, 'predicted'))}" for name, entry in entries.items()]
-    shown = {name: mean_of(entry, "share_of_length") for name, entry in entries.items()}
-    told = [f"{name}: {points(share, 0)} %" for name, share in shown.items() if share is not None]
+    entries = {arm_label(entry.protection, entry.strength): entry for entry in result.summary()}
+    expected = [f"{name}: {signed(mean_of(entry.predicted))}" for name, entry in entries.items()]
+    shown = [(name, entry.share_of_length) for name, entry in entries.items()]
+    told = [f"{name}: {points(share.mean, 0)} %" for name, share in shown if share is not None]
     weights = f"{next(iter(result.surfaces.values())).num_weights:,}"
     return [
-        f"These are {over_seeds(result)}." if num_seeds(result) > 1 else "This is one seed.",
+        f"These are {over_seeds(result)}." if result.num_seeds > 1 else "This is one seed.",
         f"What the Fisher information expects of A’s loss, in nats: {'; '.join(expected)}.",
         f"The plane has two of {weights} directions. What it shows of the paths’ length: {'; '.join(told)}.",
         *lost(result),
@@ -48,20 +43,14 @@ def lost(result: LandscapeResult) -> list[str]:
     return diverged([(arm_label(arm.protection, arm.strength), arm.seed) for arm in arms])
 
 
-def mean_of(entry: Entry, key: str) -> float | None:
-    """The mean of a measure; None of nothing."""
-    return entry[key] and float(entry[key]["mean"])
-
-
-def num_seeds(result: LandscapeResult) -> int:
-    """How many seeds have an arm."""
-    return len({arm.seed for arm in result.arms})
+def mean_of(interval: Interval | None) -> float | None:
+    """Its mean; None of nothing."""
+    return None if interval is None else interval.mean
 
 
 def over_seeds(result: LandscapeResult) -> str:
     """What numbers are."""
-    seeds = num_seeds(result)
-    return f"means over {seeds} seeds" if seeds > 1 else "one seed"
+    return f"means over {result.num_seeds} seeds" if result.num_seeds > 1 else "one seed"
 
 
 def _changed(rise: float | None) -> str:

@@ -1,18 +1,19 @@
 """What the terminal and the HTML report show of a landscape."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from rich import table as rich
 
 from forgetless.experiments.landscape.config import LandscapeConfig
-from forgetless.experiments.landscape.records import places
-from forgetless.experiments.landscape.result import LandscapeResult, measures
+from forgetless.experiments.landscape.records import ArmMeasures, ArmRecord, LandscapeSummary
+from forgetless.experiments.landscape.result import LandscapeResult
+from forgetless.forgetting import Interval
 from forgetless.options import number
 from forgetless.report import formats
 from forgetless.report.canvas import picture
 from forgetless.report.landscape.figure import landscape_figure
-from forgetless.report.landscape.findings import Entry, details, finding, lost, mean_of, num_seeds, over_seeds
+from forgetless.report.landscape.findings import details, finding, lost, over_seeds
 from forgetless.report.table import Row, Table, in_terminal, of_protection
 from forgetless.tasks.base import decimal
 
@@ -39,15 +40,13 @@ _ON_PAGE = {
 def landscape_table(result: LandscapeResult) -> rich.Table:
     """How far each arm moved the shared weights, and what that did to A; means over seeds."""
     entries = result.summary()
-    columns = (formats.strength_heading(entry["protection"] for entry in entries), *_IN_TERMINAL.values())
+    columns = (formats.strength_heading(entry.protection for entry in entries), *_IN_TERMINAL.values())
     rows = [
-        of_protection(
-            entry["protection"], [formats.or_nothing(entry["strength"]), *_cells(_means(entry), _IN_TERMINAL)]
-        )
+        of_protection(entry.protection, [formats.or_nothing(entry.strength), *_cells(entry, _IN_TERMINAL)])
         for entry in entries
     ]
     title = f"Validation losses in nats, {over_seeds(result)}"
-    notes = [*formats.unfinished(_progress(result), "records"), *lost(result), "In plane: % of the path’s length."]
+    notes = [*formats.unfinished(result.progress, "records"), *lost(result), "In plane: % of the path’s length."]
     return in_terminal([Table(title, columns, rows)], notes)
 
 
@@ -58,18 +57,14 @@ def landscape_section(result: LandscapeResult) -> dict[str, Any]:
     return {
         "settings": _settings(result.config),
         "sentences": [finding(result), *details(result)] if arms else ["No seed is finished yet."],
-        "progress": (*_progress(result), "records"),
+        "progress": (*result.progress, "records"),
         "figures": [picture(landscape_figure(result), _caption(result))] if arms else [],
         "columns": list(_ON_PAGE.values()),
-        "rows": [_row(entry["protection"], entry["strength"], _with_range(result, entry)) for entry in entries],
-        "seeds": [
-            _row(arm.protection, arm.strength, [str(arm.seed), *_cells(measures(arm), _ON_PAGE)])
-            for arm in arms
-            if not arm.is_diverged
-        ],
-        "num_seeds": num_seeds(result),
+        "rows": [_row(entry, _with_range(result, entry)) for entry in entries],
+        "seeds": [_row(arm, [str(arm.seed), *_cells(arm.measures, _ON_PAGE)]) for arm in arms if not arm.is_diverged],
+        "num_seeds": result.num_seeds,
         "images": result.config.slice.images,
-        "compares_ewc": {"ewc", "wpl"} <= {entry["protection"] for entry in entries},
+        "compares_ewc": {"ewc", "wpl"} <= {entry.protection for entry in entries},
         "time": f"Training and following B took {took}." if arms else "",
     }
 
@@ -97,27 +92,23 @@ def _caption(result: LandscapeResult) -> str:
     )
 
 
-def _row(protection: str, strength: float | None, cells: list[str]) -> Row:
-    return of_protection(protection, cells, name=formats.arm_label(protection, strength))
+def _row(arm: LandscapeSummary | ArmRecord, cells: list[str]) -> Row:
+    return of_protection(arm.protection, cells, name=formats.arm_label(arm.protection, arm.strength))
 
 
-def _with_range(result: LandscapeResult, entry: Entry) -> list[str]:
+def _with_range(result: LandscapeResult, entry: LandscapeSummary) -> list[str]:
     """The mean of each measure, and the least and the greatest rise."""
-    key = (entry["protection"], entry["strength"])
-    mine = [arm for arm in result.arms if (arm.protection, arm.strength) == key and not arm.is_diverged]
-    rises = sorted(measures(arm)["rise"] or 0.0 for arm in mine)
-    cells = dict(zip(_ON_PAGE, _cells(_means(entry), _ON_PAGE), strict=True))
+    arms = [arm for arm in result.arms if (arm.protection, arm.strength) == (entry.protection, entry.strength)]
+    rises = sorted(arm.measures.rise for arm in arms if not arm.is_diverged)
+    cells = dict(zip(_ON_PAGE, _cells(entry, _ON_PAGE), strict=True))
     if len(rises) > 1:
         cells["rise"] += f" ({formats.signed(rises[0])} to {formats.signed(rises[-1])})"
     return list(cells.values())
 
 
-def _means(entry: Entry) -> dict[str, float | None]:
-    return {key: mean_of(entry, key) for key in _ON_PAGE}
-
-
-def _cells(found: Mapping[str, float | None], keys: Iterable[str]) -> list[str]:
-    return [_cell(key, found[key]) for key in keys]
+def _cells(of: LandscapeSummary | ArmMeasures, keys: Iterable[str]) -> list[str]:
+    values = {key: getattr(of, key) for key in keys}
+    return [_cell(key, value.mean if isinstance(value, Interval) else value) for key, value in values.items()]
 
 
 def _cell(key: str, value: float | None) -> str:
@@ -128,8 +119,3 @@ def _cell(key: str, value: float | None) -> str:
     if key in {"rise", "predicted"}:
         return formats.signed(value)
     return decimal(value, 1 if key == "distance" else 3)
-
-
-def _progress(result: LandscapeResult) -> tuple[int, int]:
-    """Records that are made, and those that are asked for."""
-    return len(result.arms) + len(result.surfaces), len(places(result.config))

@@ -5,20 +5,18 @@ import re
 from collections.abc import Sequence
 
 import networkx as nx
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
-from scipy.optimize import isotonic_regression
 
+from forgetless.layered import heights
 from forgetless.report.canvas import FONT, GRID, INK, QUIET
 from forgetless.spaces import Architecture, Edge
 
 _WIDTH = 9.0  # inches, as the other figures
 _ROW, _HALF_STEP = 0.58, 0.72  # inches between two lanes, and between a node and the operation after it
 _BOX = (0.52, 0.36)  # inches
-_SWEEPS = 8
 
 # Where these arrows end, all inputs go through the same: it is written into the node.
 _JOINTS = {"h'": "mean", "output": "concatenate"}
@@ -27,9 +25,9 @@ _JOINTS = {"h'": "mean", "output": "concatenate"}
 def cell_drawing(architecture: Architecture) -> Figure:
     """The cells of an architecture, one below the other.
 
-    A layered drawing (Sugiyama, Tagawa and Toda 1981): a node stands right of all that it reads, every arrow has a
-    lane of its own past the nodes between, and lanes are ordered by the mean height of their neighbours. Operations
-    stand on the arrows; the activation function of a recurrent cell's node stands in the node.
+    A layered drawing (see `forgetless.layered`): a node stands right of all that it reads, and every arrow has a lane
+    of its own past the nodes between. Operations stand on the arrows; the activation function of a recurrent cell's
+    node stands in the node.
 
     Args:
         architecture: Of any space.
@@ -76,26 +74,11 @@ class _Layout:
         return [edge.source, *lane, edge.target], "" if edge.target in self.functions else edge.label
 
     def _place(self) -> None:
-        """Order every column by the mean height of its neighbours in the column before, then after, and again."""
-        lanes = nx.DiGraph(pair for points, _ in self.arrows for pair in itertools.pairwise(points))
-        columns: list[list[str]] = [[] for _ in range(max(self.column.values(), default=-1) + 1)]
-        for point, column in self.column.items():
-            columns[column].append(point)
-        height = {point: i - (len(points) - 1) / 2 for points in columns for i, point in enumerate(points)}
-        best, crossings = dict(height), _crossings(lanes, self.column, height)
-        for sweep in range(_SWEEPS):
-            forwards = sweep % 2 == 0
-            for points in columns if forwards else reversed(columns):
-                beside = {p: list(lanes.pred[p] if forwards else lanes.succ[p]) or [p] for p in points}
-                points.sort(key=lambda p: sum(height[q] for q in beside[p]) / len(beside[p]))
-                height |= {point: i - (len(points) - 1) / 2 for i, point in enumerate(points)}
-            if (found := _crossings(lanes, self.column, height)) < crossings:
-                best, crossings = dict(height), found
-        _straighten(columns, lanes, best)
+        best = heights(self.column, [pair for points, _ in self.arrows for pair in itertools.pairwise(points)])
         half_step = _HALF_STEP * (1.4 if "0" in self.functions else 1.0)
         middle = (max(best.values(), default=0.0) + min(best.values(), default=0.0)) / 2
         self.at = {point: (0.45 + half_step * self.column[point], _ROW * (middle - y)) for point, y in best.items()}
-        self.width = 0.9 + half_step * max(0, len(columns) - 1)
+        self.width = 0.9 + half_step * max(self.column.values(), default=0)
         self.height = _ROW * (2 * max(map(abs, (y - middle for y in best.values())), default=0.0) + 1) + 0.25
 
     def draw(self, ax: Axes) -> None:
@@ -128,27 +111,6 @@ class _Layout:
             function = self.functions.get(node)
             text = node if function is None else f"{node}\n{function.replace('concatenate', 'concat.')}"
             ax.text(x, y, text, ha="center", va="center", fontsize=7.5 if function else 10, zorder=4, **FONT)
-
-
-def _straighten(columns: Sequence[list[str]], lanes: "nx.DiGraph[str]", height: dict[str, float]) -> None:
-    """Move points towards their neighbours, within the order of their column and at least 1 apart."""
-    for _ in range(_SWEEPS):
-        for points in columns:
-            points.sort(key=height.__getitem__)
-            wanted = [np.mean([height[q] for q in (*lanes.pred[p], *lanes.succ[p])]) for p in points]
-            # The least squares fit of a sequence that rises by 1 or more (Barlow et al. 1972).
-            rise = np.arange(len(points))
-            height |= zip(points, map(float, isotonic_regression(np.asarray(wanted) - rise).x + rise), strict=True)
-
-
-def _crossings(lanes: "nx.DiGraph[str]", column: dict[str, int], height: dict[str, float]) -> int:
-    """How many pairs of arrows cross."""
-    by_column: dict[int, list[tuple[float, float]]] = {}
-    for source, target in lanes.edges:
-        by_column.setdefault(column[source], []).append((height[source], height[target]))
-    return sum(
-        (a - c) * (b - d) < 0 for pairs in by_column.values() for (a, b), (c, d) in itertools.combinations(pairs, 2)
-    )
 
 
 def _arrow(points: Sequence[tuple[float, float]]) -> FancyArrowPatch:

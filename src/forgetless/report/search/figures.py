@@ -66,10 +66,7 @@ def forgetting_curves(result: SearchResult) -> Figure:
 
 def _draw(ax: Axes, result: SearchResult, protection: str, key: str, scale: float, order: float) -> bool:
     """One protection's mean over seeds and their band; False if there is nothing to draw."""
-    by_epoch: dict[int, list[float]] = {}
-    for record in result.epochs(protection):
-        if (value := record.number(key)) is not None:
-            by_epoch.setdefault(record.epoch, []).append(scale * value)
+    by_epoch = {e: [scale * v for v in values] for e, values in result.by_epoch(protection, key).items()}
     if not by_epoch:
         return False
     # An epoch in which all models diverged is a gap, one in which nothing was measured is none.

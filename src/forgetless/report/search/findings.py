@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from forgetless.forgetting import ROUNDING
-from forgetless.protection import BASELINE
-from forgetless.report.formats import control_of, counted, in_sentence, is_control, main_of, with_protection
+from forgetless.protection import BASELINE, control_of, is_control, main_of
+from forgetless.report.formats import counted, in_sentence, with_protection
 from forgetless.report.sentences import compared, doubts, missing_arm, prevented, so_far, unmatched, with_and_without
 from forgetless.search.records import SearchSummary
 from forgetless.search.result import FORGETTING, REWARD, SearchResult
@@ -15,11 +15,6 @@ _MATCHED_WITHIN = 0.1
 
 Entries = Mapping[str, SearchSummary]
 """Protection → its line of the summary."""
-
-
-def main_protection(result: SearchResult) -> str | None:
-    """The protection that sentences are about, of those with a finished seed; None if none has one."""
-    return main_of(name for name in result.protections if result.seeds(name))
 
 
 def search_headline(result: SearchResult) -> str:
@@ -37,7 +32,7 @@ def headline_sentences(result: SearchResult) -> list[str]:
     if not result.config.trains_shared_weights:
         first = "No search: the architectures are drawn uniformly, and no weights are shared."
         return [first, *_derived(result, BASELINE, entries)]
-    main = main_protection(result)
+    main = result.main
     free, held = (
         result.by_seed(name, FORGETTING[0], result.forgetting_epochs) for name in (BASELINE, main or BASELINE)
     )
@@ -51,7 +46,7 @@ def headline_sentences(result: SearchResult) -> list[str]:
 def curves_title(result: SearchResult) -> str:
     """A sentence over the curves: what models lose without protection and with it."""
     entries = {entry.protection: entry for entry in result.summary()}
-    arms = (BASELINE, main_protection(result) or next(filter(is_control, result.protections), BASELINE))
+    arms = (BASELINE, result.main or next(filter(is_control, result.protections), BASELINE))
     losses = {name: getattr(entries[name], FORGETTING[0]) for name in dict.fromkeys(arms) if name in entries}
     told = [
         ("improve by" if loss.mean < 0 else "lose", result.unit.amount(abs(loss.mean)), name)
@@ -85,7 +80,7 @@ def _one_arm(result: SearchResult, entries: Entries, main: str | None) -> list[s
 
 def _compared(result: SearchResult, entries: Entries, main: str) -> list[str]:
     """What models lose in both arms, and how much of it was prevented."""
-    lost, kept = _paired(result, main, FORGETTING[0], result.forgetting_epochs)
+    lost, kept = result.paired(BASELINE, main, FORGETTING[0], result.forgetting_epochs)
     reduction, how = entries[main].reduction_mean, with_protection(main)
     start = f"By the end of the epoch models {_change(result, lost, result.unit.name)} on average without protection"
     second = _change(result, kept)
@@ -97,18 +92,11 @@ def _compared(result: SearchResult, entries: Entries, main: str) -> list[str]:
     return [told, *doubts(getattr(entries[BASELINE], FORGETTING[0]), reduction), *_control(result, main)]
 
 
-def _paired(result: SearchResult, main: str, key: str, epochs: range) -> list[float]:
-    """Means of a quantity without protection and with it, over the seeds that both have; empty if there is none."""
-    arms = [result.by_seed(name, key, epochs) for name in (BASELINE, main)]
-    seeds = sorted(set.intersection(*map(set, arms)))
-    return [sum(arm[seed] for seed in seeds) / len(seeds) for arm in arms] if seeds else []
-
-
 def _rest(result: SearchResult, entries: Entries, main: str) -> list[str]:
     """The best five and the maximum, the reward, and the derived architecture."""
     sentences = []
     best, worst = (
-        [result.unit.text(mean) for mean in _paired(result, main, key, result.forgetting_epochs)]
+        [result.unit.text(mean) for mean in result.paired(BASELINE, main, key, result.forgetting_epochs)]
         for key in FORGETTING[1:]
     )
     if best:
@@ -118,7 +106,7 @@ def _rest(result: SearchResult, entries: Entries, main: str) -> list[str]:
         )
     more = result.difference(main, BASELINE, REWARD, result.last_quarter)
     if more is not None:
-        free, held = (decimal(mean, 3) for mean in _paired(result, main, REWARD, result.last_quarter))
+        free, held = (decimal(mean, 3) for mean in result.paired(BASELINE, main, REWARD, result.last_quarter))
         sentences.append(
             compared(
                 f"The reward over the last quarter is {held} {with_protection(main)} and {free} without",

@@ -5,7 +5,7 @@ their epochs count in a table.
 """
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,16 +14,16 @@ from rich import table as rich
 from forgetless.forgetting import ROUNDING
 from forgetless.interference import InterferenceRecord
 from forgetless.options import number
-from forgetless.protection import BASELINE
+from forgetless.protection import BASELINE, is_control
 from forgetless.report import formats
 from forgetless.report.canvas import picture
 from forgetless.report.search.cells import cell_drawing
 from forgetless.report.search.figures import forgetting_curves
-from forgetless.report.search.findings import headline_sentences, main_protection
+from forgetless.report.search.findings import headline_sentences
 from forgetless.report.search.interference import interference_map, page_table
 from forgetless.report.table import Row, Table, in_terminal, of_protection, table_of
 from forgetless.search import make_space
-from forgetless.search.records import DerivedRecord, EpochRecord, SearchSummary
+from forgetless.search.records import SearchSummary
 from forgetless.search.result import FORGETTING, MULTI_MODEL, REDUCTIONS, REWARD, SearchResult, epochs_text
 from forgetless.tasks.base import decimal
 
@@ -52,7 +52,7 @@ def search_table(result: SearchResult) -> rich.Table:
         parts.append(table_of(title, summary, columns))
     if summary:
         test = "test error in nats per token" if unit.scale == 1 else "test error in %"
-        title = f"\nReward ({unit.reward}) and {test}" if trains else test.capitalize()
+        title = f"Reward ({unit.reward}) and {test}" if trains else test.capitalize()
         parts.append(table_of(title, summary, _outcome(result, "time")))
     return in_terminal(parts, _notes(result))
 
@@ -186,7 +186,7 @@ def search_section(result: SearchResult, interference: Sequence[InterferenceReco
 def search_comparison(result: SearchResult) -> list[str]:
     """A search beside others: name, main protection, forgetting without and with it, reduction, both rewards."""
     entries = {entry.protection: entry for entry in result.summary()}
-    main = main_protection(result)
+    main = result.main
     both = [entries.get(BASELINE), entries.get(main or "")]
     config, held = result.config, both[1]
     return [
@@ -200,7 +200,7 @@ def search_comparison(result: SearchResult) -> list[str]:
 
 def _settings(result: SearchResult) -> str:
     config, schedule = result.config, result.config.schedule
-    rates = [r.learning_rate for r in result.epochs() if not formats.is_control(r.protection)]
+    rates = [r.learning_rate for r in result.epochs() if not is_control(r.protection)]
     epochs = f"{schedule.epochs} epochs of {schedule.models_per_epoch} models × {schedule.batches_per_model} batches"
     parts = [
         config.space.kind.label,
@@ -235,12 +235,10 @@ def _figures(result: SearchResult, arms: Sequence[InterferenceRecord]) -> list[d
 
 
 def _cells(result: SearchResult) -> list[dict[str, str]]:
-    """One drawing per protection: of the seed whose derived architecture has the lowest validation error."""
+    """A drawing of the best derived architecture of each protection."""
     space, drawn = make_space(result.config), []
     for protection in result.protections:
-        found = [(r.derived_validation_error, r) for r in result.derived(protection)]
-        if judged := [(error, r) for error, r in found if error is not None]:
-            _, best = min(judged, key=lambda pair: pair[0])
+        if best := result.best_derived(protection):
             name = formats.label(protection)
             caption = f"{name[0].upper()}{name[1:]}, seed {best.seed}: {best.architecture}"
             drawn.append(picture(cell_drawing(space.parse(best.architecture)), caption))
@@ -255,18 +253,16 @@ def _derived_rows(result: SearchResult) -> list[tuple[Row, str]]:
     return [(of_protection(r.protection, its), r.architecture) for r, its in zip(records, cells, strict=True)]
 
 
-def _epoch_rows(result: SearchResult, keys: Mapping[str, str]) -> list[Row]:
+def _epoch_rows(result: SearchResult, keys: Iterable[str]) -> list[Row]:
+    """A line per protection and epoch, of means over seeds."""
     rows = []
     for protection in result.protections:
-        by_epoch: dict[int, list[EpochRecord]] = {}
-        for record in result.epochs(protection):
-            by_epoch.setdefault(record.epoch, []).append(record)
-        for epoch, records in sorted(by_epoch.items()):
-            cells = [str(epoch + 1)]
-            for key in keys:
-                values = [value for record in records if (value := record.number(key)) is not None]
-                cells.append(_number(result, key, statistics.fmean(values) if values else None))
-            rows.append(of_protection(protection, cells))
+        found = {key: result.by_epoch(protection, key) for key in keys}
+        for epoch in sorted({record.epoch for record in result.epochs(protection)}):
+            known = {key: by_epoch.get(epoch) for key, by_epoch in found.items()}
+            means = {key: statistics.fmean(values) if values else None for key, values in known.items()}
+            cells = [_number(result, key, mean) for key, mean in means.items()]
+            rows.append(of_protection(protection, [str(epoch + 1), *cells]))
     return rows
 
 
@@ -281,15 +277,8 @@ def _number(result: SearchResult, key: str, value: float | None) -> str:
 
 
 def _time(result: SearchResult) -> str:
-    """Wall clock over all records, and by phase, the longest first."""
-    phases: dict[str, float] = {}
-    records: list[EpochRecord | DerivedRecord] = [*result.epochs(), *result.derived()]
-    for record in records:
-        for phase, seconds in record.seconds.items():
-            phases[phase] = phases.get(phase, 0.0) + seconds
-    if not phases:
-        return ""
-    longest = ", ".join(
-        f"{name} {formats.duration(s)}" for name, s in sorted(phases.items(), key=lambda item: -item[1])
-    )
-    return f"Searching and training the derived architectures took {formats.duration(sum(phases.values()))}: {longest}."
+    """Wall clock over all records, and by phase."""
+    phases = result.seconds_by_phase
+    longest = ", ".join(f"{name} {formats.duration(seconds)}" for name, seconds in phases.items())
+    whole = formats.duration(sum(phases.values()))
+    return f"Searching and training the derived architectures took {whole}: {longest}." if phases else ""

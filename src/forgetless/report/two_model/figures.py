@@ -19,11 +19,10 @@ from matplotlib.ticker import MaxNLocator
 
 from forgetless.errors import InputError
 from forgetless.experiments.two_model import TwoModelResult
-from forgetless.experiments.two_model.records import RunRecord
 from forgetless.experiments.two_model.selection import Group, Panel
 from forgetless.forgetting import Interval, mean_interval
 from forgetless.options import number
-from forgetless.protection import BASELINE, PROTECTIONS
+from forgetless.protection import BASELINE, PROTECTIONS, control_of, is_control
 from forgetless.report import canvas, formats
 from forgetless.report.sentences import with_and_without
 from forgetless.report.two_model.shown import Shown, panel_name
@@ -108,16 +107,16 @@ def trade_off(result: TwoModelResult, protection: str | None = None) -> Figure:
     """
     shown = _shown(result)
     protection = protection or shown.main or BASELINE
-    control = formats.control_of(protection)
+    control = control_of(protection)
     strengths, chosen = shown.strengths.get(protection, []), shown.chosen.get(protection)
-    panels = [panel for panel in shown.panels if strengths and _along(shown, panel, protection, strengths)]
+    panels = [panel for panel in shown.panels if strengths and shown.along(panel, protection, strengths)]
     if not panels:
         raise InputError(f"Expected runs with a strength α under {protection!r}, but got none. Run that protection.")
     # The arms without a strength, controls apart, are horizontal lines.
-    levels = [n for n in shown.ran if not PROTECTIONS[n].has_strength() and not formats.is_control(n)]
+    levels = [n for n in shown.ran if not PROTECTIONS[n].has_strength() and not is_control(n)]
     drawn = [name for name in (BASELINE, control, *levels, protection) if name in shown.ran]
     figure, axes = _grid(shown, height=(4.4, 3.4, 2.9), shared="y", panels=panels)
-    along = {(p, name): _along(shown, p, name, strengths) for p in panels for name in (*levels, protection, control)}
+    along = {(p, name): shown.along(p, name, strengths) for p in panels for name in (*levels, protection, control)}
     everything = [group for (_, name), found in along.items() if name != control for group in found]
     limits = canvas.limits_of([v for g in everything for key, _ in _MODELS for v in g.values(key)], least=None)
     for ax, panel in axes:
@@ -135,10 +134,10 @@ def trade_off(result: TwoModelResult, protection: str | None = None) -> Figure:
     colours = canvas.colours({name: formats.arm_label(name) for name in drawn})
     here = [group for panel in panels for group in shown.groups(panel) if group.protection == protection]
     kept, learned = (formats.span(g.mean(key) for g in here) for key, _ in _MODELS)
-    symbol, several = formats.symbol_of(protection), len(strengths) > 1
+    symbol, several = PROTECTIONS[protection].symbol, len(strengths) > 1
     told = f"At {symbol} = {number(chosen or 0)}, A ends at {kept} % and B at {learned} %"
     title = told if several else f"{told}; a trade-off takes several values of {symbol}"
-    axis = f"{formats.strength_axis(protection)} of {formats.label(protection)}"
+    axis = f"{PROTECTIONS[protection].axis()} of {formats.label(protection)}"
     style = _strength_legend(protection, several=several)
     canvas.finish(figure, title, axis, "test accuracy at the end, %", colours, style)
     return figure
@@ -230,7 +229,7 @@ def _curves(ax: Axes, group: Group, shade: str, width: float, order: float) -> N
         ax.fill_between(iterations, a.min(0), a.max(0), color=shade, alpha=0.13, linewidth=0, zorder=order - 0.5)
     ax.plot(iterations, a.mean(0), color=shade, linewidth=width, zorder=order, gid=f"{group.protection} A")
     # In a chain the dashed line is another model from each model's first step on: it is not joined.
-    starts = _starts(group.runs[0])
+    starts = group.runs[0].starts
     mean = b.mean(0)
     for first, last in zip(starts, [*starts[1:], len(iterations)], strict=True):
         ax.plot(
@@ -242,13 +241,6 @@ def _curves(ax: Axes, group: Group, shade: str, width: float, order: float) -> N
             zorder=order + 0.25,
             gid=f"{group.protection} B",
         )
-
-
-def _starts(run: RunRecord) -> list[int]:
-    """Where in a run's curve each model's part begins."""
-    iterations, later = run.curve.iteration, len(run.models) - 1
-    each = iterations[-1] / later
-    return [0] + [next(i for i, at in enumerate(iterations) if at > j * each) for j in range(1, later)]
 
 
 def _mark_models(ax: Axes, shown: Shown) -> None:
@@ -285,14 +277,6 @@ def _bar(
     return estimate.mean
 
 
-def _along(shown: Shown, panel: Panel, protection: str | None, strengths: Sequence[float]) -> list[Group]:
-    """The groups of a protection in a panel, by strength; the one group of an arm without."""
-    if protection is None or protection not in shown.ran:
-        return []
-    found = (shown.group(panel, protection, s) for s in (strengths if shown.strengths[protection] else [None]))
-    return [group for group in found if group.runs]
-
-
 def _strength_legend(protection: str, *, several: bool) -> list[Artist]:
     mark: dict[str, Any] = {"color": canvas.QUIET, "linewidth": 1.8, "marker": "o", "markersize": 5}
     meaning: list[Artist] = [
@@ -300,7 +284,7 @@ def _strength_legend(protection: str, *, several: bool) -> list[Artist]:
         canvas.line("B", linestyle="--", mfc="white", **mark),
     ]
     if several:
-        chosen = f"{formats.symbol_of(protection)} chosen on validation data"
+        chosen = f"{PROTECTIONS[protection].symbol} chosen on validation data"
         meaning.append(canvas.line(chosen, color=canvas.BAND, linewidth=7))
     return meaning
 

@@ -7,7 +7,7 @@ from forgetless.experiments.two_model import TwoModelResult
 from forgetless.experiments.two_model.selection import Panel, Side
 from forgetless.forgetting import Interval, mean_interval
 from forgetless.options import number
-from forgetless.protection import BASELINE
+from forgetless.protection import BASELINE, PROTECTIONS, control_of
 from forgetless.report import formats
 from forgetless.report.sentences import compared, doubts, missing_arm, prevented, so_far, unmatched
 from forgetless.report.two_model.shown import Shown
@@ -43,9 +43,9 @@ def headline_sentences(shown: Shown) -> list[str]:
     else:
         sentences = finding(shown, shown.panels[0]) if len(shown.panels) == 1 else _over_panels(shown)
     if main is not None and len(strengths := shown.strengths[main]) > 1:
-        chosen = f"{formats.symbol_of(main)} = {number(shown.chosen[main] or 0.0)}"
+        chosen = f"{PROTECTIONS[main].symbol} = {number(shown.chosen[main] or 0.0)}"
         sentences.append(f"This is at {chosen}, chosen among {len(strengths)} on validation data.")
-    return so_far([*sentences, *shown.diverged], shown.progress, "runs")
+    return so_far([*sentences, *shown.diverged], result.progress, "runs")
 
 
 def finding(shown: Shown, panel: Panel) -> list[str]:
@@ -123,7 +123,7 @@ def _price(cost: float) -> str:
 
 def _control(shown: Shown, panel: Panel, held: Side) -> list[str]:
     """How the protection compares with smaller steps alone, where that arm has the same seeds."""
-    sides = shown.compared(panel, BASELINE, held.protection, formats.control_of(held.protection) or "")
+    sides = shown.compared(panel, BASELINE, held.protection, control_of(held.protection) or "")
     if not sides or len(sides[-1].runs) < len(held.runs):
         return []
     control = sides[-1].summary.reduction

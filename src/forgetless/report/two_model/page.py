@@ -9,7 +9,7 @@ from forgetless.experiments.two_model import TwoModelConfig, TwoModelResult
 from forgetless.experiments.two_model.records import ArmSummary, RunRecord
 from forgetless.experiments.two_model.selection import Panel
 from forgetless.options import command_line, number
-from forgetless.protection import BASELINE, PROTECTIONS
+from forgetless.protection import BASELINE, PROTECTIONS, control_of, main_of
 from forgetless.report import formats
 from forgetless.report.canvas import picture
 from forgetless.report.table import Row, Table, in_terminal, of_protection
@@ -31,10 +31,7 @@ def summary_table(result: TwoModelResult) -> rich.Table:
     """
     shown = Shown(result)
     columns = (formats.strength_heading(result.config.arms), *_COLUMNS)
-    parts = [
-        Table("\n" * (i > 0) + name, columns, summary_rows(shown, panel))
-        for i, (panel, name) in enumerate(shown.names.items())
-    ]
+    parts = [Table(name, columns, summary_rows(shown, panel)) for panel, name in shown.names.items()]
     return in_terminal(parts, _notes(shown), wrapped="reduction")
 
 
@@ -80,7 +77,7 @@ def reduction_cell(entry: ArmSummary, *, on_page: bool, unprotected: bool = True
 
 def _notes(shown: Shown) -> list[str]:
     """How to read it, and what is missing."""
-    summary, notes = shown.result.summary(), formats.unfinished(shown.progress, "runs") + shown.diverged
+    summary, notes = shown.result.summary(), formats.unfinished(shown.result.progress, "runs") + shown.diverged
     seeds = max((entry.num_seeds for entry in summary), default=0)
     if seeds > 1:
         notes.append(f"In % and points of test accuracy; ± and [ ]: 95 % interval over {seeds} seeds.")
@@ -90,12 +87,10 @@ def _notes(shown: Shown) -> list[str]:
         notes.append(f"{formats.NOTHING_TO_REDUCE}: the unprotected A lost nothing, no forgetting to reduce.")
     if summary and BASELINE not in shown.result.config.arms:
         notes.append("No reduction without an unprotected arm: add none to --protection.")
-    strengths: dict[str, set[float | None]] = {}
-    for entry in summary:
-        strengths.setdefault(entry.protection, set()).add(entry.strength)
-    several = [name for name, found in strengths.items() if len(found) > 1 and not formats.is_control(name)]
     return notes + [
-        f"Bold: the {formats.symbol_of(name)} with the best mean validation accuracy of A and B." for name in several
+        f"Bold: the {PROTECTIONS[name].symbol} with the best mean validation accuracy of A and B."
+        for name in shown.strengths
+        if name in shown.several
     ]
 
 
@@ -112,7 +107,7 @@ def two_model_section(result: TwoModelResult) -> dict[str, Any]:
         "findings": [(name, " ".join(finding(shown, p))) for p, name in shown.names.items()]
         if len(summary) > 1
         else [],
-        "progress": (*shown.progress, "runs"),
+        "progress": (*shown.result.progress, "runs"),
         "figures": _figures(shown) if result.runs else [],
         "trade_off_command": _trade_off_command(shown),
         "summary": summary,
@@ -150,9 +145,9 @@ def _figures(shown: Shown) -> list[dict[str, str]]:
         over, dots = f"mean over {seeds} seeds", " and a dot per seed"
         band = ", in a band from the lowest to the highest seed"
         spread = ", with the 95 % interval (Student's t; an arrowhead where it goes on beyond the axis)"
-    strengths = _several(shown)
+    strengths = shown.several
     rule = "".join(
-        f" Of {len(found)} strengths of {formats.label(name)} this is {formats.symbol_of(name)} = "
+        f" Of {len(found)} strengths of {formats.label(name)} this is {PROTECTIONS[name].symbol} = "
         f"{number(shown.chosen[name] or 0)}, under which A and B together have the highest mean validation accuracy; "
         "test data had no part in the choice."
         for name, found in strengths.items()
@@ -166,10 +161,10 @@ def _figures(shown: Shown) -> list[dict[str, str]]:
         text = f"What each model lost by the end, {over}{spread}{dots}. Nothing is trained after the last model."
         drawn.append(picture(chain_forgetting(result), text))
     for name in strengths:
-        control = "; the control arm is matched to each strength" if formats.control_of(name) else ""
+        control = "; the control arm is matched to each strength" if control_of(name) else ""
         text = (
             "Stability against plasticity: test accuracy of A (solid) and B (dashed) by the "
-            f"{formats.strength_axis(name)}, {over}{spread}. Horizontal lines: arms without a strength{control}."
+            f"{PROTECTIONS[name].axis()}, {over}{spread}. Horizontal lines: arms without a strength{control}."
         )
         drawn.append(picture(trade_off(result, name), text))
     return drawn
@@ -178,20 +173,12 @@ def _figures(shown: Shown) -> list[dict[str, str]]:
 def _trade_off_command(shown: Shown) -> str:
     """How to get the trade-off figure, where it cannot be drawn."""
     config = shown.result.config
-    main = formats.main_of(config.arms)
-    if main is None or _several(shown) or not PROTECTIONS[main].has_strength():
+    main = main_of(config.arms)
+    if main is None or shown.several or not PROTECTIONS[main].has_strength():
         return ""
     strength = next(each.strength_or_none for each in config.protections if each.kind.name == main) or 1.0
     several = tuple(strength * 10.0**power for power in range(-3, 3))
     return command_line(config, "two-model", **{f"{main.replace('-', '_')}_strength": several})
-
-
-def _several(shown: Shown) -> dict[str, list[float]]:
-    """The protections that ran at several strengths, which are chosen among; those with a control arm first."""
-    found = {
-        name: values for name, values in shown.strengths.items() if len(values) > 1 and not formats.is_control(name)
-    }
-    return dict(sorted(found.items(), key=lambda item: formats.control_of(item[0]) is None))
 
 
 def _model_rows(shown: Shown, panel: Panel) -> list[Row]:

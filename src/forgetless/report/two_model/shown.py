@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from functools import cached_property
 
-from forgetless.experiments.two_model.selection import Group, Panel, Selection, Side, panels_of
+from forgetless.experiments.two_model.selection import Group, Panel, Selection, panels_of
 from forgetless.options import number
-from forgetless.protection import BASELINE
-from forgetless.report.formats import arm_label, counted, listed, main_of
+from forgetless.report.formats import arm_label, counted, listed
 from forgetless.report.sentences import diverged
 
 
@@ -17,11 +16,6 @@ class Shown(Selection):
     def names(self) -> dict[Panel, str]:
         """The panels that have runs, and what distinguishes each from the others."""
         return {panel: panel_name(panel, self.panels) for panel in self.panels}
-
-    @property
-    def letters(self) -> list[str]:
-        """The letters of the models, in the order of training."""
-        return [model.model for model in self.result.runs[0].models]
 
     @property
     def later(self) -> str:
@@ -37,16 +31,6 @@ class Shown(Selection):
     def labels(self) -> dict[str, str]:
         """Protection → its name and strength, of all that is shown."""
         return {group.protection: label_of(group) for group in self.groups()}
-
-    @cached_property
-    def main(self) -> str | None:
-        """The protection that sentences are about; None if there is none."""
-        return main_of(self.ran)
-
-    @cached_property
-    def pairs(self) -> dict[Panel, list[Side]]:
-        """The unprotected and the main arm of each panel, over the seeds that both have; nothing if one is missing."""
-        return {panel: self.compared(panel, BASELINE, self.main or "") for panel in self.panels}
 
     @property
     def diverged(self) -> list[str]:
