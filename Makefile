@@ -20,7 +20,8 @@ demo: $(PACKAGE)  ## two models, then a search, on embedded digits; one report o
 test: $(DEV)  ## every test and docstring example, a process per core, a thread per process
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-test-slow: $(DEV)  ## kills, damage, full disks, signals, by the thousand; counts go to $(COUNTS)
+test-slow: $(DEV)  ## kills, damage, full disks, signals, drawn examples, by the thousand; counts go to $(COUNTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 -m hypothesis --hypothesis-profile thorough
 	FORGETLESS_RELIABILITY=$(abspath $(COUNTS)) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 12 tests/slow
 
 lint: $(DEV)  ## style, types

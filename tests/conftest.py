@@ -1,11 +1,18 @@
 """What every test gets: a fixed seed, one thread, and the shared data where it lies on this machine."""
 
+import multiprocessing.context
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("quick", max_examples=25)
+settings.register_profile("thorough", max_examples=300)  # for `make test-slow`
+settings.load_profile("quick")  # unless --hypothesis-profile says otherwise
 
 # Read once, because tests of the search order take the variable out of the environment.
 NAMED_DATA = os.environ.get("FORGETLESS_DATA")
@@ -27,8 +34,8 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
-def restored_registries() -> Iterator[None]:
-    """What a test registers goes afterwards."""
+def restored_registries() -> Iterator[Callable[[], None]]:
+    """What a test registers goes afterwards, or when it calls this."""
     from forgetless.data import IMAGE_DATA
     from forgetless.protection import PROTECTIONS
     from forgetless.spaces import SPACES
@@ -36,6 +43,40 @@ def restored_registries() -> Iterator[None]:
 
     registries = (PROTECTIONS, STRATEGIES, SPACES, IMAGE_DATA)
     before = [dict(registry._load()) for registry in registries]
-    yield
-    for registry, kinds in zip(registries, before, strict=True):
-        registry._kinds = kinds
+
+    def restore() -> None:
+        for registry, kinds in zip(registries, before, strict=True):
+            registry._kinds = dict(kinds)
+
+    yield restore
+    restore()
+
+
+@pytest.fixture(scope="module")
+def without_pictures() -> Iterator[None]:
+    """Reports are made but for their pictures, which take most of the time of a small run; nobody looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("forgetless.report.canvas.data_uri", lambda _: "data:,")
+        yield
+
+
+class _Forked(multiprocessing.context.ForkServerContext):
+    """As the spawned processes of `forgetless.workers`, from one that has imported everything: in milliseconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processes: list[Any] = []
+        self.set_forkserver_preload(["sklearn.datasets", "torch._dynamo", "forgetless.search.arms"])
+
+    def Process(self, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]  # noqa: N802
+        process = super().Process(*arguments, **options)  # type: ignore[misc]
+        self.processes.append(process)
+        return process
+
+
+@pytest.fixture(scope="module")
+def forked_workers() -> Iterator[None]:
+    """Workers start at once; test_plugins.py and test_signals.py start real ones, which import for seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("forgetless.workers._Recording", _Forked)
+        yield

@@ -24,6 +24,7 @@ from forgetless.options import command_options
 from forgetless.runs import CHECKPOINT, METRICS, REPORT, RunFolder
 from forgetless.search import SearchConfig
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
 TINY = (
     "--space nas201 --nas201.units 2 --epochs 2 --models-per-epoch 2 --batches-per-model 2 --strategy-steps 1 "
     "--samples-per-step 2 --final-samples 2 --batch-size 16"
@@ -181,27 +182,13 @@ def test_images_by_class_from_a_folder(here, capfd):
     assert json.loads(capfd.readouterr().out)["runs"][0]["accuracy_b"] >= 0.5
 
 
-INTERRUPTED = {
-    "two-model": ["two-model", "--seeds", "3", *SMALL[2:], "--protection", "none", "wpl", "freeze"],
-    "search": tiny_search("--epochs", "3", "--protection", "none", "wpl"),
-}
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The records of each of these commands, never interrupted."""
-    paths = {command: tmp_path_factory.mktemp("whole") / "run" for command in INTERRUPTED}
-    for command, arguments in INTERRUPTED.items():
-        assert main([*arguments, "--output", str(paths[command])]) == 0
-    return {command: RunFolder(path).records() for command, path in paths.items()}
-
-
-@pytest.mark.parametrize(
-    ("command", "stop", "code"), [("search", signal.SIGINT, 130), ("two-model", signal.SIGKILL, -signal.SIGKILL)]
-)
-def test_interrupted_at_any_moment_and_resumed(here, capfd, whole, command, stop, code):
+def test_interrupted_at_any_moment_and_resumed(here, capfd):
+    """By Ctrl-C; test_faults.py kills two models, and `make test-slow` sends every signal to every command."""
+    arguments = tiny_search("--epochs", "3", "--protection", "none", "wpl")
+    assert main([*arguments, "--output", "whole"]) == 0
+    whole = RunFolder(here / "whole").records()
     process = subprocess.Popen(
-        [sys.executable, "-m", "forgetless", *INTERRUPTED[command], "--output", "run"],
+        [sys.executable, "-m", "forgetless", *arguments, "--output", "run"],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -212,20 +199,19 @@ def test_interrupted_at_any_moment_and_resumed(here, capfd, whole, command, stop
     while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 3) and time.monotonic() < deadline:
         time.sleep(0.002)
     time.sleep(random.uniform(0, 0.1))
-    process.send_signal(stop)
+    process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=60)[1]
     if process.returncode == 0:
         pytest.skip("the run finished before the signal")
-    assert process.returncode == code
-    if stop is signal.SIGINT:
-        assert "go on with: forgetless resume run" in error
-        assert "Traceback" not in error
-    assert 3 <= len(RunFolder(here / "run").records()) < len(whole[command])
+    assert process.returncode == 130
+    assert "go on with: forgetless resume run" in error
+    assert "Traceback" not in error
+    assert 3 <= len(RunFolder(here / "run").records()) < len(whole)
     capfd.readouterr()
     assert main(["resume", "run", "--json"]) == 0
     result = json.loads(capfd.readouterr().out)
-    assert without_time(result["records" if command == "search" else "runs"]) == without_time(whole[command])
-    assert without_time(RunFolder(here / "run").records()) == without_time(whole[command])
+    assert without_time(result["records"]) == without_time(whole)
+    assert without_time(RunFolder(here / "run").records()) == without_time(whole)
 
 
 CONFIGS = {
@@ -407,7 +393,7 @@ def test_an_option_of_a_method_that_was_not_chosen_is_refused(here, capfd, argum
 
 
 @pytest.fixture(scope="module")
-def finished_search(tmp_path_factory):
+def finished_search(tmp_path_factory, without_pictures):
     path = tmp_path_factory.mktemp("finished") / "run"
     assert main(tiny_search("--output", str(path))) == 0
     return path

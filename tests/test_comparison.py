@@ -68,7 +68,7 @@ def summary_of(path):
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
+def compared(tmp_path_factory, forked_workers, without_pictures):
     path = tmp_path_factory.mktemp("compared") / "run"
     assert main(["compare", *words(), "--output", str(path)]) == 0
     return path

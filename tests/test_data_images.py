@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
@@ -184,7 +184,6 @@ def test_damaged_idx_files_are_told(tmp_path: Path, content: bytes, complaint: s
         read_idx(path)
 
 
-@settings(max_examples=150)
 @given(
     array=st.sampled_from([LABELS, IMAGES]),
     packed=st.booleans(),

@@ -44,7 +44,7 @@ SEARCH = (
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory):
+def searched(tmp_path_factory, without_pictures):
     path = tmp_path_factory.mktemp("searched") / "one"
     assert main([*SEARCH, "--seeds", "2", "--output", str(path)]) == 0
     return path

@@ -23,7 +23,7 @@ def made(tmp_path_factory):
     return place / "template", outcome(COMMAND, place / "whole"), last.operations, place / "whole"
 
 
-@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.8, 0.97])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.97])
 def test_killed_at_a_file_operation(made, tmp_path, share):
     template, whole, operations, _ = made
     folder = fresh(template, tmp_path / "struck")
@@ -31,7 +31,7 @@ def test_killed_at_a_file_operation(made, tmp_path, share):
     assert judged(COMMAND, folder, whole)[0] in {"identical", "warned"}
 
 
-@pytest.mark.parametrize("share", [0.1, 0.4, 0.7])
+@pytest.mark.parametrize("share", [0.1, 0.7])
 def test_the_disk_is_full_at_a_file_operation(made, tmp_path, share):
     template, whole, operations, _ = made
     folder = fresh(template, tmp_path / "struck")
@@ -62,7 +62,7 @@ def test_damaged_folders_are_seen(made, tmp_path):
     unfinished = fresh(template, tmp_path / "unfinished")
     run_forked(COMMANDS[COMMAND], unfinished, at=operations * 2 // 3)
     draw, outcomes = random.Random(0), set()
-    for trial in range(80):
+    for trial in range(40):
         source = draw.choice([finished, unfinished])
         told = everything(source / "run")
         states = states_of(source / "run")

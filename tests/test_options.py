@@ -108,7 +108,7 @@ def value_of(kind):
     return st.sampled_from(list(kind)) if issubclass(kind, Enum) else VALUES[kind]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("command", READERS)
 def test_any_options_come_back_from_the_command(command, data):

@@ -26,6 +26,7 @@ LANDSCAPE = (
     "--seeds 2 --protection none ewc freeze wpl --iterations 10 --iterations-a 20 --width 8 --evaluate-every 5 "
     "--points 3"
 )
+pytestmark = pytest.mark.usefixtures("forked_workers", "without_pictures")
 RUNS = {
     "search": (search_config, SEARCH),
     "two-model": (two_model_config, TWO_MODEL),
@@ -39,7 +40,7 @@ def records_of(path):
 
 
 @pytest.fixture(scope="module", params=list(RUNS))
-def whole(request, tmp_path_factory):
+def whole(request, tmp_path_factory, forked_workers, without_pictures):
     """A run that one process made."""
     path = tmp_path_factory.mktemp("whole") / "run"
     assert main([request.param, *RUNS[request.param][1].split(), "--output", str(path)]) == 0

@@ -200,7 +200,7 @@ def test_weights_without_importance_are_left_bit_for_bit() -> None:
 shapes = st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), max_size=5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(deadline=None)
 @given(shapes=shapes, alpha=st.floats(0, 1e12), learning_rate=st.floats(0, 10), seed=st.integers(0, 99))
 def test_any_list_of_shapes(shapes: list[tuple[int, ...]], alpha: float, learning_rate: float, seed: int) -> None:
     torch.manual_seed(seed)

@@ -30,8 +30,16 @@ WORDS = (
 )
 
 
-def command(*words):
-    return subprocess.run([sys.executable, "-m", "forgetless", *words], capture_output=True, text=True, check=False)
+@pytest.fixture
+def forget(restored_registries):
+    """A call after which this process has loaded no plugin, as a new one; also made at the end."""
+
+    def forgetting():
+        plugins._loaded.clear()
+        restored_registries()
+
+    yield forgetting
+    forgetting()
 
 
 def without_time(path):
@@ -44,24 +52,21 @@ def test_each_file_is_short(path):
     assert len(Path(path).read_text().splitlines()) < 50
 
 
-def test_four_files_add_four_kinds_and_nothing_else_is_edited(tmp_path):
-    done = command(*WORDS.split(), "--plugin", *FILES, "--output", str(tmp_path / "run"))
-    assert done.returncode == 0, done.stderr
-    assert "magnitude" in done.stdout
+def test_four_files_add_four_kinds_and_nothing_else_is_edited(forget, tmp_path, capfd):
+    assert main([*WORDS.split(), "--plugin", *FILES, "--output", str(tmp_path / "run")]) == 0
+    assert "magnitude" in capfd.readouterr().out
     page = (tmp_path / "run" / "report.html").read_text()
     assert "stacks of three layers" in page
     assert "even-digits" in page
     assert "strategy climbing" in page
     # A run folder may come from anybody: it says which code it needs, and does not run it.
     for name in ("resume", "report"):
-        refused = command(name, str(tmp_path / "run"))
-        assert refused.returncode == 2
-        assert "It was made with plugins: pass --plugin" in refused.stderr
-        shown = command(name, str(tmp_path / "run"), "--plugin", *FILES)
-        assert shown.returncode == 0, shown.stderr
+        forget()
+        assert main([name, str(tmp_path / "run")]) == 2
+        assert "It was made with plugins: pass --plugin" in capfd.readouterr().err
+        assert main([name, str(tmp_path / "run"), "--plugin", *FILES]) == 0
     # Other processes load them, too.
-    spread = command(*WORDS.split(), "--plugin", *FILES, "--workers", "2", "--output", str(tmp_path / "spread"))
-    assert spread.returncode == 0, spread.stderr
+    assert main([*WORDS.split(), "--plugin", *FILES, "--workers", "2", "--output", str(tmp_path / "spread")]) == 0
     assert without_time(tmp_path / "run") == without_time(tmp_path / "spread")
 
 
@@ -74,29 +79,33 @@ def test_they_run_against_an_installed_wheel(tmp_path):
     subprocess.run([*python, *install], check=True)
     files = [shutil.copy(path, tmp_path) for path in FILES]
 
-    def installed(*words):
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-        options = {"capture_output": True, "text": True, "check": False, "cwd": tmp_path, "env": environment}
-        return subprocess.run([*python, *words], **options)
-
-    where = installed("pip", "show", "forgetless").stdout
-    assert f"Location: {tmp_path / 'site'}" in where
-    done = installed("forgetless", *WORDS.split(), "--plugin", *files, "--output", "run")
+    small = "two-model --seeds 1 --iterations 2 --iterations-a 2 --width 4 --protection none wpl --output two"
+    commands = [[*WORDS.split(), "--plugin", *files, "--output", "run"], small.split()]
+    program = f"""
+import sys, forgetless
+print(forgetless.__file__)
+from forgetless.__main__ import main
+for words in {commands}:
+    sys.argv = ["forgetless", *words]
+    assert main() == 0
+"""
+    options = {"capture_output": True, "text": True, "check": False, "cwd": tmp_path}
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, **options)
     assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.partition("\n")[0]).is_relative_to(tmp_path / "site")
     assert "magnitude" in done.stdout
     assert "stacks of three layers" in (tmp_path / "run" / "report.html").read_text()
-    small = "two-model --seeds 1 --iterations 2 --iterations-a 2 --width 4 --protection none wpl --output two"
-    done = installed("forgetless", *small.split())
-    assert done.returncode == 0, done.stderr
     assert (tmp_path / "two" / "report.html").is_file()
 
 
-def test_help_and_errors_know_what_a_plugin_adds():
-    shown = command("search", "--plugin", *FILES, "--help-all")
-    assert all(word in shown.stdout for word in ("--magnitude.power", "--climbing.restart-every", "--stacks.units"))
-    refused = command(*WORDS.split(), "--plugin", *FILES, "--magnitude.power", "-1")
-    assert refused.returncode == 2
-    assert "Expected power to be finite and above 0, but got -1.0." in refused.stderr
+def test_help_and_errors_know_what_a_plugin_adds(forget, capfd):
+    assert main(["search", "--plugin", *FILES, "--help-all"]) == 0
+    shown = capfd.readouterr().out
+    assert all(word in shown for word in ("--magnitude.power", "--climbing.restart-every", "--stacks.units"))
+    forget()
+    assert main([*WORDS.split(), "--plugin", *FILES, "--magnitude.power", "-1"]) == 2
+    assert "Expected power to be finite and above 0, but got -1.0." in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -120,7 +129,8 @@ def test_help_and_errors_know_what_a_plugin_adds():
 def test_a_bad_plugin_is_one_sentence(tmp_path, content, told):
     path = tmp_path / "mine.py"
     path.write_text(content)
-    done = command("search", "--plugin", str(path))
+    words = [sys.executable, "-m", "forgetless", "search", "--plugin", str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert told in done.stderr
     assert done.stderr.count("\n") == 1
@@ -153,11 +163,9 @@ def test_an_installed_package_adds_by_its_entry_point(tmp_path):
 
 
 @pytest.fixture
-def loaded(restored_registries):
+def loaded(forget):
     """The plugins, in this process; what they added goes afterwards."""
     plugins.load_files(FILES)
-    yield
-    plugins._loaded.clear()
 
 
 def test_the_same_from_python(loaded, tmp_path):

@@ -567,7 +567,7 @@ def configurations(draw):
     return two_model_config(**{name: tuple(v) if isinstance(v, list) else v for name, v in options.items()})
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(configurations())
 def test_command_line_reads_back_as_the_same_configuration(config):
     assert read_back(command_line(config, "two-model")) == config

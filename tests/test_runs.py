@@ -521,6 +521,7 @@ class _Killed(BaseException):
 @pytest.mark.filterwarnings("ignore:.*keeps what no run wrote|.*is again the run|.*ended without finishing")
 def test_killed_at_any_file_operation_the_old_run_or_the_new_is_there(tmp_path, monkeypatch):
     """Every rename and every removal of a replacement is the last one."""
+    here = environment()  # asked once: it starts git
     operations = {"replace": os.replace, "unlink": os.unlink, "rmdir": os.rmdir, "rename": os.rename, "mkdir": os.mkdir}
     for last in range(200):
         place = tmp_path / str(last)
@@ -539,6 +540,7 @@ def test_killed_at_any_file_operation_the_old_run_or_the_new_is_there(tmp_path, 
 
             return operation
 
+        monkeypatch.setattr("forgetless.runs.folder.environment", lambda device: dict(here))
         for name in operations:
             monkeypatch.setattr(f"os.{name}", killing(name))
         try:

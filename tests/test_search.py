@@ -112,7 +112,7 @@ def test_first_model_trains_alike_in_every_arm(stored):
     assert plain.mean_step == held.mean_step
 
 
-@pytest.mark.parametrize("after", [0, 2, 3, 4, 6])
+@pytest.mark.parametrize("after", [2, 3, 4])
 def test_killed_between_epochs_and_resumed(stored, tmp_path, after):
     records, snapshots = stored
     assert without_time(resumed(tmp_path, snapshots[after])) == without_time(records)
@@ -284,9 +284,14 @@ def test_alpha_decays_from_the_first_epoch_with_protection_on_also_after_an_inte
     assert found == [8.0, 8.0, 4.0, 2.0]
 
 
-@pytest.mark.parametrize("config", [TINY, SMALL_TEXT], ids=["images", "text"])
-@pytest.mark.parametrize("protection", ["coupling", "ewc", "mas", "si", "nsas", "ogl", "wpl-tolerance"])
-def test_rivals_run_and_go_on_bit_for_bit(config, protection):
+RIVALS = {
+    **dict.fromkeys(("ewc", "nsas", "si", "wpl-tolerance"), SMALL_TEXT),
+    **dict.fromkeys(("coupling", "mas", "ogl"), TINY),
+}
+
+
+@pytest.mark.parametrize(("protection", "config"), RIVALS.items(), ids=RIVALS)
+def test_rivals_run_and_go_on_bit_for_bit(protection, config):
     """From the second epoch with protection on, as if there had been no interruption; and not as without it."""
     options = {"protection": (protection,), "epochs": 4, "protect_from": 1, "final_samples": 0, "seeds": 1}
     options |= {"coupling_num_examples": 3, "coupling_num_rows": 10} if protection == "coupling" else {}

@@ -132,7 +132,7 @@ def test_from_the_last_multiplier_newton_takes_one_or_two_steps(monkeypatch: pyt
     assert max(evaluations) < 15
 
 
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 @given(
     scale=st.sampled_from([1e-38, 1e-20, 1.0, 1e20, 1e30]),
     metric=st.sampled_from([1e-8, 1.0, 1e8]),
@@ -566,7 +566,7 @@ def test_extreme_tolerances_are_kept(tolerance: float, importance: float, dtype:
             fisher = torch.tensor([importance, 0.0, importance / 2], dtype=dtype)
             held.consolidate(model, {"theta": fisher})
             held.attach(optimizer)
-            for _ in range(30):
+            for _ in range(10):
                 theta.grad = theta.detach() - 1
                 optimizer.step()
             lost = 0.5 * (fisher.double() * theta.detach().double().square()).sum()

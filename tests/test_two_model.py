@@ -130,8 +130,7 @@ def test_alpha_zero_is_no_protection():
     assert plain.curve == zero.curve
 
 
-@pytest.mark.parametrize("stop_after", [1, 4, 7])
-def test_interrupted_and_resumed_gives_the_same_numbers(result, stop_after):
+def test_interrupted_and_resumed_gives_the_same_numbers(result):
     class PowerCutError(Exception):
         pass
 
@@ -139,7 +138,7 @@ def test_interrupted_and_resumed_gives_the_same_numbers(result, stop_after):
 
     def keep(record):
         finished.append(RunRecord.from_dict(json.loads(json.dumps(record.to_dict())), "a record", "the run folder"))
-        if len(finished) == stop_after:
+        if len(finished) == 4:
             raise PowerCutError
 
     with pytest.raises(PowerCutError):
