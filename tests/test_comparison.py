@@ -64,7 +64,7 @@ def without_time(result):
 
 
 def summary_of(path):
-    return without_time(load_result(RunFolder(path)).summary())
+    return without_time(load_result(RunFolder(path)).summary().to_dict())
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def records_of(path, strategy, protection):
 
 def test_forgetting_is_that_of_the_files(compared):
     """Protection begins with the second and last epoch: it is the only one that may count."""
-    rows = load_result(RunFolder(compared)).summary()["rows"]
+    rows = load_result(RunFolder(compared)).summary().to_dict()["rows"]
     assert {(row["strategy"], row["protection"]) for row in rows} == set(
         itertools.product(TINY["strategy"], TINY["protection"])
     )
@@ -233,7 +233,7 @@ def test_quality_is_that_of_the_truth(compared):
     space = make_space(search_config(space="nas201", operations=TINY["operations"]))
     truth = read_truth("nas201-digits", space)
     table = dict(zip(map(str, truth.architectures), truth.values.tolist(), strict=True))
-    rows = load_result(RunFolder(compared)).summary()["rows"]
+    rows = load_result(RunFolder(compared)).summary().to_dict()["rows"]
     for row in rows:
         for seed, mine in records_of(compared, row["strategy"], row["protection"]).items():
             (derived,) = (r for r in mine if r["event"] == "derived")

@@ -604,3 +604,43 @@ def test_records_are_read_as_often_however_many_seeds_there_are():
         counted.progress  # noqa: B018
         read.append(_Counted.read / len(result.records))
     assert read[0] == read[1] == read[2] <= 3
+
+
+# What findings and pictures are made of
+
+
+def test_quantities_by_epoch_are_those_of_the_seeds_that_have_them():
+    result = made_up(lost={**LOST, "none": lambda seed, epoch: None if (seed, epoch) == (0, 1) else seed + epoch})
+    found = result.by_epoch("none", "forgetting_mean")
+    assert found == {0: [0, 1, 2], 1: [2, 3], 2: [2, 3, 4], 3: [3, 4, 5], 4: [4, 5, 6]}
+    assert result.by_epoch("none", "strategy_entropy_of_nothing") == {}
+
+
+def test_the_best_derived_architecture_is_that_of_the_lowest_validation_error():
+    result = made_up()
+    errors = {0: 0.3, 1: None, 2: 0.2}
+    records = [
+        dataclasses.replace(record, derived_validation_error=errors[record.seed])
+        if isinstance(record, DerivedRecord)
+        else record
+        for record in result.records
+    ]
+    best = dataclasses.replace(result, records=records).best_derived("wpl")
+    assert (best.seed, best.protection) == (2, "wpl")
+    epochs = [record for record in result.records if not isinstance(record, DerivedRecord)]
+    assert dataclasses.replace(result, records=epochs).best_derived("wpl") is None
+
+
+def test_pairs_are_over_the_seeds_that_both_arms_have():
+    result = made_up(lost={**LOST, "none": 0.5, "wpl": 0.1}, spread=0.0)
+    kept = [record for record in result.records if (record.seed, record.protection) != (0, "wpl")]
+    whole, some = result, dataclasses.replace(result, records=kept)
+    epochs = range(5)
+    assert whole.paired("none", "wpl", "forgetting_mean", epochs) == pytest.approx([0.5, 0.1])
+    assert some.paired("none", "wpl", "mean_step", epochs) == pytest.approx(
+        [
+            sum(arm[seed] for seed in (1, 2)) / 2
+            for arm in (result.by_seed(name, "mean_step", epochs) for name in ("none", "wpl"))
+        ]
+    )
+    assert some.paired("none", "ewc", "forgetting_mean", epochs) == []

@@ -1,7 +1,9 @@
 import dataclasses
 import json
 import math
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from forgetless.experiments.two_model.records import RunRecord
 from forgetless.experiments.two_model.training import Trainer
 from forgetless.forgetting import Interval
 from forgetless.plasticity import WeightPlasticity
+from forgetless.protection import PROTECTIONS, ProtectionOptions
+from forgetless.protection.none import NoProtection
 from forgetless.tasks.images import ImageClassification
 from test_report import made_up
 
@@ -341,3 +345,28 @@ def test_a_diverged_try_is_never_the_closest(monkeypatch):
     any_run = made_up(seeds=1).runs[0]
     monkeypatch.setattr(trainer, "_train_rest", lambda arm, rate: dataclasses.replace(any_run, mean_step=next(steps)))
     assert trainer.run(Arm(0, 3, 1.0, "matched-lr", 1e7), SimpleNamespace(mean_step=1.0)).mean_step == 1.0
+
+
+@pytest.mark.usefixtures("restored_registries")
+def test_a_protection_that_watches_a_may_have_no_strength():
+    @dataclass(frozen=True, kw_only=True)
+    class WatchingOptions(ProtectionOptions):
+        """None of its own."""
+
+    watched = []
+
+    @PROTECTIONS.register
+    class Watching(NoProtection):
+        """Notes which trainings it saw."""
+
+        name: ClassVar[str] = "watching"
+        label: ClassVar[str] = "watching"
+        Options: ClassVar[type[ProtectionOptions]] = WatchingOptions
+        watches: ClassVar[bool] = True
+
+        def during(self, optimizer):
+            watched.append(optimizer)
+            return super().during(optimizer)
+
+    run(two_model_config(**SMALL | {"protection": ("watching",), "iterations": 2, "iterations_a": 2}))
+    assert len(watched) == 2

@@ -35,6 +35,7 @@ class RunKind(ABC, Generic[C, R]):
         Config: The class of its configurations.
         has_scalars: Whether its records can be written to TensorBoard.
         template: Of its section of the report.
+        counts: What the `progress` of its results counts, such as `runs`.
         title: Of the table that sets several runs of the kind side by side.
         comparison_columns: Of that table, after the name of the run; the first two are text. None without a table.
         comparison_note: Below its title.
@@ -44,6 +45,7 @@ class RunKind(ABC, Generic[C, R]):
     Config: ClassVar[type[Configuration]]
     has_scalars: ClassVar[bool] = False
     template: ClassVar[str]
+    counts: ClassVar[str]
     title: ClassVar[str] = ""
     comparison_columns: ClassVar[tuple[str, ...]] = ()
     comparison_note: ClassVar[str] = ""

@@ -25,6 +25,7 @@ class ComparisonRun(RunKind[ComparisonConfig, "ComparisonResult"]):
     name: ClassVar[str] = "compare"
     Config: ClassVar[type[Configuration]] = ComparisonConfig
     template: ClassVar[str] = "comparison/section.html"
+    counts: ClassVar[str] = "searches"
 
     @staticmethod
     def device(config: ComparisonConfig) -> str:

@@ -28,6 +28,7 @@ class SearchRun(RunKind[SearchConfig, "SearchResult"]):
     Config: ClassVar[type[Configuration]] = SearchConfig
     has_scalars: ClassVar[bool] = True
     template: ClassVar[str] = "search/section.html"
+    counts: ClassVar[str] = "searches"
     title: ClassVar[str] = "Searches"
     comparison_columns: ClassVar[tuple[str, ...]] = (
         *("search", "protection", "forgetting without", "forgetting with", "reduction, %"),

@@ -6,7 +6,6 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from forgetless.configuration import Configuration
 from forgetless.errors import InputError
 from forgetless.experiments import load_result
 from forgetless.experiments.base import kind_of
@@ -53,7 +52,7 @@ def report_html(folders: Sequence[RunFolder]) -> str:
     sections = []
     for i, (folder, result) in enumerate(zip(folders, results, strict=True)):
         kind = kind_of(folder)
-        sections.append({**kind.section(result, folder), **_common(i, folder, result.config)})
+        sections.append({**kind.section(result, folder), **_common(i, folder, result)})
     return environment.get_template("template.html").render(
         sections=sections,
         kinds={section["kind"] for section in sections},
@@ -61,7 +60,7 @@ def report_html(folders: Sequence[RunFolder]) -> str:
     )
 
 
-def _common(index: int, folder: RunFolder, config: Configuration) -> dict[str, Any]:
+def _common(index: int, folder: RunFolder, result: Any) -> dict[str, Any]:
     """What the template shows of a run of any kind."""
     kind = kind_of(folder)
     return {
@@ -69,7 +68,8 @@ def _common(index: int, folder: RunFolder, config: Configuration) -> dict[str, A
         "kind": kind.name,
         "template": kind.template,
         "path": str(folder.path),
-        "command": command_line(config, kind.name),
+        "progress": (*result.progress, kind.counts),
+        "command": command_line(result.config, kind.name),
         "environment": {key: _environment_text(value) for key, value in folder.environment.items()},
     }
 

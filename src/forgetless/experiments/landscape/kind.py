@@ -26,6 +26,7 @@ class LandscapeRun(RunKind[LandscapeConfig, "LandscapeResult"]):
     name: ClassVar[str] = "landscape"
     Config: ClassVar[type[Configuration]] = LandscapeConfig
     template: ClassVar[str] = "landscape/section.html"
+    counts: ClassVar[str] = "records"
     title: ClassVar[str] = "Landscapes"
 
     @staticmethod

@@ -26,6 +26,7 @@ class TwoModelRun(RunKind[TwoModelConfig, "TwoModelResult"]):
     name: ClassVar[str] = "two-model"
     Config: ClassVar[type[Configuration]] = TwoModelConfig
     template: ClassVar[str] = "two_model/section.html"
+    counts: ClassVar[str] = "runs"
     title: ClassVar[str] = "Two models"
     comparison_columns: ClassVar[tuple[str, ...]] = (
         *("setting", "protection", "forgetting without", "forgetting with", "reduction, %", "B’s cost"),

@@ -155,7 +155,6 @@ def comparison_section(result: ComparisonResult) -> dict[str, Any]:
     return {
         "settings": _settings(result),
         "sentences": headline_sentences(result),
-        "progress": (*result.progress, "searches"),
         "missing": list(result.missing.items()),
         "figures": _figures(result),
         "tables": comparison_tables(result),

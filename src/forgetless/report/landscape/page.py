@@ -57,7 +57,6 @@ def landscape_section(result: LandscapeResult) -> dict[str, Any]:
     return {
         "settings": _settings(result.config),
         "sentences": [finding(result), *details(result)] if arms else ["No seed is finished yet."],
-        "progress": (*result.progress, "records"),
         "figures": [picture(landscape_figure(result), _caption(result))] if arms else [],
         "columns": list(_ON_PAGE.values()),
         "rows": [_row(entry, _with_range(result, entry)) for entry in entries],

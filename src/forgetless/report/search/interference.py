@@ -86,15 +86,10 @@ def _part_title(unit: Unit, found: Interference) -> str:
 def interference_table(result: SearchResult, arms: Sequence[InterferenceRecord]) -> rich.Table:
     """The numbers of every arm, at most 80 columns wide."""
     title = f"Who overwrites whom, {result.unit.name}, seed {arms[0].seed} after {arms[0].epochs} epochs"
-    return in_terminal([_table(result, arms, title)], _notes(arms))
+    return in_terminal([page_table(result, arms, title)], _notes(arms))
 
 
-def page_table(result: SearchResult, arms: Sequence[InterferenceRecord]) -> Table:
-    """The same for the page."""
-    return _table(result, arms, "Who overwrites whom", f"In {result.unit.name}. {' '.join(_notes(arms))}")
-
-
-def _table(result: SearchResult, arms: Sequence[InterferenceRecord], title: str, note: str = "") -> Table:
+def page_table(result: SearchResult, arms: Sequence[InterferenceRecord], title: str = "Who overwrites whom") -> Table:
     """Per arm the multi-model part, the largest entry of the matrix, and the share of pairs that got worse."""
     unit = result.unit
     columns = {
@@ -102,7 +97,7 @@ def _table(result: SearchResult, arms: Sequence[InterferenceRecord], title: str,
         "largest entry": lambda arm: NOTHING if math.isnan(arm.largest) else unit.text(arm.largest),
         "pairs that got worse, %": lambda arm: NOTHING if math.isnan(arm.share_worse) else points(arm.share_worse, 0),
     }
-    return table_of(title, arms, columns, note)
+    return table_of(title, arms, columns, f"In {unit.name}. {' '.join(_notes(arms))}")
 
 
 def _notes(arms: Sequence[InterferenceRecord]) -> list[str]:

@@ -171,7 +171,6 @@ def search_section(result: SearchResult, interference: Sequence[InterferenceReco
     return {
         "settings": _settings(result),
         "sentences": headline_sentences(result),
-        "progress": (*result.progress, "searches"),
         "figures": _figures(result, interference),
         "tables": [*page_tables(result), *([page_table(result, interference)] if interference else [])],
         "cells": _cells(result),

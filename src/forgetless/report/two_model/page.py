@@ -107,7 +107,6 @@ def two_model_section(result: TwoModelResult) -> dict[str, Any]:
         "findings": [(name, " ".join(finding(shown, p))) for p, name in shown.names.items()]
         if len(summary) > 1
         else [],
-        "progress": (*shown.result.progress, "runs"),
         "figures": _figures(shown) if result.runs else [],
         "trade_off_command": _trade_off_command(shown),
         "summary": summary,
