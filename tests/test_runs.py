@@ -526,6 +526,7 @@ def test_killed_at_any_file_operation_the_old_run_or_the_new_is_there(tmp_path, 
     for last in range(200):
         place = tmp_path / str(last)
         place.mkdir()
+        monkeypatch.setattr("forgetless.runs.folder.environment", lambda device: dict(here))
         folder = old_run(place)
         before = content(folder.path)
         done = 0
@@ -540,7 +541,6 @@ def test_killed_at_any_file_operation_the_old_run_or_the_new_is_there(tmp_path, 
 
             return operation
 
-        monkeypatch.setattr("forgetless.runs.folder.environment", lambda device: dict(here))
         for name in operations:
             monkeypatch.setattr(f"os.{name}", killing(name))
         try:
