@@ -293,7 +293,7 @@ def test_with_the_metric_of_plain_sgd_momentum_would_rest_elsewhere(monkeypatch:
 def test_with_the_identity_adam_would_rest_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Adam's step does not grow with the gradient, so that a pull which does wins or loses against it by chance."""
     monkeypatch.setattr(
-        metrics_of_optimizers, "adam_metric", lambda _o, _g, p, scale, _space: [torch.full_like(w, scale) for w in p]
+        metrics_of_optimizers, "adam_metric", lambda _o, _g, _p, scale, _space: lambda chunks, _: [scale] * len(chunks)
     )
     model, held, loss, minimiser = quadratic_problem()
     optimizer = Adam(model.parameters(), lr=0.02)
@@ -403,8 +403,8 @@ def test_alpha_may_change_between_steps() -> None:
 def test_a_constant_metric_is_not_computed_anew_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The step is then one pass over the weights, whatever the number of groups."""
     computed = []
-    compute = blocks.pulls
-    monkeypatch.setattr(blocks, "pulls", lambda *arguments: computed.append(1) or compute(*arguments))
+    compute = blocks._shares
+    monkeypatch.setattr(blocks, "_shares", lambda *arguments: computed.append(1) or compute(*arguments))
     model = Weights(torch.ones(1), torch.ones(1))
     held = consolidated(list(model.parameters()), [torch.zeros(1)] * 2, [torch.ones(1)] * 2, 1.0)
     held.attach(optimizer := SGD([{"params": [model.a]}, {"params": [model.b], "lr": 3.0}], lr=1.0))

@@ -1,15 +1,34 @@
-"""Held weights that are drawn together after an optimizer's step, the small ones packed."""
+"""Held weights that are drawn together after an optimizer's step: the small ones packed, the large ones in chunks."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from forgetless.plasticity.budget import expected_increase
-from forgetless.plasticity.metric import real, wide_type
+from forgetless.plasticity.chunks import Chunk, Space, added_into, cut, divided_into
+from forgetless.plasticity.metric import ChunkMetric, real, wide_type
 from forgetless.plasticity.packing import Packed, Packing
-from forgetless.plasticity.penalty import pulls
+from forgetless.plasticity.storage import Coded, Stored, dense
+
+# Of so many weights together, the shares of a metric that is one number are kept from step to step.
+_MOST_KEPT = 2**20
 
 Columns = tuple[list[Tensor], list[Tensor], list[Tensor]]
 """Parameters, anchors and importances."""
+
+StoredColumns = tuple[list[Tensor], list[Tensor], list[Stored]]
+"""Parameters, anchors and importances as they are held."""
+
+
+class _Batch(NamedTuple):
+    """Chunks that are drawn at once, with what they are parts of: views, or importances in 8 bits as a whole."""
+
+    chunks: list[Chunk]
+    weights: list[Tensor]
+    anchors: list[Tensor]
+    importances: list[Stored]
 
 
 class Block:
@@ -18,18 +37,17 @@ class Block:
     Args:
         held: Their places among the shared weights.
         columns: Parameters, anchors and importances of these.
+        space: For what is computed on the way.
         is_known: Whether they were asked for before; only then they are packed.
 
     Attributes:
         held: Their places among the shared weights.
         parameters: The weights. What is drawn of complex ones are their real and imaginary parts.
-        anchors: Of what `load` returns.
-        importances: Of what `load` returns.
-        space: Space for one number per weight, at least float32, such as a metric.
+        packed: Space for one number per weight, at least float32, such as a metric.
         is_settled: False if they will be packed when they are asked for again.
     """
 
-    def __init__(self, held: list[int], columns: Columns, *, is_known: bool) -> None:
+    def __init__(self, held: list[int], columns: StoredColumns, space: Space, *, is_known: bool) -> None:
         self.parameters = columns[0]
         parameters, anchors, importances = real_columns(columns)
         packing = Packing(parameters)
@@ -37,43 +55,105 @@ class Block:
         if not self.is_settled:
             packing = Packing(parameters, any_packed=False)
         self.held = held
-        self._weights, self.space = Packed(packing, parameters), Packed(packing, parameters, wide_type)
-        self.anchors = Packed(packing, parameters).load(anchors)
-        self.importances = Packed(packing, importances).load(importances)
-        self._shares: tuple[float, list[Tensor]] | None = None
+        self._space = space
+        self._weights, self.packed = Packed(packing, parameters), Packed(packing, parameters, wide_type)
+        self._anchors = Packed(packing, parameters).load(anchors)
+        small = set(range(len(parameters))).difference(packing.loose)
+        flat: list[Any] = [dense(f) if i in small else f for i, f in enumerate(importances)]
+        self._importances: list[Stored] = Packed(packing, flat).load(flat)  # type: ignore[assignment]
+        self._batches: tuple[list[int], list[_Batch]] = ([], [])
+        self._shares: tuple[float, list[list[Tensor]]] | None = None
 
     def load(self) -> list[Tensor]:
         """The weights' values: flat tensors, of which `store` copies back, and weights that are not packed."""
-        return self._weights.load([real(parameter) for parameter in self.parameters])
+        return self._weights.load([real(parameter.detach()) for parameter in self.parameters])
 
     def store(self) -> None:
         """Copy what was loaded, and changed since, back into the weights."""
-        self._weights.store([real(parameter) for parameter in self.parameters])
+        self._weights.store([real(parameter.detach()) for parameter in self.parameters])
+
+    def columns(self) -> Columns:
+        """What `load` returns, with anchors on its devices and importances in at least float32."""
+        weights = self.load()
+        anchors = [anchor.to(weight.device) for anchor, weight in zip(self._anchors, weights, strict=True)]
+        return weights, anchors, [dense(importance) for importance in self._importances]
 
     def increase(self) -> float:
         """½ Σ F_i (θ_i − θ̂_i)² of these weights."""
-        return expected_increase(self.load(), self.anchors, self.importances)
+        return expected_increase(*self.columns())
 
-    def draw(self, metric: float | list[Tensor]) -> None:
-        """Draw the weights to their anchors, by s/(1 + s) of the way.
+    def draw(self, metric: float | ChunkMetric) -> None:
+        """Draw the weights to their anchors, by F / (F + d/(lr·α)) of the way.
 
         Args:
-            metric: d/(lr·α) + `TINY`, of what `load` returns. Tensors are overwritten. A number changes with lr and α
-                only, and so do the shares.
+            metric: d/(lr·α) + `TINY`, of what `load` returns. A number changes with lr and α only, and so do the
+                shares.
         """
         weights = self.load()
-        torch._foreach_lerp_(weights, self.anchors, self._pulls(metric, weights))
+        batches = self._cut(weights)
+        if isinstance(metric, float) and sum(weight.numel() for weight in weights) <= _MOST_KEPT:
+            if self._shares is None or self._shares[0] != metric:
+                self._shares = (metric, [_shares(batch, metric, Space()) for batch in batches])
+            shares = self._shares[1]
+            for batch, share in zip(batches, shares, strict=True):
+                self._draw(batch, share)
+        else:
+            for batch in batches:
+                self._draw(batch, _shares(batch, metric, self._space))
         self.store()
 
-    def _pulls(self, metric: float | list[Tensor], weights: list[Tensor]) -> list[Tensor]:
-        if not isinstance(metric, float):
-            return pulls(self.importances, metric, weights)
-        if self._shares is None or self._shares[0] != metric:
-            self._shares = (metric, pulls(self.importances, metric, weights))
-        return self._shares[1]
+    def _draw(self, batch: _Batch, shares: list[Tensor]) -> None:
+        anchors = batch.anchors
+        if anchors[0].device != batch.weights[0].device:
+            anchors = self._space.of("anchor", batch.chunks, batch.weights, anchors[0].dtype)
+            torch._foreach_copy_(anchors, batch.anchors, non_blocking=True)
+        torch._foreach_lerp_(batch.weights, anchors, shares)
+
+    def _cut(self, weights: Sequence[Tensor]) -> list[_Batch]:
+        """The weights in batches; anew only where one lies elsewhere in memory than before."""
+        pointers = [weight.data_ptr() for weight in weights]
+        if self._batches[0] != pointers:
+            batches = [
+                _Batch(
+                    chunks,
+                    [c.of(weights[c.tensor]) for c in chunks],
+                    [c.of(self._anchors[c.tensor]) for c in chunks],
+                    [f if isinstance(f := self._importances[c.tensor], Coded) else c.of(f) for c in chunks],
+                )
+                for chunks in cut(weights)
+            ]
+            self._batches = (pointers, batches)
+        return self._batches[1]
 
 
-def real_columns(columns: Columns) -> Columns:
+def _shares(batch: _Batch, metric: float | ChunkMetric, space: Space) -> list[Tensor]:
+    """F / (F + d/(lr·α)), in the types of the weights.
+
+    Nothing overflows: F is finite, and where d/(lr·α) is not there is no pull.
+    """
+    dtype = wide_type(batch.weights[0].dtype)
+    outs = space.of("share", batch.chunks, batch.weights, dtype)
+    importances = _importances(batch, dtype, space)
+    scaled = [metric] * len(outs) if isinstance(metric, float) else metric(batch.chunks, outs)
+    denominators = added_into(outs, importances, scaled)
+    shares = divided_into(denominators, importances)
+    return [share.to(weight.dtype) for share, weight in zip(shares, batch.weights, strict=True)]
+
+
+def _importances(batch: _Batch, dtype: torch.dtype, space: Space) -> list[Tensor]:
+    """Importances in the type in which is computed."""
+    if all(isinstance(f, Tensor) and f.dtype is dtype for f in batch.importances):
+        return batch.importances  # type: ignore[return-value]
+    outs = space.of("importance", batch.chunks, batch.weights, dtype)
+    for chunk, stored, out in zip(batch.chunks, batch.importances, outs, strict=True):
+        if isinstance(stored, Coded):
+            stored.part(chunk, out)
+        else:
+            out.copy_(stored)
+    return outs
+
+
+def real_columns(columns: StoredColumns) -> StoredColumns:
     """The same, with complex weights and anchors as their real and imaginary parts, which share an importance.
 
     Args:
@@ -83,5 +163,7 @@ def real_columns(columns: Columns) -> Columns:
     if not any(parameter.is_complex() for parameter in parameters):
         return columns
     pairs = zip(parameters, importances, strict=True)
-    both = [f.unsqueeze(-1).expand(*f.shape, 2) if p.is_complex() else f for p, f in pairs]
+    both: list[Stored] = [
+        dense(f).unsqueeze(-1).expand(*p.shape, 2).contiguous() if p.is_complex() else f for p, f in pairs
+    ]
     return [real(p) for p in parameters], [real(a) for a in anchors], both

@@ -12,6 +12,7 @@ from forgetless.importance import unwrapped
 from forgetless.plasticity.buffers import BufferWatch, SharedBuffers
 from forgetless.plasticity.merging import check_rule
 from forgetless.plasticity.shared_weights import SharedWeights
+from forgetless.plasticity.storage import Storage, dense
 
 Shared = nn.Module | Iterable[nn.Module | Tensor | tuple[str, nn.Module | Tensor]]
 """A module, or any iterable of modules, parameters, or (name, either) pairs."""
@@ -25,18 +26,21 @@ class HeldWeights:
         rule: How importance accumulates over models.
         decay: For `ema` and `merge`, how much of the old importance stays, in [0, 1].
         damping: Added to every importance of a model, as a share of their mean.
+        storage: How anchors and importances are held.
 
     Raises:
         ValueError: If `rule` is unknown, `decay` lies outside [0, 1], or `damping` is negative or not finite.
         TypeError: If what is shared is neither a module nor a tensor.
     """
 
-    def __init__(self, shared_parameters: Shared, rule: AccumulationRule, decay: float, damping: float) -> None:
+    def __init__(
+        self, shared_parameters: Shared, rule: AccumulationRule, decay: float, damping: float, storage: Storage
+    ) -> None:
         check_rule(rule, decay, damping)
         self.rule: AccumulationRule = rule
         self.decay = decay
         self.damping = damping
-        self._weights = SharedWeights(shared_parameters)
+        self._weights = SharedWeights(shared_parameters, storage)
         self._buffers = SharedBuffers(self._weights.places.modules)
         self._watch = BufferWatch()
 
@@ -51,7 +55,8 @@ class HeldWeights:
 
     def importance(self, parameter: Tensor) -> Tensor | None:
         """F of a shared weight; None before the first model that used it was consolidated."""
-        return self._weights.importances[self._weights.places.index[id(parameter)]]
+        importance = self._weights.importances[self._weights.places.index[id(parameter)]]
+        return None if importance is None else dense(importance)
 
     @torch.no_grad()
     @torch.inference_mode(mode=False)

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from forgetless.choices import AccumulationRule
-from forgetless.plasticity.block import Block, Columns, real_columns
+from forgetless.plasticity.block import Block, Columns, StoredColumns, real_columns
+from forgetless.plasticity.chunks import Space
 from forgetless.plasticity.merging import fold, fold_part, mean_over_all, used_part
 from forgetless.plasticity.metric import wide_type
 from forgetless.plasticity.places import Places
-from forgetless.plasticity.state import copied
+from forgetless.plasticity.storage import Storage, Stored, dense
 
 # A relative change below this is rounding, as of a weight that went through another type and back.
 _LEAST_MOVE = 3e-3
@@ -25,8 +26,10 @@ class SharedWeights:
 
     Args:
         shared_parameters: Modules, parameters, or (name, either) pairs; they are matched by identity.
+        storage: How anchors and importances are held.
 
     Attributes:
+        storage: See above.
         places: The weights, and where among them one is.
         anchors: θ̂ of each; None before the first model that used it.
         importances: F of each; None before the first model that used it.
@@ -36,10 +39,12 @@ class SharedWeights:
         TypeError: If one is neither a module nor a tensor.
     """
 
-    def __init__(self, shared_parameters: Any) -> None:
+    def __init__(self, shared_parameters: Any, storage: Storage) -> None:
+        self.storage = storage
         self.places = Places(shared_parameters)
         # By who asks: the weights last asked for.
         self._blocks: dict[Any, Block] = {}
+        self._space = Space()
         self.reset()
 
     @property
@@ -50,7 +55,7 @@ class SharedWeights:
     def reset(self) -> None:
         """Forget every anchor and importance."""
         self.anchors: list[Tensor | None] = [None] * len(self.parameters)
-        self.importances: list[Tensor | None] = [None] * len(self.parameters)
+        self.importances: list[Stored | None] = [None] * len(self.parameters)
         self.used: list[Tensor | None] = [None] * len(self.parameters)
         self._fresh: list[int] = []  # consolidated since the last step
         self.forget_blocks()
@@ -76,7 +81,8 @@ class SharedWeights:
             anchor, parameter = self.anchors[i], self.parameters[i]
             if anchor is None:
                 continue
-            if anchor.device != parameter.device or anchor.dtype != parameter.dtype:
+            is_beside = self.storage.anchor_place is not None or anchor.device == parameter.device
+            if not is_beside or anchor.dtype != parameter.dtype:
                 raise ValueError(
                     f"Expected an anchor like its weight ({parameter.dtype} on {parameter.device}), but got "
                     f"{anchor.dtype} on {anchor.device}. Call plasticity.to(...) after moving the model."
@@ -120,7 +126,7 @@ class SharedWeights:
             )
 
     def all_held(self) -> Columns:
-        """Parameters, anchors and importances of all weights that have an anchor.
+        """Parameters, anchors and importances of all weights that have an anchor, on the devices of the weights.
 
         Complex ones are views of their real and imaginary parts.
 
@@ -128,7 +134,10 @@ class SharedWeights:
             ValueError: As `check_anchors`.
         """
         self.check_anchors(range(len(self.parameters)))
-        return real_columns(self._columns(self.held(range(len(self.parameters)))))
+        held = self.held(range(len(self.parameters)))
+        parameters, anchors, importances = real_columns(self._columns(held))
+        beside = [anchor.to(parameter.device) for anchor, parameter in zip(anchors, parameters, strict=True)]
+        return parameters, beside, [dense(importance) for importance in importances]
 
     def block(self, key: Any, held: list[int]) -> Block:
         """These weights together; packed from the second time on that the same are asked for, as that takes a while.
@@ -140,14 +149,14 @@ class SharedWeights:
         block = self._blocks.get(key)
         is_known = block is not None and block.held == held
         if block is None or not is_known or not block.is_settled:
-            block = self._blocks[key] = Block(held, self._columns(held), is_known=is_known)
+            block = self._blocks[key] = Block(held, self._columns(held), self._space, is_known=is_known)
         return block
 
     def forget_blocks(self) -> None:
         """Drop what was packed, because anchors or importances have changed."""
         self._blocks.clear()
 
-    def _columns(self, held: Iterable[int]) -> Columns:
+    def _columns(self, held: Iterable[int]) -> StoredColumns:
         rows = [(self.parameters[i], self.anchors[i], self.importances[i]) for i in held]
         parameters, anchors, importances = zip(*rows, strict=True) if rows else ((), (), ())
         return list(parameters), list(anchors), list(importances)
@@ -184,21 +193,33 @@ class SharedWeights:
             ValueError: As `check_anchors`. Nothing is changed then.
         """
         self.check_anchors(found)
+        self.storage.check(self.parameters[i] for i in found)
         masks = masks or {}
         floor = damping * mean_over_all(v[masks[i]] if i in masks else v for i, v in found.items()) if damping else 0.0
         for i, value in found.items():
-            parameter, importance, anchor = self.parameters[i], self.importances[i], self.anchors[i]
+            parameter, (importance, anchor) = self.parameters[i], self._open(i)
             value = value.detach().to(wide_type(parameter.dtype)) + floor
             if i in masks or self.used[i] is not None:
                 mask = masks.get(i, torch.ones_like(value, dtype=torch.bool))
-                self.importances[i], self.anchors[i], self.used[i] = fold_part(
+                importance, anchor, self.used[i] = fold_part(
                     mask, value, parameter, importance, anchor, self.used[i], rule, decay
                 )
             else:
-                self.importances[i], self.anchors[i] = fold(value, parameter, importance, anchor, rule, decay)
+                importance, anchor = fold(value, parameter, importance, anchor, rule, decay)
+            self._hold(i, importance, anchor)
         # Under `joint` the anchor is not where the weights are.
         self._fresh = [] if rule == "joint" else [i for i in found if i not in masks]
         self.forget_blocks()
+
+    def _open(self, i: int) -> tuple[Tensor | None, Tensor | None]:
+        """Importance and anchor of a weight for arithmetic with it."""
+        importance, anchor, device = self.importances[i], self.anchors[i], self.parameters[i].device
+        return None if importance is None else dense(importance), None if anchor is None else anchor.to(device)
+
+    def _hold(self, i: int, importance: Tensor, anchor: Tensor) -> None:
+        """Hold a weight from now on, by tensors that are nobody else's."""
+        self.importances[i] = self.storage.importance(importance, self.parameters[i])
+        self.anchors[i] = self.storage.anchor(anchor)
 
     def replace(self, old: Tensor, new: Tensor) -> None:
         """Let a weight take the place of another, with what was held of the part that both have.
@@ -217,13 +238,16 @@ class SharedWeights:
                 f"Expected a weight of {old.ndim} dimensions in place of the old one, but got {new.ndim}. "
                 "Build another WeightPlasticity where a weight is another altogether."
             )
+        if anchor is not None:
+            self.storage.check([new])
         self.places.put(i, new)
         if anchor is not None and importance is not None:
             part = tuple(slice(min(a, b)) for a, b in zip(anchor.shape, new.shape, strict=True))
-            self.anchors[i] = grown = new.detach().clone()
+            grown = new.detach().clone()
             grown[part] = anchor[part].to(grown)
-            self.importances[i] = zeros = torch.zeros_like(grown, dtype=wide_type(new.dtype))
-            zeros[part] = importance[part].to(zeros)
+            zeros = torch.zeros_like(grown, dtype=wide_type(new.dtype))
+            zeros[part] = dense(importance)[part].to(zeros)
+            self._hold(i, zeros, grown)
             if used is not None or grown[part].shape != grown.shape:
                 self.used[i] = mask = torch.zeros_like(grown, dtype=torch.bool)
                 mask[part] = True if used is None else used[part].to(grown.device)
@@ -237,10 +261,10 @@ class SharedWeights:
             device: Of the weights; None leaves it.
             dtype: Their floating-point type, None leaves it; importances stay at least float32.
         """
-        wide = None if dtype is None else wide_type(dtype)
         self.used = [None if u is None else u.to(device=device) for u in self.used]
-        self.anchors = [None if a is None else a.to(device=device, dtype=dtype) for a in self.anchors]
-        self.importances = [None if f is None else f.to(device=device, dtype=wide) for f in self.importances]
+        beside = device if self.storage.anchor_place is None else None
+        self.anchors = [None if a is None else a.to(device=beside, dtype=dtype) for a in self.anchors]
+        self.importances = [None if f is None else self.storage.moved(f, device, dtype) for f in self.importances]
         self.forget_blocks()
 
     def follow(self) -> None:
@@ -248,8 +272,9 @@ class SharedWeights:
         for i, parameter in enumerate(self.parameters):
             anchor, importance, used = self.anchors[i], self.importances[i], self.used[i]
             if anchor is not None and importance is not None:
-                self.anchors[i] = anchor.to(parameter.detach())
-                self.importances[i] = importance.to(parameter.device, wide_type(parameter.dtype))
+                beside = parameter.device if self.storage.anchor_place is None else None
+                self.anchors[i] = anchor.to(device=beside, dtype=parameter.dtype)
+                self.importances[i] = self.storage.moved(importance, parameter.device, parameter.dtype)
                 self.used[i] = None if used is None else used.to(parameter.device)
         self.forget_blocks()
 
@@ -266,10 +291,14 @@ class SharedWeights:
             importances: One or None for each weight.
             used: One or None for each weight; None if all are.
         """
-        devices = [parameter.device for parameter in self.parameters]
-        self.anchors = [copied(a, device) for a, device in zip(anchors, devices, strict=True)]
-        self.importances = [copied(f, device) for f, device in zip(importances, devices, strict=True)]
-        used = [None] * len(devices) if used is None else used
-        self.used = [copied(u, device) for u, device in zip(used, devices, strict=True)]
+        self.storage.check(p for p, anchor in zip(self.parameters, anchors, strict=True) if anchor is not None)
+        self.anchors, self.importances = [None] * len(self.parameters), [None] * len(self.parameters)
+        for i, (anchor, importance) in enumerate(zip(anchors, importances, strict=True)):
+            if anchor is not None and importance is not None:
+                device = self.parameters[i].device
+                self._hold(i, dense(importance.detach().clone().to(device)), anchor.detach().clone().to(device))
+        used = [None] * len(self.parameters) if used is None else used
+        pairs = zip(used, self.parameters, strict=True)
+        self.used = [None if u is None else u.detach().clone().to(parameter.device) for u, parameter in pairs]
         self._fresh = []
         self.forget_blocks()

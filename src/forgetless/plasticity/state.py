@@ -29,16 +29,6 @@ def check_state(
         _check_state(i, parameter, anchor, importance)
 
 
-def copied(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    """A copy on a device; None of None.
-
-    Args:
-        tensor: Such as an anchor.
-        device: That of the weight.
-    """
-    return None if tensor is None else tensor.detach().clone().to(device)
-
-
 def _check_state(i: int, parameter: Tensor, anchor: Tensor | None, importance: Tensor | None) -> None:
     if (anchor is None) != (importance is None):
         raise ValueError(

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from forgetless.plasticity.block import Block
+from forgetless.plasticity.block import Block, Columns
 from forgetless.plasticity.budget import Budget
-from forgetless.plasticity.metric import Metric, learning_rate, scaled_metric
+from forgetless.plasticity.metric import Metric, group_metric, learning_rate, of_whole
 from forgetless.plasticity.penalty import inverse
 from forgetless.plasticity.shared_weights import SharedWeights
 
@@ -46,7 +46,7 @@ def draw(
     """
     for block, group, rate in _blocks(weights, optimizer, moved):
         scale = inverse(alpha * rate)
-        block.draw(scaled_metric(optimizer, group, block.parameters, scale, block.space, metric))
+        block.draw(group_metric(optimizer, group, block.parameters, scale, block.packed, metric))
 
 
 @torch.no_grad()
@@ -63,20 +63,22 @@ def draw_within(
         metric: Of the optimizer, where it is given.
     """
     blocks: list[Block] = []
-    values: list[Tensor] = []
+    columns: Columns = ([], [], [])
     metrics: list[float | Tensor] = []
     for block, group, rate in _blocks(weights, optimizer, moved):
-        scaled = scaled_metric(optimizer, group, block.parameters, inverse(rate), block.space, metric)
+        of_chunks = group_metric(optimizer, group, block.parameters, inverse(rate), block.packed, metric)
         blocks.append(block)
-        values += block.load()
-        metrics += scaled if isinstance(scaled, list) else [scaled] * len(block.anchors)
+        own = block.columns()
+        for column, values in zip(columns, own, strict=True):
+            column += values
+        scaled = of_chunks if isinstance(of_chunks, float) else of_whole(of_chunks, own[0])
+        metrics += scaled if isinstance(scaled, list) else [scaled] * len(own[0])
     if not blocks:
         return
-    anchors, importances = [a for b in blocks for a in b.anchors], [f for b in blocks for f in b.importances]
     places = set(range(len(weights.parameters)))
     rest = weights.held(sorted(places.difference(*(block.held for block in blocks))))
     others = weights.block((id(optimizer), "others"), rest).increase() if rest else 0.0
-    budget.draw(values, anchors, importances, metrics, others)
+    budget.draw(*columns, metrics, others)
     for block in blocks:
         block.store()
 

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -16,6 +17,7 @@ from forgetless.plasticity.metric import Metric
 from forgetless.plasticity.penalty import check_alpha, quadratic_penalty
 from forgetless.plasticity.state import check_state
 from forgetless.plasticity.step import draw, draw_within, places_moved
+from forgetless.plasticity.storage import Storage, saved
 
 _DEFAULT_ALPHA = 1e5
 
@@ -94,8 +96,10 @@ class WeightPlasticity(HeldWeights):
         rule: AccumulationRule = "sum",
         decay: float = 0.9,
         damping: float = 0.0,
+        importance_dtype: torch.dtype | None = None,
+        anchor: str | Path | None = None,
     ) -> None:
-        super().__init__(shared_parameters, rule, decay, damping)
+        super().__init__(shared_parameters, rule, decay, damping, Storage(importance_dtype, anchor))
         if alpha is not None and tolerance is not None:
             raise ValueError(
                 f"Expected alpha or tolerance, but got both ({alpha} and {tolerance}). "
@@ -278,6 +282,7 @@ class WeightPlasticity(HeldWeights):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the weights: the options, and anchor and importance in the order of the shared weights."""
+        held = self._weights
         return {
             "alpha": self.alpha,
             "tolerance": self.tolerance,
@@ -285,9 +290,9 @@ class WeightPlasticity(HeldWeights):
             "rule": self.rule,
             "decay": self.decay,
             "damping": self.damping,
-            "anchors": [None if a is None else a.clone() for a in self._weights.anchors],
-            "importances": [None if f is None else f.clone() for f in self._weights.importances],
-            "used": [None if u is None else u.clone() for u in self._weights.used],
+            "anchors": [None if a is None else a.clone() for a in held.anchors],
+            "importances": [None if f is None else saved(f) for f in held.importances],
+            "used": [None if u is None else u.clone() for u in held.used],
             "buffers": [None if b is None else b.clone() for b in self._buffers.anchors],
         }
 
@@ -327,8 +332,13 @@ class WeightPlasticity(HeldWeights):
 
     def __getstate__(self) -> dict[str, Any]:
         """For a copy together with its model, by `copy.deepcopy` or pickle: same weights, attached to no optimizer."""
-        return {"parameters": [*self._weights.parameters, *self._weights.places.modules], "state": self.state_dict()}
+        return {
+            "parameters": [*self._weights.parameters, *self._weights.places.modules],
+            "storage": (self._weights.storage.importance_dtype, self._weights.storage.anchor_place),
+            "state": self.state_dict(),
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        WeightPlasticity.__init__(self, state["parameters"])
+        importance_dtype, anchor = state["storage"]
+        WeightPlasticity.__init__(self, state["parameters"], importance_dtype=importance_dtype, anchor=anchor)
         self.load_state_dict(state["state"])
