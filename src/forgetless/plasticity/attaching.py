@@ -1,14 +1,14 @@
 """The optimizer that a proximal step is to follow: the one inside of wrappers, with hooks and a metric."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from forgetless.plasticity.metric import Metric, known_metric
-from forgetless.plasticity.step import Moved
+from forgetless.plasticity.moves import Moved, Steps
 
 # Where wrappers keep what they wrap: accelerate, Lightning and Lookahead; sharpness-aware minimisation.
 _INSIDE = ("optimizer", "base_optimizer")
@@ -21,12 +21,14 @@ class Following:
     Attributes:
         handles: Of the hooks before and after its step.
         metric: d, where it was given.
-        moved: What its last step moved, under a tolerance: gradients may be gone when `calibrate` asks.
+        steps: What its steps moved that have not been followed yet, where not every one is.
+        drawn: What was drawn back last, under a tolerance: gradients may be gone when `calibrate` asks.
     """
 
     handles: list[RemovableHandle]
     metric: Metric | None
-    moved: Moved | None = None
+    steps: Steps = field(default_factory=Steps)
+    drawn: Moved | None = None
 
     def remove(self) -> None:
         """Take the hooks off."""

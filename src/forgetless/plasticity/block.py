@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from forgetless.plasticity.budget import expected_increase
-from forgetless.plasticity.chunks import Chunk, Space, added_into, cut, divided_into
+from forgetless.plasticity.chunks import Chunk, Space, added_into, cut, divided_into, is_dense, pointers
+from forgetless.plasticity.compiled import FEWEST_ELEMENTS, CompiledPass
 from forgetless.plasticity.metric import ChunkMetric, real, wide_type
 from forgetless.plasticity.packing import Packed, Packing
 from forgetless.plasticity.storage import Coded, Stored, dense
@@ -23,12 +24,16 @@ StoredColumns = tuple[list[Tensor], list[Tensor], list[Stored]]
 
 
 class _Batch(NamedTuple):
-    """Chunks that are drawn at once, with what they are parts of: views, or importances in 8 bits as a whole."""
+    """Chunks that are drawn at once, with what they are parts of: views, or importances in 8 bits as a whole.
+
+    `is_whole` says that it is one weight, for one compiled pass.
+    """
 
     chunks: list[Chunk]
     weights: list[Tensor]
     anchors: list[Tensor]
     importances: list[Stored]
+    is_whole: bool
 
 
 class Block:
@@ -38,6 +43,7 @@ class Block:
         held: Their places among the shared weights.
         columns: Parameters, anchors and importances of these.
         space: For what is computed on the way.
+        compiled: Draws large weights in one pass; None if they are drawn in chunks.
         is_known: Whether they were asked for before; only then they are packed.
 
     Attributes:
@@ -47,8 +53,12 @@ class Block:
         is_settled: False if they will be packed when they are asked for again.
     """
 
-    def __init__(self, held: list[int], columns: StoredColumns, space: Space, *, is_known: bool) -> None:
+    def __init__(
+        self, held: list[int], columns: StoredColumns, space: Space, compiled: CompiledPass | None, *, is_known: bool
+    ) -> None:
         self.parameters = columns[0]
+        self._is_complex = any(parameter.is_complex() for parameter in self.parameters)
+        self._compiled = compiled
         parameters, anchors, importances = real_columns(columns)
         packing = Packing(parameters)
         self.is_settled = is_known or not packing.blocks
@@ -61,16 +71,19 @@ class Block:
         small = set(range(len(parameters))).difference(packing.loose)
         flat: list[Any] = [dense(f) if i in small else f for i, f in enumerate(importances)]
         self._importances: list[Stored] = Packed(packing, flat).load(flat)  # type: ignore[assignment]
-        self._batches: tuple[list[int], list[_Batch]] = ([], [])
+        self._batches: dict[bool, tuple[list[int], list[_Batch]]] = {}
         self._shares: tuple[float, list[list[Tensor]]] | None = None
 
     def load(self) -> list[Tensor]:
         """The weights' values: flat tensors, of which `store` copies back, and weights that are not packed."""
-        return self._weights.load([real(parameter.detach()) for parameter in self.parameters])
+        return self._weights.load(self._reals())
 
     def store(self) -> None:
         """Copy what was loaded, and changed since, back into the weights."""
-        self._weights.store([real(parameter.detach()) for parameter in self.parameters])
+        self._weights.store(self._reals())
+
+    def _reals(self) -> list[Tensor]:
+        return [real(parameter) for parameter in self.parameters] if self._is_complex else self.parameters
 
     def columns(self) -> Columns:
         """What `load` returns, with anchors on its devices and importances in at least float32."""
@@ -90,17 +103,24 @@ class Block:
                 shares.
         """
         weights = self.load()
-        batches = self._cut(weights)
-        if isinstance(metric, float) and sum(weight.numel() for weight in weights) <= _MOST_KEPT:
+        in_one_pass = self._compiled is not None and self._compiled.takes(metric)
+        batches = self._cut(weights, in_one_pass=in_one_pass)
+        if isinstance(metric, float) and not in_one_pass and sum(w.numel() for w in weights) <= _MOST_KEPT:
             if self._shares is None or self._shares[0] != metric:
                 self._shares = (metric, [_shares(batch, metric, Space()) for batch in batches])
-            shares = self._shares[1]
-            for batch, share in zip(batches, shares, strict=True):
-                self._draw(batch, share)
+            for batch, shares in zip(batches, self._shares[1], strict=True):
+                self._draw(batch, shares)
         else:
             for batch in batches:
-                self._draw(batch, _shares(batch, metric, self._space))
+                if not (batch.is_whole and self._drawn_in_one_pass(batch, metric)):
+                    self._draw(batch, _shares(batch, metric, self._space))
         self.store()
+
+    def _drawn_in_one_pass(self, batch: _Batch, metric: float | ChunkMetric) -> bool:
+        importance = batch.importances[0]
+        if self._compiled is None or isinstance(importance, Coded):
+            return False
+        return self._compiled.draw(batch.weights[0], batch.anchors[0], importance, metric, batch.chunks[0])
 
     def _draw(self, batch: _Batch, shares: list[Tensor]) -> None:
         anchors = batch.anchors
@@ -109,21 +129,34 @@ class Block:
             torch._foreach_copy_(anchors, batch.anchors, non_blocking=True)
         torch._foreach_lerp_(batch.weights, anchors, shares)
 
-    def _cut(self, weights: Sequence[Tensor]) -> list[_Batch]:
+    def _cut(self, weights: Sequence[Tensor], *, in_one_pass: bool) -> list[_Batch]:
         """The weights in batches; anew only where one lies elsewhere in memory than before."""
-        pointers = [weight.data_ptr() for weight in weights]
-        if self._batches[0] != pointers:
-            batches = [
-                _Batch(
-                    chunks,
-                    [c.of(weights[c.tensor]) for c in chunks],
-                    [c.of(self._anchors[c.tensor]) for c in chunks],
-                    [f if isinstance(f := self._importances[c.tensor], Coded) else c.of(f) for c in chunks],
-                )
-                for chunks in cut(weights)
-            ]
-            self._batches = (pointers, batches)
-        return self._batches[1]
+        present = pointers(weights)
+        known = self._batches.get(in_one_pass)
+        if known is not None and present and known[0] == present:
+            return known[1]
+        whole = [i for i in range(len(weights)) if in_one_pass and self._suits_one_pass(i, weights[i])]
+        rest = sorted(set(range(len(weights))).difference(whole))
+        chunked = [[Chunk(i, 0, weights[i].numel(), weights[i].shape, weights[i].stride())] for i in whole]
+        batched = cut([weights[i] for i in rest])
+        chunked += [[chunk._replace(tensor=rest[chunk.tensor]) for chunk in chunks] for chunks in batched]
+        batches = [self._batch(chunks, weights, is_whole=n < len(whole)) for n, chunks in enumerate(chunked)]
+        self._batches[in_one_pass] = (present, batches)
+        return batches
+
+    def _batch(self, chunks: list[Chunk], weights: Sequence[Tensor], *, is_whole: bool) -> _Batch:
+        stored = [(chunk, self._importances[chunk.tensor]) for chunk in chunks]
+        return _Batch(
+            chunks,
+            [chunk.of(weights[chunk.tensor]) for chunk in chunks],
+            [chunk.of(self._anchors[chunk.tensor]) for chunk in chunks],
+            [f if isinstance(f, Coded) else chunk.of(f) for chunk, f in stored],
+            is_whole,
+        )
+
+    def _suits_one_pass(self, i: int, weight: Tensor) -> bool:
+        is_beside = self._anchors[i].device == weight.device and isinstance(self._importances[i], Tensor)
+        return is_beside and weight.numel() >= FEWEST_ELEMENTS and is_dense(weight)
 
 
 def _shares(batch: _Batch, metric: float | ChunkMetric, space: Space) -> list[Tensor]:

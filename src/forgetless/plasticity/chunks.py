@@ -96,6 +96,18 @@ def cut(tensors: Sequence[Tensor], most: int | None = None) -> Iterator[list[Chu
         yield batch
 
 
+def pointers(tensors: Sequence[Tensor]) -> list[int]:
+    """Where tensors lie in memory, and how large they are: the same as before if nobody put others in their place.
+
+    Args:
+        tensors: Of those that are none of memory, such as some subclasses, an empty list is returned.
+    """
+    try:
+        return [*map(Tensor.data_ptr, tensors), *map(Tensor.numel, tensors)]
+    except RuntimeError:
+        return []
+
+
 class Space:
     """Memory for what is computed of a batch, used again for the next; as much as the largest batch needs."""
 

@@ -27,6 +27,7 @@ class HeldWeights:
         decay: For `ema` and `merge`, how much of the old importance stays, in [0, 1].
         damping: Added to every importance of a model, as a share of their mean.
         storage: How anchors and importances are held.
+        is_compiled: Whether large weights are drawn in one compiled pass.
 
     Raises:
         ValueError: If `rule` is unknown, `decay` lies outside [0, 1], or `damping` is negative or not finite.
@@ -34,13 +35,20 @@ class HeldWeights:
     """
 
     def __init__(
-        self, shared_parameters: Shared, rule: AccumulationRule, decay: float, damping: float, storage: Storage
+        self,
+        shared_parameters: Shared,
+        rule: AccumulationRule,
+        decay: float,
+        damping: float,
+        storage: Storage,
+        *,
+        is_compiled: bool,
     ) -> None:
         check_rule(rule, decay, damping)
         self.rule: AccumulationRule = rule
         self.decay = decay
         self.damping = damping
-        self._weights = SharedWeights(shared_parameters, storage)
+        self._weights = SharedWeights(shared_parameters, storage, is_compiled=is_compiled)
         self._buffers = SharedBuffers(self._weights.places.modules)
         self._watch = BufferWatch()
 
@@ -90,6 +98,7 @@ class HeldWeights:
         found = places.of_model(model, importance)
         masks = self._weights.used_parts(found) if where is None else places.masks_of_model(model, found, where)
         self._weights.fold(found, self.rule, self.decay, self.damping, masks)
+        self._forget_steps()
         self._buffers.consolidate(model)
         self._watch.consolidate(model, places.index.keys(), self._buffers.modules)
 
@@ -104,6 +113,9 @@ class HeldWeights:
             model: One that uses the shared modules, or a part of it.
         """
         return self._buffers.of(unwrapped(model))
+
+    def _forget_steps(self) -> None:
+        """Called where what is held changes: steps before it are not to be followed any more."""
 
     @torch.no_grad()
     def replace(self, old: Tensor, new: Tensor) -> None:
@@ -140,6 +152,7 @@ class HeldWeights:
         """Forget every anchor and importance; nothing is held until the next `consolidate`."""
         self._weights.reset()
         self._buffers.reset()
+        self._forget_steps()
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move anchors and importances, as `nn.Module.to` moves the weights; `follow_weights` needs no arguments.

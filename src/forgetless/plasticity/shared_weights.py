@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from forgetless.choices import AccumulationRule
 from forgetless.plasticity.block import Block, Columns, StoredColumns, real_columns
-from forgetless.plasticity.chunks import Space
+from forgetless.plasticity.chunks import Space, pointers
+from forgetless.plasticity.compiled import CompiledPass
 from forgetless.plasticity.merging import fold, fold_part, mean_over_all, used_part
 from forgetless.plasticity.metric import wide_type
 from forgetless.plasticity.places import Places
@@ -27,9 +28,11 @@ class SharedWeights:
     Args:
         shared_parameters: Modules, parameters, or (name, either) pairs; they are matched by identity.
         storage: How anchors and importances are held.
+        is_compiled: Whether large weights are drawn in one compiled pass.
 
     Attributes:
         storage: See above.
+        compiled: That pass, or None.
         places: The weights, and where among them one is.
         anchors: θ̂ of each; None before the first model that used it.
         importances: F of each; None before the first model that used it.
@@ -39,12 +42,14 @@ class SharedWeights:
         TypeError: If one is neither a module nor a tensor.
     """
 
-    def __init__(self, shared_parameters: Any, storage: Storage) -> None:
+    def __init__(self, shared_parameters: Any, storage: Storage, *, is_compiled: bool) -> None:
         self.storage = storage
+        self.compiled = CompiledPass() if is_compiled else None
         self.places = Places(shared_parameters)
         # By who asks: the weights last asked for.
-        self._blocks: dict[Any, Block] = {}
+        self._blocks: dict[Any, tuple[list[int], Block]] = {}
         self._space = Space()
+        self._checked: list[int] = []  # where the weights lay when they were last like their anchors
         self.reset()
 
     @property
@@ -102,9 +107,13 @@ class SharedWeights:
         Raises:
             ValueError: As `check_anchors`.
         """
+        present = pointers(self.parameters)
+        if present and present == self._checked:
+            return  # as in nearly every step
         pairs = zip(self.anchors, self.parameters, strict=True)
         if all(a is None or (a.dtype is p.dtype and a.device == p.device and a.shape == p.shape) for a, p in pairs):
-            return  # as in nearly every step, and seen without looking weights up
+            self._checked = present
+            return
         parameters, index = (p for group in optimizer.param_groups for p in group["params"]), self.places.index
         self.check_anchors(index[id(p)] for p in parameters if id(p) in index)
 
@@ -139,22 +148,32 @@ class SharedWeights:
         beside = [anchor.to(parameter.device) for anchor, parameter in zip(anchors, parameters, strict=True)]
         return parameters, beside, [dense(importance) for importance in importances]
 
-    def block(self, key: Any, held: list[int]) -> Block:
-        """These weights together; packed from the second time on that the same are asked for, as that takes a while.
+    def block(self, key: Any, places: list[int]) -> Block | None:
+        """Those of these weights that have an anchor, together; None if none has.
+
+        They are packed from the second time on that the same are asked for, as that takes a while. Where it is the very
+        same list, it is not looked at again.
 
         Args:
             key: Who asks.
-            held: Places of weights that have an anchor.
+            places: Of weights; not to be changed afterwards.
         """
-        block = self._blocks.get(key)
+        asked, block = self._blocks.get(key, ([], None))
+        if block is not None and block.is_settled and asked is places:
+            return block
+        held = self.held(places)
+        if not held:
+            return None
         is_known = block is not None and block.held == held
         if block is None or not is_known or not block.is_settled:
-            block = self._blocks[key] = Block(held, self._columns(held), self._space, is_known=is_known)
+            block = Block(held, self._columns(held), self._space, self.compiled, is_known=is_known)
+        self._blocks[key] = (places, block)
         return block
 
     def forget_blocks(self) -> None:
-        """Drop what was packed, because anchors or importances have changed."""
+        """Drop what was packed and checked, because anchors or importances have changed."""
         self._blocks.clear()
+        self._checked.clear()
 
     def _columns(self, held: Iterable[int]) -> StoredColumns:
         rows = [(self.parameters[i], self.anchors[i], self.importances[i]) for i in held]

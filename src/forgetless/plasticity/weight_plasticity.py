@@ -16,7 +16,7 @@ from forgetless.plasticity.held_weights import HeldWeights, Shared
 from forgetless.plasticity.metric import Metric
 from forgetless.plasticity.penalty import check_alpha, quadratic_penalty
 from forgetless.plasticity.state import check_state
-from forgetless.plasticity.step import draw, draw_within, places_moved
+from forgetless.plasticity.step import draw, draw_within
 from forgetless.plasticity.storage import Storage, saved
 
 _DEFAULT_ALPHA = 1e5
@@ -98,8 +98,12 @@ class WeightPlasticity(HeldWeights):
         damping: float = 0.0,
         importance_dtype: torch.dtype | None = None,
         anchor: str | Path | None = None,
+        every: int = 1,
+        compiled: bool = False,
     ) -> None:
-        super().__init__(shared_parameters, rule, decay, damping, Storage(importance_dtype, anchor))
+        super().__init__(
+            shared_parameters, rule, decay, damping, Storage(importance_dtype, anchor), is_compiled=compiled
+        )
         if alpha is not None and tolerance is not None:
             raise ValueError(
                 f"Expected alpha or tolerance, but got both ({alpha} and {tolerance}). "
@@ -109,6 +113,13 @@ class WeightPlasticity(HeldWeights):
         self._alpha = 0.0  # what is given where there is no budget
         if tolerance is None:
             self.alpha = _DEFAULT_ALPHA if alpha is None else alpha
+        if not (isinstance(every, int) and every >= 1):
+            raise ValueError(
+                f"Expected every to be a whole number of at least 1, but got {every}. "
+                "It is how many steps of an optimizer one proximal step follows."
+            )
+        self.every = every
+        self._waiting: list[Any] = []  # noted steps of a state, for optimizers that will be attached
         self._following: weakref.WeakKeyDictionary[Optimizer, Following] = weakref.WeakKeyDictionary()
 
     @property
@@ -204,8 +215,8 @@ class WeightPlasticity(HeldWeights):
         if optimizer is not None and optimizer not in self._following:
             raise ValueError("Expected an attached optimizer to calibrate with, but got one that is not. Attach it.")
         is_too_much = self._budget.adapt(increase, self.expected_increase())
-        if is_too_much and optimizer is not None and (moved := self._following[optimizer].moved) is not None:
-            draw_within(self._budget, self._weights, optimizer, moved, self._following[optimizer].metric)
+        if is_too_much and optimizer is not None and (drawn := self._following[optimizer].drawn) is not None:
+            draw_within(self._budget, self._weights, optimizer, drawn, self._following[optimizer].metric)
 
     def attach(self, optimizer: Optimizer, metric: Metric | None = None) -> Self:
         """Follow every step of an optimizer by a proximal step on the shared weights it moved.
@@ -249,7 +260,9 @@ class WeightPlasticity(HeldWeights):
         # Within a compiled step they would be compiled anew whenever a number in them changes.
         before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
         handles = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
-        self._following[optimizer] = Following(handles, metric)
+        self._following[optimizer] = following = Following(handles, metric)
+        if self._waiting:
+            following.steps.load(self._waiting.pop(0))
         return self
 
     def detach(self, optimizer: Optimizer | None = None) -> None:
@@ -271,12 +284,23 @@ class WeightPlasticity(HeldWeights):
 
     def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         following = self._following[optimizer]
-        if self._budget is not None:
-            following.moved = places_moved(self._weights, optimizer)
-            draw_within(self._budget, self._weights, optimizer, following.moved, following.metric)
-        elif self._alpha != 0:
-            draw(self._alpha, self._weights, optimizer, places_moved(self._weights, optimizer), following.metric)
+        if self._budget is None and self._alpha == 0:
+            following.steps.clear()
+        else:
+            following.steps.note(self._weights.places, optimizer)
+        if len(following.steps) >= self.every:
+            moved = following.steps.take()
+            if self._budget is None:
+                draw(self._alpha, self._weights, optimizer, moved, following.metric)
+            else:
+                following.drawn = moved
+                draw_within(self._budget, self._weights, optimizer, moved, following.metric)
         self._buffers.hold()
+
+    def _forget_steps(self) -> None:
+        self._waiting = []
+        for following in self._following.values():
+            following.steps.clear()
 
     # ---- state -----------------------------------------------------------------------------------------------
 
@@ -290,6 +314,8 @@ class WeightPlasticity(HeldWeights):
             "rule": self.rule,
             "decay": self.decay,
             "damping": self.damping,
+            "every": self.every,
+            "steps": [following.steps.state() for following in self._following.values()],
             "anchors": [None if a is None else a.clone() for a in held.anchors],
             "importances": [None if f is None else saved(f) for f in held.importances],
             "used": [None if u is None else u.clone() for u in held.used],
@@ -314,13 +340,20 @@ class WeightPlasticity(HeldWeights):
         anchors, importances, alpha = state["anchors"], state["importances"], state["alpha"]
         check_state(self._weights.parameters, anchors, importances)
         options = {name: state[name] for name in ("rule", "decay", "damping")}
-        WeightPlasticity((), alpha, **options)  # refuses bad ones
+        every = state.get("every", self.every)  # older states have none
+        WeightPlasticity((), alpha, every=every, **options)  # refuses bad ones
         tolerance = state.get("tolerance")  # older states have none
         budget = None if tolerance is None else Budget.restored(tolerance, state.get("budget"), float(alpha))
         self._buffers.load(state.get("buffers") or self._buffers.anchors)  # older states have none
         self._budget, self._alpha = budget, float(alpha)
         self.rule, self.decay, self.damping = options.values()
         self._weights.load(anchors, importances, state.get("used"))
+        self.every = every
+        self._forget_steps()
+        self._waiting = list(state.get("steps", ()))
+        for following in self._following.values():
+            if self._waiting:
+                following.steps.load(self._waiting.pop(0))
 
     def __repr__(self) -> str:
         held = sum(anchor is not None for anchor in self._weights.anchors)
@@ -334,11 +367,14 @@ class WeightPlasticity(HeldWeights):
         """For a copy together with its model, by `copy.deepcopy` or pickle: same weights, attached to no optimizer."""
         return {
             "parameters": [*self._weights.parameters, *self._weights.places.modules],
-            "storage": (self._weights.storage.importance_dtype, self._weights.storage.anchor_place),
+            "options": {
+                "importance_dtype": self._weights.storage.importance_dtype,
+                "anchor": self._weights.storage.anchor_place,
+                "compiled": self._weights.compiled is not None,
+            },
             "state": self.state_dict(),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        importance_dtype, anchor = state["storage"]
-        WeightPlasticity.__init__(self, state["parameters"], importance_dtype=importance_dtype, anchor=anchor)
+        WeightPlasticity.__init__(self, state["parameters"], **state["options"])
         self.load_state_dict(state["state"])
