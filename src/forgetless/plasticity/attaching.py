@@ -1,14 +1,39 @@
 """The optimizer that a proximal step is to follow: the one inside of wrappers, with hooks and a metric."""
 
 import warnings
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from forgetless.plasticity.metric import Metric, known_metric
+from forgetless.plasticity.moves import Moved, Steps
 
 # Where wrappers keep what they wrap: accelerate, Lightning and Lookahead; sharpness-aware minimisation.
 _INSIDE = ("optimizer", "base_optimizer")
+
+
+@dataclass
+class Following:
+    """What is kept of an optimizer while its steps are followed.
+
+    Attributes:
+        handles: Of the hooks before and after its step.
+        metric: d, where it was given.
+        steps: What its steps moved that have not been followed yet, where not every one is.
+        drawn: What was drawn back last, under a tolerance: gradients may be gone when `calibrate` asks.
+    """
+
+    handles: list[RemovableHandle]
+    metric: Metric | None
+    steps: Steps = field(default_factory=Steps)
+    drawn: Moved | None = None
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self.handles:
+            handle.remove()
 
 
 def innermost(optimizer: Any) -> Optimizer:

@@ -7,12 +7,15 @@ loss vanishes, whatever the optimizer. Each optimizer has one definition: those 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
+from forgetless.plasticity.chunks import Chunk, square_roots_into
 from forgetless.plasticity.packing import Packed
 
 # Added to d/lr: 0/0 is no pull.
@@ -21,7 +24,27 @@ TINY = torch.finfo(torch.float32).tiny
 Metric = Callable[[Optimizer, Mapping[str, Any], Tensor], float | Tensor]
 """(optimizer after its step, the weight's group, the weight) ↦ d > 0: a number, or a tensor in the weight's shape."""
 
-_METRICS: dict[str, Metric] = {}
+Definition = Callable[[dict[str, Any], Mapping[str, Any], Tensor], float | Tensor]
+"""(the weight's state after the step, its group, the weight) ↦ d > 0, a number (of Python or a tensor of one), or a
+tensor in the shape of the weight, or of its real and imaginary parts."""
+
+
+class Known(NamedTuple):
+    """What is known of an optimizer's metric.
+
+    Attributes:
+        definition: Of d.
+        is_elementwise: Whether d of a part of a weight needs that part of its state only.
+    """
+
+    definition: Definition
+    is_elementwise: bool
+
+
+ChunkMetric = Callable[[Sequence[Chunk], list[Tensor]], Sequence[float | Tensor]]
+"""(parts of weights, space of at least float32 for each) ↦ d times a scale of each: the space, or one number."""
+
+_METRICS: dict[str, Known] = {}
 _REFUSED: dict[str, str] = {
     "torch.LBFGS": "searches along lines, whose curvature a step after it would falsify",
     "torch.Rprop": "steps by the sign of the gradient alone, so that no gradient balances the pull",
@@ -29,7 +52,7 @@ _REFUSED: dict[str, str] = {
 }
 
 
-def known_metric(optimizer: Optimizer) -> Metric | None:
+def known_metric(optimizer: Optimizer) -> Known | None:
     """The definition of d for the optimizer, by its class or one that it inherits from; None if there is none.
 
     Args:
@@ -49,16 +72,17 @@ def known_metric(optimizer: Optimizer) -> Metric | None:
     return None
 
 
-def metric_of(*names: str) -> Callable[[Metric], Metric]:
+def metric_of(*names: str, is_elementwise: bool = False) -> Callable[[Definition], Definition]:
     """Define d of some optimizers.
 
     Args:
         names: `package.Class`, where the package is the first word of the module's name.
+        is_elementwise: See `Known`.
     """
 
-    def define(metric: Metric) -> Metric:
-        _METRICS.update(dict.fromkeys(names, metric))
-        return metric
+    def define(definition: Definition) -> Definition:
+        _METRICS.update(dict.fromkeys(names, Known(definition, is_elementwise)))
+        return definition
 
     return define
 
@@ -78,7 +102,6 @@ def scaled_metric(
     group: Mapping[str, Any],
     parameters: Sequence[Tensor],
     scale: float,
-    packed: Packed | None = None,
     metric: Metric | None = None,
 ) -> float | list[Tensor]:
     """The metric d, times a scale, of some weights of one of the optimizer's groups, kept above 0.
@@ -96,7 +119,6 @@ def scaled_metric(
         group: One of its parameter groups.
         parameters: Weights of this group that have stepped.
         scale: Such as 1/lr, above 0.
-        packed: Space for tensors like these weights; the metric is then that of the tensors that it returns.
         metric: d of an optimizer that is not known here, or in place of what is.
 
     Returns:
@@ -106,21 +128,117 @@ def scaled_metric(
     Raises:
         ValueError: If `metric` returns a tensor in another shape than its weight's.
     """
+    of_chunks = group_metric(optimizer, group, parameters, scale, metric=metric)
+    return of_chunks if isinstance(of_chunks, float) else of_whole(of_chunks, [real(p) for p in parameters])
+
+
+def of_whole(of_chunks: ChunkMetric, weights: Sequence[Tensor]) -> float | list[Tensor]:
+    """The metric of whole weights, or the number that it is of all.
+
+    Args:
+        of_chunks: From `group_metric`.
+        weights: All of them, in order; only shapes, types and devices matter.
+    """
+    chunks = [Chunk(i, 0, None, weight.shape, weight.stride()) for i, weight in enumerate(weights)]
+    space = [torch.empty_like(weight, dtype=wide_type(weight.dtype)) for weight in weights]
+    found = of_chunks(chunks, space)
+    if not any(isinstance(value, Tensor) for value in found) and len(set(found)) == 1:
+        return float(found[0])
+    return [out if value is out else out.copy_(torch.as_tensor(value)) for value, out in zip(found, space, strict=True)]
+
+
+def group_metric(
+    optimizer: Optimizer,
+    group: Mapping[str, Any],
+    parameters: Sequence[Tensor],
+    scale: float,
+    packed: Packed | None = None,
+    metric: Metric | None = None,
+) -> float | ChunkMetric:
+    """As `scaled_metric`, chunk by chunk: nothing is computed before it is asked for.
+
+    Args:
+        optimizer: See above, as are the others.
+        group: See above.
+        parameters: See above.
+        scale: See above.
+        packed: Space for tensors like these weights; chunks are then those of the tensors that it returns.
+        metric: See above.
+    """
     if metric is None and isinstance(optimizer, Adam):
         return adam_metric(optimizer, group, parameters, scale, packed)
     if metric is None and isinstance(optimizer, SGD):
         return sgd_metric(group) * scale + TINY
-    definition = metric or known_metric(optimizer)
-    if definition is None:
+    if metric is not None:
+        whole: Callable[[Tensor], float | Tensor] = partial(metric, optimizer, group)
+        return _DefinedMetric(parameters, whole, None, scale, packed)
+    known = known_metric(optimizer)
+    if known is None:
         return scale + TINY
-    values = [definition(optimizer, group, parameter) for parameter in parameters]
-    numbers = {value for value in values if not isinstance(value, Tensor)}
-    if len(numbers) == 1 and not any(isinstance(value, Tensor) for value in values):
-        return float(numbers.pop()) * scale + TINY
-    tensors = [_filled(value, parameter) for value, parameter in zip(values, parameters, strict=True)]
-    scaled = list(torch._foreach_mul(tensors if packed is None else packed.load(tensors), scale))
-    torch._foreach_add_(scaled, TINY)
-    return scaled
+
+    def of_weight(parameter: Tensor) -> float | Tensor:
+        return known.definition(optimizer.state[parameter], group, parameter)
+
+    def of_chunk(chunk: Chunk, parameter: Tensor) -> float | Tensor:
+        state = optimizer.state[parameter].items()
+        own = {name: _part(chunk, value) if isinstance(value, Tensor) else value for name, value in state}
+        return known.definition(own, group, chunk.of(real(parameter.detach())))
+
+    return _DefinedMetric(parameters, of_weight, of_chunk if known.is_elementwise else None, scale, packed)
+
+
+class _DefinedMetric:
+    """A metric by its definition.
+
+    Args:
+        parameters: The weights.
+        of_weight: d of a whole one.
+        of_chunk: d of a part of one; None if it has to be computed of the whole.
+        scale: What it is multiplied by.
+        packed: The small ones are computed at once, and laid out as it says.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        of_weight: Callable[[Tensor], float | Tensor],
+        of_chunk: Callable[[Chunk, Tensor], float | Tensor] | None,
+        scale: float,
+        packed: Packed | None,
+    ) -> None:
+        self._of_weight, self._of_chunk, self._scale = of_weight, of_chunk, scale
+        self._flat: list[Tensor] = []
+        self._loose = list(parameters)
+        if packed is not None:
+            self._loose = [parameters[i] for i in packed.loose]
+            small = set(range(len(parameters))).difference(packed.loose)
+            filled = [_filled(of_weight(p), p) if i in small else p for i, p in enumerate(parameters)]
+            self._flat = packed.load(filled)[: len(packed.load(filled)) - len(self._loose)]
+        self._last: tuple[int, float | Tensor] | None = None
+
+    def __call__(self, chunks: Sequence[Chunk], space: Sequence[Tensor]) -> list[float | Tensor]:
+        found: list[float | Tensor] = []
+        for chunk, out in zip(chunks, space, strict=True):
+            value = self._of(chunk)
+            if isinstance(value, Tensor) and value.ndim > 0:
+                found.append(torch.mul(wide(value), self._scale, out=out).add_(TINY))
+            else:
+                found.append(value * self._scale + TINY)
+        return found
+
+    def _of(self, chunk: Chunk) -> float | Tensor:
+        i = chunk.tensor - len(self._flat)
+        if i < 0:
+            return chunk.of(self._flat[chunk.tensor])
+        parameter = self._loose[i]
+        if self._of_chunk is not None and chunk.stop is not None:
+            return self._of_chunk(chunk, parameter)
+        if self._last is None or self._last[0] != i:
+            value = self._of_weight(parameter)
+            is_number = not isinstance(value, Tensor) or (value.ndim == 0 < parameter.ndim)
+            self._last = (i, value if is_number else _filled(value, parameter))
+        value = self._last[1]
+        return chunk.of(value) if isinstance(value, Tensor) and value.ndim > 0 else value
 
 
 def sgd_metric(group: Mapping[str, Any]) -> float:
@@ -141,35 +259,77 @@ def adam_metric(
     parameters: Sequence[Tensor],
     scale: float,
     packed: Packed | None = None,
-) -> list[Tensor]:
+) -> "AdamMetric":
     """(√v̂ + ε) · scale + TINY, with v̂ = v / (1 − β₂ᵗ) and, with amsgrad, the largest v so far.
 
     Args:
-        optimizer: Adam or AdamW, or one with the same state, after its step.
+        optimizer: Adam or AdamW, after its step.
         group: One of its parameter groups.
         parameters: Weights of this group that have stepped.
         scale: See above.
         packed: See above.
-
-    Returns:
-        One tensor per weight, at least float32.
     """
     moment = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
     states = [optimizer.state[parameter] for parameter in parameters]
     moments = [plain(state[moment]) for state in states]
     beta2 = float(group["betas"][1])
-    # A step that a gradient scaler skipped leaves t and v at 0.
-    factors: list[Any] = [scale / math.sqrt(1 - beta2 ** max(float(state["step"]), 1.0)) for state in states]
+    factors = [scale / square_root(1 - beta2 ** steps(state)) for state in states]
     if packed is not None:
         moments, factors = packed.load(moments), packed.spread(factors)
-    metric = list(torch._foreach_sqrt([wide(values) for values in moments]))
-    if any(isinstance(factor, Tensor) for factor in factors):
-        for values, factor in zip(metric, factors, strict=True):
-            values.mul_(factor)
-    else:
-        torch._foreach_mul_(metric, factors)
-    torch._foreach_add_(metric, group["eps"] * scale + TINY)
-    return metric
+    return AdamMetric(moments, factors, group["eps"] * scale + TINY)
+
+
+@dataclass(frozen=True)
+class AdamMetric:
+    """√v · factor + ε of Adam's weights, with what is needed for it.
+
+    Attributes:
+        moments: v of each.
+        factors: What √v is multiplied by: a number of each, or a tensor like v.
+        epsilon: The same for all.
+    """
+
+    moments: list[Tensor]
+    factors: list[float | Tensor]
+    epsilon: float
+
+    def __call__(self, chunks: Sequence[Chunk], space: Sequence[Tensor]) -> list[Tensor]:
+        """The metric of these parts, in the space.
+
+        Args:
+            chunks: Parts of the weights.
+            space: At least float32, for each.
+        """
+        roots = square_roots_into(space, [chunk.of(self.moments[chunk.tensor]) for chunk in chunks])
+        factors: list[Any] = [self.factors[chunk.tensor] for chunk in chunks]
+        if any(isinstance(factor, Tensor) for factor in factors):
+            for root, factor, chunk in zip(roots, factors, chunks, strict=True):
+                root.mul_(chunk.of(factor) if isinstance(factor, Tensor) and factor.ndim > 0 else factor)
+        else:
+            torch._foreach_mul_(roots, factors)
+        torch._foreach_add_(roots, self.epsilon)
+        return roots
+
+
+def steps(state: Mapping[str, Any]) -> float | Tensor:
+    """T of a weight, at least 1: a step that a gradient scaler skipped leaves it at 0. On a GPU it is not waited for.
+
+    Args:
+        state: Of the weight.
+    """
+    step = state["step"]
+    if isinstance(step, Tensor) and step.device.type != "cpu":
+        return step.to(torch.float32 if step.device.type == "mps" else torch.float64).clamp(min=1)
+    return max(float(step), 1.0)
+
+
+def square_root(value: float | Tensor) -> float | Tensor:
+    """√ of a number, or of a tensor of one.
+
+    Args:
+        value: At least 0.
+    """
+    return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)
 
 
 def plain(moment: Tensor) -> Tensor:
@@ -195,6 +355,12 @@ def real(tensor: Tensor) -> Tensor:
 def _names(kind: type) -> list[str]:
     """`package.Class` of the class and those that it inherits from."""
     return [f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in kind.__mro__]
+
+
+def _part(chunk: Chunk, value: Tensor) -> Tensor:
+    """What belongs to a part of a weight, of a tensor in its state: that part, or all if it has another shape."""
+    value = plain(value)
+    return chunk.of(value) if value.shape == chunk.shape else value
 
 
 def _filled(value: float | Tensor, parameter: Tensor) -> Tensor:

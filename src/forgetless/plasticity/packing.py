@@ -67,6 +67,11 @@ class Packed:
             for places, flat, sizes in zip(packing.blocks, self._flat, self._sizes, strict=True)
         ]
 
+    @property
+    def loose(self) -> list[int]:
+        """Which of the tensors are not packed."""
+        return self._packing.loose
+
     def load(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The flat tensors with these values, then those that are not packed, as they are.
 
@@ -86,7 +91,7 @@ class Packed:
         for places, parts in zip(self._packing.blocks, self._parts, strict=True):
             torch._foreach_copy_([tensors[i] for i in places], parts)
 
-    def spread(self, numbers: Sequence[float]) -> list[float | Tensor]:
+    def spread(self, numbers: Sequence[float | Tensor]) -> list[float | Tensor]:
         """One number per tensor as one per tensor that `load` returns, or a flat one where its parts' numbers differ.
 
         Args:

@@ -7,27 +7,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from forgetless.plasticity.block import Block, Columns
 from forgetless.plasticity.budget import Budget
-from forgetless.plasticity.metric import Metric, learning_rate, scaled_metric
+from forgetless.plasticity.metric import Metric, group_metric, of_whole
+from forgetless.plasticity.moves import Moved
 from forgetless.plasticity.penalty import inverse
-from forgetless.plasticity.shared_weights import Block, SharedWeights
-
-Moved = list[list[int]]
-"""Of each parameter group of an optimizer, the places among the shared weights of those that moved."""
-
-
-def places_moved(weights: SharedWeights, optimizer: Optimizer) -> Moved:
-    """Which shared weights an optimizer's step has moved: those with a gradient.
-
-    Args:
-        weights: The shared weights.
-        optimizer: After its step.
-    """
-    places = weights.places
-    return [
-        [places[id(p)] for p in group["params"] if p.grad is not None and id(p) in places]
-        for group in optimizer.param_groups
-    ]
+from forgetless.plasticity.shared_weights import SharedWeights
 
 
 @torch.no_grad()
@@ -40,12 +25,12 @@ def draw(
         alpha: Strength α > 0.
         weights: The shared weights. Changed in place where they moved and are held.
         optimizer: After its step.
-        moved: By `places_moved`.
+        moved: What its steps moved since the last time.
         metric: Of the optimizer, where it is given.
     """
     for block, group, rate in _blocks(weights, optimizer, moved):
         scale = inverse(alpha * rate)
-        block.draw(scaled_metric(optimizer, group, block.parameters, scale, block.space, metric))
+        block.draw(group_metric(optimizer, group, block.parameters, scale, block.packed, metric))
 
 
 @torch.no_grad()
@@ -58,24 +43,27 @@ def draw_within(
         budget: Its multiplier is set.
         weights: The shared weights. Changed in place where they moved and are held.
         optimizer: After its step.
-        moved: By `places_moved`, then.
+        moved: What its steps moved, then.
         metric: Of the optimizer, where it is given.
     """
     blocks: list[Block] = []
-    values: list[Tensor] = []
+    columns: Columns = ([], [], [])
     metrics: list[float | Tensor] = []
     for block, group, rate in _blocks(weights, optimizer, moved):
-        scaled = scaled_metric(optimizer, group, block.parameters, inverse(rate), block.space, metric)
+        of_chunks = group_metric(optimizer, group, block.parameters, inverse(rate), block.packed, metric)
         blocks.append(block)
-        values += block.load()
-        metrics += scaled if isinstance(scaled, list) else [scaled] * len(block.anchors)
+        own = block.columns()
+        for column, values in zip(columns, own, strict=True):
+            column += values
+        scaled = of_chunks if isinstance(of_chunks, float) else of_whole(of_chunks, own[0])
+        metrics += scaled if isinstance(scaled, list) else [scaled] * len(own[0])
     if not blocks:
         return
-    anchors, importances = [a for b in blocks for a in b.anchors], [f for b in blocks for f in b.importances]
     places = set(range(len(weights.parameters)))
-    rest = weights.held(sorted(places.difference(*(block.held for block in blocks))))
-    others = weights.block((id(optimizer), "others"), rest).increase() if rest else 0.0
-    budget.draw(values, anchors, importances, metrics, others)
+    rest = sorted(places.difference(*(block.held for block in blocks)))
+    other = weights.block((id(optimizer), "others"), rest)
+    others = 0.0 if other is None else other.increase()
+    budget.draw(*columns, metrics, others)
     for block in blocks:
         block.store()
 
@@ -83,8 +71,9 @@ def draw_within(
 def _blocks(
     weights: SharedWeights, optimizer: Optimizer, moved: Moved
 ) -> Iterator[tuple[Block, dict[str, Any], float]]:
-    """Of each group the held weights that moved, the group itself, and its learning rate, which is not 0."""
-    for g, (group, places) in enumerate(zip(optimizer.param_groups, moved, strict=False)):
-        held, rate = weights.held(places), learning_rate(group)
-        if held and rate != 0:
-            yield weights.block((id(optimizer), g), held), group, rate
+    """Of each group the held weights that moved, the group itself, and the sum of learning rates, which is not 0."""
+    for g, (group, together) in enumerate(zip(optimizer.param_groups, moved, strict=False)):
+        for n, (places, rate) in enumerate(together):
+            block = weights.block((id(optimizer), g, n), places)
+            if block is not None and rate != 0:
+                yield block, group, rate
