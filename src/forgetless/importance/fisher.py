@@ -246,7 +246,7 @@ def _add_up(requests: Iterable[Request], totals: dict[str, Tensor], per: Unit, f
             num_checked = request.num_examples
         elif num_batches == next_check:
             next_check *= 4
-            if method.is_fast and not still_right(request._replace(in_pairs=method.in_pairs)):
+            if method.is_fast and not still_right(method.asked(request)):
                 raise _LateError
         request = request._replace(in_pairs=method.in_pairs)
         if request.labels.drawn:
