@@ -21,8 +21,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from forgetless import WeightPlasticity, diagonal_fisher, proximal_step, quadratic_penalty, reference
+from forgetless.plasticity import block as blocks
 from forgetless.plasticity import metric as metrics_of_optimizers
-from forgetless.plasticity import shared_weights
 
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 
@@ -403,8 +403,8 @@ def test_alpha_may_change_between_steps() -> None:
 def test_a_constant_metric_is_not_computed_anew_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The step is then one pass over the weights, whatever the number of groups."""
     computed = []
-    compute = shared_weights.pulls
-    monkeypatch.setattr(shared_weights, "pulls", lambda *arguments: computed.append(1) or compute(*arguments))
+    compute = blocks.pulls
+    monkeypatch.setattr(blocks, "pulls", lambda *arguments: computed.append(1) or compute(*arguments))
     model = Weights(torch.ones(1), torch.ones(1))
     held = consolidated(list(model.parameters()), [torch.zeros(1)] * 2, [torch.ones(1)] * 2, 1.0)
     held.attach(optimizer := SGD([{"params": [model.a]}, {"params": [model.b], "lr": 3.0}], lr=1.0))
@@ -609,8 +609,7 @@ def test_an_optimizer_is_not_kept_alive() -> None:
         held.attach(SGD(model.parameters(), lr=0.1))
     gc.collect()
     held.attach(optimizer := SGD(model.parameters(), lr=0.1))
-    assert held._attached[0][0]() is optimizer
-    assert len(held._attached) == 1
+    assert list(held._following) == [optimizer]
 
 
 def test_an_optimizer_of_other_weights_is_refused() -> None:

@@ -1,14 +1,37 @@
 """The optimizer that a proximal step is to follow: the one inside of wrappers, with hooks and a metric."""
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from forgetless.plasticity.metric import Metric, known_metric
+from forgetless.plasticity.step import Moved
 
 # Where wrappers keep what they wrap: accelerate, Lightning and Lookahead; sharpness-aware minimisation.
 _INSIDE = ("optimizer", "base_optimizer")
+
+
+@dataclass
+class Following:
+    """What is kept of an optimizer while its steps are followed.
+
+    Attributes:
+        handles: Of the hooks before and after its step.
+        metric: d, where it was given.
+        moved: What its last step moved, under a tolerance: gradients may be gone when `calibrate` asks.
+    """
+
+    handles: list[RemovableHandle]
+    metric: Metric | None
+    moved: Moved | None = None
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self.handles:
+            handle.remove()
 
 
 def innermost(optimizer: Any) -> Optimizer:

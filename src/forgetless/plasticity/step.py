@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from forgetless.plasticity.block import Block
 from forgetless.plasticity.budget import Budget
 from forgetless.plasticity.metric import Metric, learning_rate, scaled_metric
 from forgetless.plasticity.penalty import inverse
-from forgetless.plasticity.shared_weights import Block, SharedWeights
+from forgetless.plasticity.shared_weights import SharedWeights
 
 Moved = list[list[int]]
 """Of each parameter group of an optimizer, the places among the shared weights of those that moved."""
@@ -23,7 +24,7 @@ def places_moved(weights: SharedWeights, optimizer: Optimizer) -> Moved:
         weights: The shared weights.
         optimizer: After its step.
     """
-    places = weights.places
+    places = weights.places.index
     return [
         [places[id(p)] for p in group["params"] if p.grad is not None and id(p) in places]
         for group in optimizer.param_groups

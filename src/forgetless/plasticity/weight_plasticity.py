@@ -1,30 +1,26 @@
-"""The weight plasticity loss in anybody's training loop: anchors and importances, and when they are applied."""
+"""The weight plasticity loss in anybody's training loop: what is held, and the steps that apply it."""
 
 import weakref
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from forgetless.choices import AccumulationRule
-from forgetless.importance import unwrapped
-from forgetless.plasticity.attaching import check_metric, innermost
+from forgetless.plasticity.attaching import Following, check_metric, innermost
 from forgetless.plasticity.budget import Budget, expected_increase
-from forgetless.plasticity.buffers import BufferWatch, SharedBuffers
-from forgetless.plasticity.merging import check_rule
+from forgetless.plasticity.held_weights import HeldWeights, Shared
 from forgetless.plasticity.metric import Metric
 from forgetless.plasticity.penalty import check_alpha, quadratic_penalty
-from forgetless.plasticity.shared_weights import SharedWeights
-from forgetless.plasticity.step import Moved, draw, draw_within, places_moved
+from forgetless.plasticity.state import check_state
+from forgetless.plasticity.step import draw, draw_within, places_moved
 
 _DEFAULT_ALPHA = 1e5
 
 
-class WeightPlasticity:
+class WeightPlasticity(HeldWeights):
     """Keeps what earlier models need of shared weights while other models train on them.
 
     Train model A as usual and `consolidate` it; then train B as usual, with the plasticity attached to B's optimizer
@@ -76,6 +72,7 @@ class WeightPlasticity:
             and `tolerance` are given, `rule` is unknown or `decay` lies outside [0, 1].
         TypeError: If what is shared is neither a module nor a tensor.
 
+    >>> from torch import nn
     >>> trunk = nn.Linear(2, 2)
     >>> a, b = nn.Sequential(trunk, nn.Linear(2, 3)), nn.Sequential(trunk, nn.Linear(2, 5))
     >>> optimizer = torch.optim.SGD(b.parameters(), lr=0.1)
@@ -90,7 +87,7 @@ class WeightPlasticity:
 
     def __init__(
         self,
-        shared_parameters: nn.Module | Iterable[nn.Module | Tensor | tuple[str, nn.Module | Tensor]],
+        shared_parameters: Shared,
         alpha: float | None = None,
         *,
         tolerance: float | None = None,
@@ -98,7 +95,7 @@ class WeightPlasticity:
         decay: float = 0.9,
         damping: float = 0.0,
     ) -> None:
-        check_rule(rule, decay, damping)
+        super().__init__(shared_parameters, rule, decay, damping)
         if alpha is not None and tolerance is not None:
             raise ValueError(
                 f"Expected alpha or tolerance, but got both ({alpha} and {tolerance}). "
@@ -108,17 +105,7 @@ class WeightPlasticity:
         self._alpha = 0.0  # what is given where there is no budget
         if tolerance is None:
             self.alpha = _DEFAULT_ALPHA if alpha is None else alpha
-        self.rule: AccumulationRule = rule
-        self.decay = decay
-        self.damping = damping
-        self._weights = SharedWeights(shared_parameters)
-        self._buffers = SharedBuffers(self._weights.modules)
-        self._watch = BufferWatch()
-        self._attached: list[tuple[weakref.ref[Optimizer], list[RemovableHandle]]] = []
-        # d of the optimizers for which it was given.
-        self._metrics: weakref.WeakKeyDictionary[Optimizer, Metric] = weakref.WeakKeyDictionary()
-        # What each optimizer moved last, under a tolerance: gradients may be gone when `calibrate` asks.
-        self._moved: weakref.WeakKeyDictionary[Optimizer, Moved] = weakref.WeakKeyDictionary()
+        self._following: weakref.WeakKeyDictionary[Optimizer, Following] = weakref.WeakKeyDictionary()
 
     @property
     def alpha(self) -> float:
@@ -154,101 +141,9 @@ class WeightPlasticity:
         """What ½ Σ F_i (θ_i − θ̂_i)² may be: the tolerance, or less after `calibrate`; None if α is given."""
         return None if self._budget is None else self._budget.limit
 
-    @property
-    def shared_parameters(self) -> tuple[Tensor, ...]:
-        """The shared weights, in the order given."""
-        return tuple(self._weights.parameters)
-
-    def anchor(self, parameter: Tensor) -> Tensor | None:
-        """θ̂ of a shared weight; None before the first model that used it was consolidated."""
-        return self._weights.anchors[self._weights.places[id(parameter)]]
-
-    def importance(self, parameter: Tensor) -> Tensor | None:
-        """F of a shared weight; None before the first model that used it was consolidated."""
-        return self._weights.importances[self._weights.places[id(parameter)]]
-
-    # ---- after a model ---------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    @torch.inference_mode(mode=False)
-    def consolidate(
-        self, model: nn.Module, importance: Mapping[str, Tensor], where: Mapping[str, Tensor] | None = None
-    ) -> None:
-        """Remember where a trained model left the shared weights, and how much it needs each.
-
-        Weights that the model does not hold, or that `importance` does not name, keep anchor and importance, and so do
-        parts of a weight that it did not use. Outside of the mask that says so, no rule changes anything, `merge` does
-        not move the weight, and damping adds nothing; what no model has used has importance 0 and is free.
-
-        Without masks, a slice of a weight along any dimension (a row or a column, one element of a vector) whose F_j
-        is exactly 0 throughout counts as unused if an earlier model was anchored there, under every rule. At the first
-        `consolidate` it does not: a unit that is merely silent has F_j = 0 as well, and is what damping is for.
-
-        Args:
-            model: The model just trained.
-            importance: F_j ≥ 0 by the parameter names of `model`, as `diagonal_fisher` returns it. Names of weights
-                that are not shared are allowed and ignored. Of a complex weight the mean of |g|².
-            where: Boolean masks by the same names, in shapes that expand to the weights': True where the model used
-                the weight. Weights without one were used wholly, so that `{}` takes every F_j = 0 as it is.
-
-        Raises:
-            ValueError: If a name is not a parameter of `model`, a shape differs, a value is negative or not finite,
-                a device differs, a mask is none, or `importance` names none of the shared weights. Nothing is changed
-                then.
-        """
-        model = unwrapped(model)
-        found = self._weights.of_model(model, importance)
-        masks = self._weights.masks_of_model(model, found, where)
-        self._weights.fold(found, self.rule, self.decay, self.damping, masks)
-        self._buffers.consolidate(model)
-        self._watch.consolidate(model, self._weights.places.keys(), self._buffers.modules)
-
-    def buffers_of(self, model: nn.Module) -> AbstractContextManager[None]:
-        """A context in which the buffers of shared modules, such as BatchNorm's statistics, are this model's own.
-
-        They are those that the model was consolidated with, or that it had at the end of the last such context. Train
-        and evaluate a model in it that normalises by statistics of its own; outside, buffers are held where the last
-        model that was consolidated there left them. Nothing happens if no modules are shared, or they have no buffers.
-
-        Args:
-            model: One that uses the shared modules, or a part of it.
-        """
-        return self._buffers.of(unwrapped(model))
-
-    @torch.no_grad()
-    def replace(self, old: Tensor, new: Tensor) -> None:
-        """Let a weight take the place of a shared one that the model no longer has, as resizing and growing do.
-
-        The leading part that both shapes have keeps anchor and importance; what is new is free until a model that has
-        it is consolidated. Put `new` into the optimizer by yourself.
-
-        Args:
-            old: A shared weight, or one that was resized in place.
-            new: The weight that the model has now; may be `old`.
-
-        Raises:
-            ValueError: If `old` is not shared, `new` is shared by itself, or they differ in the number of dimensions.
-
-        >>> old, new = nn.Linear(2, 3).weight, nn.Linear(2, 5).weight
-        >>> plasticity = WeightPlasticity([old])
-        >>> plasticity.replace(old, new)
-        >>> plasticity.shared_parameters[0] is new
-        True
-        """
-        self._weights.replace(old, new)
-
-    def warn_if_moved(self) -> None:
-        """Warn if the shared weights are no longer where the last `consolidate` found them; then forget to ask.
-
-        Something other than an optimizer, such as weight averaging, has then moved them, and the anchor is not where
-        the model is. The next step asks by itself.
-        """
-        self._weights.warn_if_moved()
-
     def reset(self) -> None:
         """Forget every anchor and importance; nothing is held until the next `consolidate`."""
-        self._weights.reset()
-        self._buffers.reset()
+        super().reset()
         if self._budget is not None:
             self._budget.reset()
 
@@ -302,11 +197,11 @@ class WeightPlasticity:
         if self._budget is None:
             raise ValueError("Expected a tolerance to calibrate, but got none. Give one in place of alpha.")
         optimizer = None if optimizer is None else innermost(optimizer)
-        if optimizer is not None and not self._is_attached(optimizer):
+        if optimizer is not None and optimizer not in self._following:
             raise ValueError("Expected an attached optimizer to calibrate with, but got one that is not. Attach it.")
         is_too_much = self._budget.adapt(increase, self.expected_increase())
-        if is_too_much and optimizer is not None and optimizer in self._moved:
-            draw_within(self._budget, self._weights, optimizer, self._moved[optimizer], self._metrics.get(optimizer))
+        if is_too_much and optimizer is not None and (moved := self._following[optimizer].moved) is not None:
+            draw_within(self._budget, self._weights, optimizer, moved, self._following[optimizer].metric)
 
     def attach(self, optimizer: Optimizer, metric: Metric | None = None) -> Self:
         """Follow every step of an optimizer by a proximal step on the shared weights it moved.
@@ -338,26 +233,20 @@ class WeightPlasticity:
                 that a proximal step cannot follow.
         """
         optimizer = innermost(optimizer)
-        if self._is_attached(optimizer):
+        if optimizer in self._following:
             raise ValueError("Expected an optimizer that is not attached yet, but got one that is. Detach it first.")
         parameters = (p for group in optimizer.param_groups for p in group["params"])
-        if self._weights.parameters and not any(id(p) in self._weights.places for p in parameters):
+        if self._weights.parameters and not any(id(p) in self._weights.places.index for p in parameters):
             raise ValueError(
                 "Expected an optimizer of some of the shared parameters, but got one that holds none. "
                 "Attach to the optimizer that trains the shared weights."
             )
         check_metric(optimizer, metric)
-        if metric is not None:
-            self._metrics[optimizer] = metric
-        alive = [pair for pair in self._attached if pair[0]() is not None]
         # Within a compiled step they would be compiled anew whenever a number in them changes.
         before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
         handles = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
-        self._attached = [*alive, (weakref.ref(optimizer), handles)]
+        self._following[optimizer] = Following(handles, metric)
         return self
-
-    def _is_attached(self, optimizer: Optimizer) -> bool:
-        return any(reference() is optimizer for reference, _ in self._attached)
 
     def detach(self, optimizer: Optimizer | None = None) -> None:
         """Stop following an optimizer, or all of them. Anchor and importance stay.
@@ -366,17 +255,9 @@ class WeightPlasticity:
             optimizer: The one to leave; all if None.
         """
         optimizer = None if optimizer is None else innermost(optimizer)
-        kept = []
-        for reference, handles in self._attached:
-            if optimizer is None or reference() is optimizer:
-                for handle in handles:
-                    handle.remove()
-                if (left := reference()) is not None:
-                    self._moved.pop(left, None)
-                    self._metrics.pop(left, None)
-            else:
-                kept.append((reference, handles))
-        self._attached = kept
+        for following in list(self._following) if optimizer is None else [optimizer]:
+            if (left := self._following.pop(following, None)) is not None:
+                left.remove()
         self._weights.forget_blocks()
 
     def _before_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
@@ -385,38 +266,15 @@ class WeightPlasticity:
         self._watch.check()
 
     def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        metric = self._metrics.get(optimizer)
+        following = self._following[optimizer]
         if self._budget is not None:
-            self._moved[optimizer] = moved = places_moved(self._weights, optimizer)
-            draw_within(self._budget, self._weights, optimizer, moved, metric)
+            following.moved = places_moved(self._weights, optimizer)
+            draw_within(self._budget, self._weights, optimizer, following.moved, following.metric)
         elif self._alpha != 0:
-            draw(self._alpha, self._weights, optimizer, places_moved(self._weights, optimizer), metric)
+            draw(self._alpha, self._weights, optimizer, places_moved(self._weights, optimizer), following.metric)
         self._buffers.hold()
 
     # ---- state -----------------------------------------------------------------------------------------------
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move anchors and importances, as `nn.Module.to` moves the weights; `follow_weights` needs no arguments.
-
-        Args:
-            device: The device of the weights.
-            dtype: Their floating-point type; importances stay at least float32.
-
-        Returns:
-            This object.
-        """
-        self._weights.to(device, dtype)
-        self._buffers.to(device, dtype)
-        return self
-
-    def follow_weights(self) -> Self:
-        """Move each anchor and importance to the device and type that its weight has now.
-
-        Returns:
-            This object.
-        """
-        self._weights.follow()
-        return self
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the weights: the options, and anchor and importance in the order of the shared weights."""
@@ -449,7 +307,7 @@ class WeightPlasticity:
                 "Pass what state_dict returned."
             )
         anchors, importances, alpha = state["anchors"], state["importances"], state["alpha"]
-        self._weights.check(anchors, importances)
+        check_state(self._weights.parameters, anchors, importances)
         options = {name: state[name] for name in ("rule", "decay", "damping")}
         WeightPlasticity((), alpha, **options)  # refuses bad ones
         tolerance = state.get("tolerance")  # older states have none
@@ -469,7 +327,7 @@ class WeightPlasticity:
 
     def __getstate__(self) -> dict[str, Any]:
         """For a copy together with its model, by `copy.deepcopy` or pickle: same weights, attached to no optimizer."""
-        return {"parameters": [*self._weights.parameters, *self._weights.modules], "state": self.state_dict()}
+        return {"parameters": [*self._weights.parameters, *self._weights.places.modules], "state": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         WeightPlasticity.__init__(self, state["parameters"])
