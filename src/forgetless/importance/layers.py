@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from forgetless.importance.formulas import Formula, formula_of, may_have_formula
-from forgetless.importance.request import Request, wide_type, zeros
+from forgetless.importance.request import Request, wide_type
 from forgetless.importance.uses import Use, add_powers
 
 
@@ -66,7 +66,7 @@ def by_layer(request: Request) -> dict[str, Tensor]:
     Raises:
         UnknownLayerError: If there is no formula for the model, or it moves examples to other rows between its layers.
     """
-    totals = zeros(request.named)
+    totals = request.sums()
     with _watched(request) as watch:  # until the end, because checkpoints go through the layers again
         outputs = request.forward(request.inputs)
         calls = watch.ended()
@@ -95,7 +95,7 @@ class _Sums:
 
     def __init__(self, request: Request, totals: Mapping[str, Tensor], calls: Sequence[_Call]) -> None:
         self._names = {id(weight): name for name, weight in request.named.items()}
-        self._power = request.power
+        self._power, self._limit = request.power, request.chunk_numbers
         self._totals = totals
         self._calls = calls
         # A layer's own weights are used in each call of it, tied ones in those of several layers.
@@ -145,7 +145,7 @@ class _Sums:
 
     def _sum(self, name: str) -> None:
         with torch.no_grad():
-            add_powers(self._totals[name], self._uses.pop(name), self._power)
+            add_powers(self._totals[name], self._uses.pop(name), self._power, self._limit)
 
 
 def _first_ones(calls: Sequence[_Call]) -> list[_Call]:

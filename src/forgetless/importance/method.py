@@ -324,7 +324,7 @@ def by_loop(request: Request) -> dict[str, Tensor]:
     Returns:
         Σ_n |∂ℓ_n/∂θ|^power by parameter name.
     """
-    totals = zeros(request.named)
+    totals = request.sums()
     weights = list(request.named.values())
     for n in range(request.num_examples):
         example = request.part(slice(n, n + 1))
@@ -360,7 +360,7 @@ def by_backward(request: Request) -> dict[str, Tensor]:
     Returns:
         Σ_n |∂ℓ_n/∂θ|^power by parameter name.
     """
-    totals = zeros(request.named)
+    totals = request.sums()
     wrapped = _Backward(request.model)
     for n in range(request.num_examples):
         example = request.part(slice(n, n + 1))

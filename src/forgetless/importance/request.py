@@ -34,6 +34,8 @@ class Request(NamedTuple):
         may_move_rows: Whether the fast way has to check that examples stay in their rows.
         shared: Names of embeddings whose vectors of indices are of all examples (positions), not one index for each;
             None: those that are not as long as the batch.
+        totals: What is added to, in place, and returned; None: zeros.
+        chunk_numbers: Per-example gradients are formed for at most this many numbers at a time.
     """
 
     model: nn.Module
@@ -46,6 +48,8 @@ class Request(NamedTuple):
     in_pairs: bool = False
     may_move_rows: bool = False
     shared: frozenset[str] | None = None
+    totals: dict[str, Tensor] | None = None
+    chunk_numbers: int | None = None
 
     @property
     def kind(self) -> FisherKind:
@@ -56,6 +60,14 @@ class Request(NamedTuple):
     def num_examples(self) -> int:
         """B."""
         return num_examples(self.targets, self.inputs)
+
+    def sums(self) -> dict[str, Tensor]:
+        """Where powers are summed, by name."""
+        return zeros(self.named) if self.totals is None else self.totals
+
+    def chunks(self, num_numbers: int) -> Iterator[slice]:
+        """The examples, as many at a time as keep memory in bounds where one of them takes so many numbers."""
+        return chunks(self.num_examples, num_numbers, self.chunk_numbers)
 
     def part(self, examples: slice | Tensor) -> "Request":
         """The same request for some of the examples."""
@@ -189,13 +201,15 @@ def batch_dims(tree: Any) -> Any:
     return tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, tree)
 
 
-def chunks(num_examples: int, num_numbers: int) -> Iterator[slice]:
+def chunks(num_examples: int, num_numbers: int, limit: int | None = None) -> Iterator[slice]:
     """The examples, as many at a time as keep memory in bounds.
 
     Args:
         num_examples: How many there are.
         num_numbers: How many numbers one of them takes.
+        limit: So many numbers at a time at most; None: 2²⁴.
     """
-    size = max(1, _CHUNK_NUMBERS // max(1, num_numbers))
+    limit = _CHUNK_NUMBERS if limit is None else min(limit, _CHUNK_NUMBERS)
+    size = max(1, limit // max(1, num_numbers))
     for start in range(0, num_examples, size):
         yield slice(start, start + size)

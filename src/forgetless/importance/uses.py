@@ -42,13 +42,14 @@ Use = Outer | Lookup | Direct
 _CACHED_NUMBERS = 2**18
 
 
-def add_powers(total: Tensor, uses: Sequence[Use], power: Power) -> None:
+def add_powers(total: Tensor, uses: Sequence[Use], power: Power, limit: int | None = None) -> None:
     """Add Σ_n |Σ_uses gradient_n|^power to a total, in place.
 
     Args:
         total: In the weight's shape.
         uses: All uses of the weight by the examples n, in one batch.
         power: 1 or 2.
+        limit: Gradients of examples are formed for so many numbers at a time at most; None: as in `chunks`.
     """
     shape = total.shape
     if all(isinstance(use, Outer) for use in uses):
@@ -64,7 +65,7 @@ def add_powers(total: Tensor, uses: Sequence[Use], power: Power) -> None:
     num_numbers = math.prod(shape)
     in_blocks = num_numbers > _CACHED_NUMBERS and total.ndim == 2 and all(_has_rows(use) for use in uses)
     num_rows = max(1, _CACHED_NUMBERS // shape[1]) if in_blocks and not total.is_cuda else math.inf
-    for chunk in chunks(len(uses[0].gradients), num_numbers):
+    for chunk in chunks(len(uses[0].gradients), num_numbers, limit):
         some = [_of_examples(use, chunk) for use in uses]
         if num_rows == math.inf:
             total += _power(_gradients(some, shape), power).sum(0)
