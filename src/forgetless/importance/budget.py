@@ -2,7 +2,7 @@
 
 Beside the model, the batch and the result, a computation holds
 
-    3 · A · m + 20 bytes · w
+    3 · A · m + 24 bytes · w
 
 with A what autograd keeps of one example, m the examples at a time (a graph, and the gradients that flow through it
 twice in the checks), and w the weights at a time (the gradients of single examples that a method is checked with).
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from forgetless.errors import InputError
 from forgetless.importance.request import Request
 
-_GRAPHS, _BYTES_PER_WEIGHT = 3, 20
+_GRAPHS, _BYTES_PER_WEIGHT = 3, 24
 
 
 class Parts(NamedTuple):

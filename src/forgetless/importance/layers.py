@@ -75,6 +75,8 @@ def by_layer(request: Request) -> dict[str, Tensor]:
         first = _first_ones(calls)
         for targets, shares in request.labelled(outputs):
             losses = request.example_losses(outputs, targets)
+            if not losses.requires_grad:  # it depends on weights that are not wanted, or on none
+                continue
             if shares is not None:  # p (∂ℓ)² = (√p ∂ℓ)²
                 losses = losses * shares.sqrt()
             if request.may_move_rows and not _stay_in_place(losses, calls):

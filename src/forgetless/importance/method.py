@@ -153,7 +153,7 @@ def _loses_batch_of_one(request: Request) -> bool:
         pair = call(request.model, twice(first))
     if pair is not None and (error is not None or _num_dims(alone) < _num_dims(pair)):
         others = take(request.inputs, slice(0, 2))
-        if _same(take(pair, slice(0, 1)), take(call(request.model, others), slice(0, 1))):
+        if same_outputs(take(pair, slice(0, 1)), take(call(request.model, others), slice(0, 1))):
             return True
     if error is None:
         return False
@@ -184,7 +184,13 @@ def _num_dims(outputs: Any) -> int:
     return sum(leaf.ndim for leaf in _tensors(outputs))
 
 
-def _same(left: Any, right: Any) -> bool:
+def same_outputs(left: Any, right: Any) -> bool:
+    """Whether two outputs of a model are the same up to rounding.
+
+    Args:
+        left: A tree of tensors and other things.
+        right: Of the same structure.
+    """
     pairs = zip(tree_leaves(left), tree_leaves(right), strict=True)
     return all(
         torch.allclose(a, b, rtol=1e-3, atol=1e-3 * b.detach().abs().max().item(), equal_nan=True)
@@ -331,6 +337,8 @@ def by_loop(request: Request) -> dict[str, Tensor]:
         outputs = example.forward(example.inputs)
         for targets, shares in example.labelled(outputs):
             loss = request.loss_fn(outputs, targets).sum()
+            if not loss.requires_grad:  # it depends on weights that are not wanted, or on none
+                continue
             share = 1.0 if shares is None else shares[0]
             gradients = torch.autograd.grad(loss, weights, allow_unused=True, retain_graph=request.kind == "exact")
             for name, gradient in zip(request.named, gradients, strict=True):

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from forgetless.choices import Unit
 from forgetless.errors import InputError
 from forgetless.importance.batches import inputs_only, pair
 from forgetless.importance.budget import Parts, parts, without_others
+from forgetless.importance.checkpoints import as_in_training
 from forgetless.importance.labels import Labels
 from forgetless.importance.layers import UnknownLayerError
 from forgetless.importance.method import CHECKED_EXAMPLES, Chosen, choose_method, still_right
@@ -51,51 +52,53 @@ def own_totals(
     """
     totals = zeros(wanted.named)
     num_batches = len(batches) if isinstance(batches, Sized) else 0
-    planned: Parts | None = None
-    if means.memory is not None:
-        batches, planned = _planned(wanted, batches, given_loss, means.memory)
-    generator = wanted.labels.generator
-    state, count = generator.get_state(), 0
-    blocks = [wanted.named] if planned is None else planned.blocks
-    for number, block in enumerate(blocks):
-        if number:  # the same labels for all weights
-            generator.set_state(state)
-        label = "Fisher" if len(blocks) == 1 else f"Fisher, weights {number + 1} of {len(blocks)}"
-        tell = _Teller(means.on_progress, label, number * num_batches, len(blocks) * num_batches)
-        part = wanted._replace(named=block)
-        if planned is None:
-            count = _totals_of(part, _Batches(batches, given_loss, tell), totals, means.per)
-            continue
-        part = part._replace(chunk_numbers=planned.chunk_numbers)
-        with without_others(wanted.model, block):
-            found = _Batches(batches, given_loss, tell, planned.num_examples)
-            count = _totals_of(part, found, totals, means.per)
-    return totals, count
+    if means.memory is None:
+        tell = _Teller(means.on_progress, "Fisher", 0, num_batches)
+        return totals, _totals_of(wanted, _Batches(batches, given_loss, tell), totals, means.per)
+    batches, first = _first(wanted, batches, given_loss)
+    if first is None:
+        return totals, 0
+    with as_in_training(first):
+        planned = parts(first, means.memory)
+        if len(planned.blocks) > 1 and isinstance(batches, Iterator):
+            raise InputError(
+                f"Expected batches that can be gone through {len(planned.blocks)} times, for so many blocks of weights "
+                "fit into the memory one after the other, but got an iterator. Pass a list or a DataLoader."
+            )
+        return totals, _in_parts(wanted, _Batches(batches, given_loss), num_batches, planned, totals, means)
 
 
-def _planned(
-    wanted: Request, batches: Iterable[Any], given_loss: bool, memory: float
-) -> tuple[Iterable[Any], Parts | None]:
-    """The batches, and the parts in which they fit into the memory; none where there are no examples."""
+def _first(wanted: Request, batches: Iterable[Any], given_loss: bool) -> tuple[Iterable[Any], Request | None]:
+    """The batches, none of them lost, and the first request, if there is one."""
     if wanted.kind == "batch":
         raise InputError(
             "Expected another kind than 'batch' with memory, because the mean gradient of a batch has no parts. "
             "Pass smaller batches."
         )
-    again = iter(batches)
-    seen = list(itertools.islice(again, 1))
-    first = next(iter(_requests(wanted, _Batches(seen, given_loss))), None)
-    if first is None:
-        return itertools.chain(seen, again) if isinstance(batches, Iterator) else batches, None
-    found = parts(first, memory)
-    if not isinstance(batches, Iterator):
-        return batches, found
-    if len(found.blocks) > 1:
-        raise InputError(
-            f"Expected batches that can be gone through {len(found.blocks)} times, for so many blocks of weights fit "
-            "into the memory one after the other, but got an iterator. Pass a list or a DataLoader."
-        )
-    return itertools.chain(seen, again), found
+    again, seen = iter(batches), []
+    for batch in again:
+        seen.append(batch)
+        first = next(iter(_requests(wanted, _Batches([batch], given_loss, num_examples=1))), None)
+        if first is not None:
+            return itertools.chain(seen, again) if isinstance(batches, Iterator) else batches, first
+    return batches, None
+
+
+def _in_parts(
+    wanted: Request, batches: "_Batches", num_batches: int, planned: Parts, totals: dict[str, Tensor], means: Means
+) -> int:
+    """Add the powers of all batches to the totals, block by block of weights; returns the number of examples."""
+    generator, num_blocks = wanted.labels.generator, len(planned.blocks)
+    state, count = generator.get_state(), 0
+    for number, block in enumerate(planned.blocks):
+        generator.set_state(state)  # the same labels for all weights
+        label = "Fisher" if num_blocks == 1 else f"Fisher, weights {number + 1} of {num_blocks}"
+        tell = _Teller(means.on_progress, label, number * num_batches, num_blocks * num_batches)
+        part = wanted._replace(named=block, chunk_numbers=planned.chunk_numbers)
+        with without_others(wanted.model, block):
+            some = replace(batches, tell=tell, num_examples=planned.num_examples)
+            count = _totals_of(part, some, totals, means.per)
+    return count
 
 
 @dataclass
