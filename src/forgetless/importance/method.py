@@ -18,7 +18,7 @@ CHECKED_EXAMPLES = 3
 """So many examples of a batch are computed one by one as well, to check a method."""
 
 _CHECKED_ROWS, _CHECKED_ROWS_LATER = 32, 16
-"""So many examples of a batch are checked to keep their places in the model."""
+"""So many examples of a batch are checked to keep their places in the model; of a later batch a quarter at most."""
 
 
 class Chosen(NamedTuple):
@@ -87,9 +87,8 @@ def still_right(request: Request) -> bool:
     Args:
         request: Of any kind but `batch`.
     """
-    return request.num_examples < 2 or _keeps_places(
-        request._replace(labels=request.labels.true()), _CHECKED_ROWS_LATER
-    )
+    num_rows = min(_CHECKED_ROWS_LATER, max(4, request.num_examples // 4))
+    return request.num_examples < 2 or _keeps_places(request._replace(labels=request.labels.true()), num_rows)
 
 
 def _some(request: Request, num: int) -> Tensor:
