@@ -3,17 +3,21 @@
     python benchmarks/fisher.py --json fisher.json
 
 The networks are those of the peers' comparison in docs: an MLP 784-512-512-512-10 over 10,000 MNIST images in batches
-of 1,000, and a CNN with 32 and 64 channels over the first of them in batches of 64. The yardstick computes the mean
-loss of a batch and its gradient.
+of 1,000, and a CNN with 32 and 64 channels over the first of them in batches of 64. With the extra `transformers`,
+GPT-2 and Llama of random weights over random texts as well, per target. The yardstick computes the mean loss of a batch
+and its gradient. What is checked on the first batch is in the times: it is as much as three to eight batches take.
 """
 
+import argparse
+import importlib.util
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from timing import Batch, Timing, compare, in_batches, mnist_or_random, parser, prepare, report
-from torch import nn
+from torch import Tensor, nn
 
 from forgetless import diagonal_fisher
 
@@ -38,11 +42,36 @@ def cnn() -> nn.Module:
     )
 
 
-def forward_backward(model: nn.Module, batches: list[Batch]) -> None:
+def gpt2(words: int, width: int, layers: int, tokens: int) -> nn.Module:
+    """Hugging Face's GPT-2: Conv1D, LayerNorm, positions, tied embeddings."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes: dict[str, Any] = {"n_embd": width, "n_layer": layers, "n_head": 4, "n_positions": tokens}
+    model: nn.Module = GPT2LMHeadModel(GPT2Config(vocab_size=words, bos_token_id=0, eos_token_id=0, **sizes))
+    return model.eval()
+
+
+def llama(words: int, width: int, layers: int, tokens: int) -> nn.Module:
+    """Hugging Face's Llama: RMSNorm, rotary attention, a gated perceptron."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": tokens}
+    sizes: dict[str, Any] = {"hidden_size": width, "intermediate_size": 8 * width // 3, "num_hidden_layers": layers}
+    model: nn.Module = LlamaForCausalLM(LlamaConfig(vocab_size=words, **sizes, **heads))
+    return model.eval()
+
+
+def token_loss(outputs: Any, targets: Tensor) -> Tensor:
+    """One cross entropy per token."""
+    losses = F.cross_entropy(outputs.logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return losses.view_as(targets)
+
+
+def forward_backward(model: nn.Module, batches: list[Batch], loss_fn: Callable[..., Tensor] = F.cross_entropy) -> None:
     """The yardstick: the gradient of each batch's mean loss."""
     for inputs, labels in batches:
         model.zero_grad(set_to_none=True)
-        F.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
+        loss_fn(model(inputs), labels).mean().backward()  # type: ignore[no-untyped-call]
     model.zero_grad(set_to_none=True)
 
 
@@ -54,23 +83,64 @@ def measure(model: nn.Module, batches: list[Batch], rounds: int, kinds: tuple[Fi
     return compare(functions, rounds)
 
 
-def main() -> None:
-    """Measure, print and write."""
-    command = parser(__doc__, rounds=20)
-    command.add_argument("--examples", type=int, default=10_000, help="for the MLP (default %(default)s)")
-    command.add_argument("--cnn-examples", type=int, default=2_000, help="for the CNN (default %(default)s)")
-    options = command.parse_args()
-    prepare(options.threads)
+def measure_text(model: nn.Module, batches: list[Batch], rounds: int) -> list[Timing]:
+    """The same for a language model, per target."""
+    fisher = partial(diagonal_fisher, model, batches, token_loss, per="target")
+    functions: dict[str, Callable[[], object]] = {
+        "forward and backward": partial(forward_backward, model, batches, token_loss),
+        "empirical": fisher,
+        "monte_carlo": partial(fisher, kind="monte_carlo"),
+    }
+    return compare(functions, rounds)
+
+
+def language_models(options: argparse.Namespace) -> dict[str, list[Timing]]:
+    """Both layouts, where the library is at hand."""
+    if importlib.util.find_spec("transformers") is None:
+        return {}
+    words, size = options.words, options.batch
+    tokens = torch.randint(words, (options.texts, options.tokens), generator=torch.Generator().manual_seed(0))
+    batches = in_batches(tokens, tokens.roll(-1, 1), size)
+    sizes = f"width {options.width}, {options.layers} layers, {words:,} words"
+    data = f"{options.texts} random texts of {options.tokens} tokens, batch {size}"
+    return {
+        f"{name}, {sizes}, {data}": measure_text(
+            make(words, options.width, options.layers, options.tokens), batches, options.rounds
+        )
+        for name, make in (("GPT-2", gpt2), ("Llama", llama))
+    }
+
+
+def image_models(options: argparse.Namespace) -> dict[str, list[Timing]]:
+    """The MLP and the CNN."""
     images, labels, data = mnist_or_random(options.examples)
     batches = in_batches(images, labels, 1000)
     few = in_batches(images[: options.cnn_examples], labels[: options.cnn_examples], 64)
     kinds: tuple[FisherKind, ...] = ("empirical", "monte_carlo", "batch")
-    tables = {
+    return {
         f"MLP 784-512-512-512-10, {options.examples:,} examples of {data}, batch 1000": measure(
             mlp(), batches, options.rounds, (*kinds, "exact")
         ),
         f"CNN 32-64, {options.cnn_examples:,} examples of {data}, batch 64": measure(cnn(), few, options.rounds, kinds),
     }
+
+
+def main() -> None:
+    """Measure, print and write."""
+    command = parser(__doc__, rounds=20)
+    command.add_argument("--examples", type=int, default=10_000, help="for the MLP (default %(default)s)")
+    command.add_argument("--cnn-examples", type=int, default=2_000, help="for the CNN (default %(default)s)")
+    command.add_argument("--texts", type=int, default=512, help="for the language models (default %(default)s)")
+    command.add_argument("--tokens", type=int, default=64, help="of a text (default %(default)s)")
+    command.add_argument("--batch", type=int, default=16, help="texts in a batch (default %(default)s)")
+    command.add_argument("--words", type=int, default=1000, help="of the vocabulary (default %(default)s)")
+    command.add_argument("--width", type=int, default=128, help="of the language models (default %(default)s)")
+    command.add_argument("--layers", type=int, default=4, help="of the language models (default %(default)s)")
+    command.add_argument("--only-text", action="store_true", help="measure the language models only")
+    options = command.parse_args()
+    prepare(options.threads)
+    tables = {} if options.only_text else image_models(options)
+    tables |= language_models(options)
     report("fisher", tables, options.rounds, options.json)
 
 

@@ -173,6 +173,58 @@ class FunctionalWeight(nn.Module):
         return self.outer(torch.tanh(F.linear(self.inner(x), self.inner.weight)))
 
 
+class Multiplies(nn.Module):
+    """A matrix layer of nobody's library: x W + b, as Hugging Face's Conv1D, or x Wᵀ."""
+
+    def __init__(self, num_inputs: int, num_outputs: int, transposed: bool = True, bias: bool = True) -> None:
+        super().__init__()
+        self.transposed = transposed
+        self.weight = nn.Parameter(torch.randn((num_inputs, num_outputs) if transposed else (num_outputs, num_inputs)))
+        self.bias = nn.Parameter(torch.zeros(num_outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = x @ (self.weight if self.transposed else self.weight.T)
+        return product if self.bias is None else product + self.bias
+
+
+class Scales(nn.Module):
+    """A scale of a normalised input: w, 1 + w or (w, b), or another function of w, as libraries write it."""
+
+    def __init__(self, how: str, width: int = FEATURES) -> None:
+        super().__init__()
+        self.how = how
+        self.gain = nn.Parameter(torch.ones(1 if how == "number" else width))
+        if how == "with shift":
+            self.shift = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+        match self.how:
+            case "1 + w":
+                return x * (1 + self.gain)
+            case "with shift":
+                return self.gain * x + self.shift
+            case "exponential":
+                return x * self.gain.exp()
+        return self.gain * x
+
+
+class Positions(nn.Module):
+    """Looks positions up once for all examples, in a matrix of one row or in a vector."""
+
+    def __init__(self, ndim: int) -> None:
+        super().__init__()
+        self.ndim = ndim
+        self.words, self.places = nn.Embedding(WORDS, FEATURES), nn.Embedding(2 * WORDS, FEATURES)
+        self.out = nn.Linear(FEATURES, WORDS)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        places = torch.arange(tokens.shape[1])
+        if self.ndim == 2:
+            places = places.unsqueeze(0)
+        return self.out(torch.tanh(self.words(tokens) + self.places(places)))
+
+
 class BareParameter(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -223,6 +275,20 @@ def with_statistics(norm: nn.Module) -> nn.Module:
     norm.running_mean.copy_(torch.linspace(-1, 1, len(norm.running_mean)))
     norm.running_var.copy_(torch.linspace(0.5, 2, len(norm.running_var)))
     return norm
+
+
+def text_case(name: str, make: Callable[[], nn.Module], num_steps: int = STEPS, path: str = "by_layer") -> Case:
+    """A language model of a text of so many words."""
+    return Case(name, make, lambda: words(BATCH, num_steps), lambda: words(BATCH, num_steps), token_cross_entropy, path)
+
+
+def states_case(name: str, make: Callable[[], nn.Module], path: str = "by_layer") -> Case:
+    """A layer that keeps the width, between an embedding and a decoder."""
+
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Embedding(WORDS, FEATURES), make(), nn.Tanh(), nn.Linear(FEATURES, WORDS))
+
+    return text_case(name, model, path=path)
 
 
 IMAGE, SIGNAL, VOLUME = (2, 6, 5), (4, 9), (2, 4, 3, 4)
@@ -286,6 +352,16 @@ LAYER_CASES = [
         lambda: words(BATCH, STEPS),
         token_cross_entropy,
     ),
+    states_case("matrix, square", lambda: Multiplies(FEATURES, FEATURES)),
+    states_case("matrix, square, as linear", lambda: Multiplies(FEATURES, FEATURES, transposed=False, bias=False)),
+    states_case("matrices", lambda: nn.Sequential(Multiplies(FEATURES, 3), Multiplies(3, FEATURES, bias=False))),
+    Case("matrix on (B, features)", lambda: Multiplies(FEATURES, CLASSES), features),
+    states_case("RMSNorm", lambda: nn.RMSNorm(FEATURES, 1e-6)),
+    states_case("RMSNorm with the default epsilon", lambda: nn.RMSNorm((FEATURES,))),
+    *(states_case(f"scale, {how}", lambda how=how: Scales(how)) for how in ("w", "1 + w", "with shift", "number")),
+    text_case("positions in one row", lambda: Positions(2)),
+    text_case("positions in a vector", lambda: Positions(1)),
+    text_case("positions in a vector, as many as examples", lambda: Positions(1), BATCH),
     conv_case("conv1d", SIGNAL, lambda: [nn.Conv1d(4, 3, 3)]),
     conv_case("conv1d, groups, stride, dilation", SIGNAL, lambda: [nn.Conv1d(4, 6, 3, 2, 2, 2, groups=2)]),
     conv_case("conv1d, same, circular", SIGNAL, lambda: [nn.Conv1d(4, 3, 4, padding="same", padding_mode="circular")]),
@@ -339,6 +415,8 @@ GENERAL_CASES = [
         lambda: [nn.BatchNorm2d(2, track_running_stats=False)],
         path="by_vmap",
     ),
+    states_case("scale, exponential", lambda: Scales("exponential"), "by_vmap"),
+    text_case("positions in a vector, as many as are checked", lambda: Positions(1), 3, "by_vmap"),
     recurrent_case(nn.LSTM, batch_first=True),
     recurrent_case(nn.LSTM, num_layers=2, bidirectional=True, proj_size=2),
     recurrent_case(nn.GRU, batch_first=True),

@@ -14,7 +14,7 @@ the general way instead of wrongly; the fast path again on the batches 2, 8, 32 
 in place of squares goes the same ways.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 import torch
@@ -22,16 +22,14 @@ from torch import Tensor, nn
 
 from forgetless.choices import FisherKind, Likelihood, Unit
 from forgetless.errors import DivergedError, InputError, expect_one_of
-from forgetless.importance.batches import inputs_only, pair
 from forgetless.importance.labels import Labels
-from forgetless.importance.layers import UnknownLayerError
-from forgetless.importance.method import CHECKED_EXAMPLES, Chosen, choose_method, still_right
 from forgetless.importance.model import selected, untouched, unwrapped
-from forgetless.importance.prediction import predictive
 from forgetless.importance.processes import failing_together, processes_of, summed, told_of, whole_weights
-from forgetless.importance.request import Batch, LossFunction, Power, Request, zeros
-from forgetless.importance.targets import made_targets, num_targets, own_loss
+from forgetless.importance.request import Batch, LossFunction, Power, Request
+from forgetless.importance.targets import own_loss
+from forgetless.importance.totals import Means, own_totals
 from forgetless.importance.words import warn
+from forgetless.progress import OnProgress, shown
 
 
 def diagonal_fisher(
@@ -45,6 +43,8 @@ def diagonal_fisher(
     generator: torch.Generator | None = None,
     likelihood: Likelihood | None = None,
     per: Unit = "example",
+    memory: float | None = None,
+    progress: bool | OnProgress = False,
 ) -> dict[str, Tensor]:
     """Diagonal Fisher information of a model's weights, F_i = mean over examples of (∂ℓ_n/∂θ_i)².
 
@@ -100,6 +100,11 @@ def diagonal_fisher(
         per: `target` gives Σ_n (Σ_t ∂ℓ_nt/∂θ_i)² / Σ_n T_n, the sum over the targets t of an example squared, per
             target: the unit in which α = 1 is the posterior's own strength, whatever the length of a chunk.
             `loss_fn` then gives one loss per target (reduction="none"); targets below 0 are not counted.
+        memory: Bytes that the computation may take beside the model, a batch and the result. From it follow how many
+            examples go through the model at a time, down to one, and how many weights: batches are gone through once
+            for each block of neighbouring weights, so that they have to be a list or a DataLoader. None: whole batches
+            and all weights.
+        progress: True shows on stderr how many batches are done; or what to call after each.
 
     Returns:
         Parameter name (as in `model.named_parameters()`) → F, in the weight's shape, device and sharding, at least
@@ -111,7 +116,8 @@ def diagonal_fisher(
             examples, the model holds none of the wanted weights, holds them in parts otherwise than by `fully_shard`
             (FSDP1, tensor parallelism) or cannot be evaluated on one example, a kind or likelihood does not fit the
             targets, the loss does not depend on the targets that are drawn or on others than one per output, a gradient
-            is not finite (the error names the parameter), or another process has failed.
+            is not finite (the error names the parameter), another process has failed, or one example and the largest
+            weight do not fit into `memory`.
 
     Warns:
         UserWarning: If the model mixes the examples of a batch, the loss of a batch is neither mean nor sum of that of
@@ -134,8 +140,9 @@ def diagonal_fisher(
     if likelihood is not None:
         expect_one_of("likelihood", likelihood, get_args(Likelihood))
     expect_one_of("per", per, get_args(Unit))
+    means = Means(per, memory, shown if progress is True else progress or None)
     return _mean_over_examples(
-        model, batches, loss_fn, kind, 2, parameters, class_dim, generator, likelihood=likelihood, per=per
+        model, batches, loss_fn, kind, 2, parameters, class_dim, generator, likelihood=likelihood, means=means
     )
 
 
@@ -181,7 +188,7 @@ def _mean_over_examples(
     class_dim: int = -1,
     generator: torch.Generator | None = None,
     likelihood: Likelihood | None = None,
-    per: Unit = "example",
+    means: Means = Means(),  # noqa: B008
 ) -> dict[str, Tensor]:
     """Mean over examples (or sum over examples per target) of |∂ℓ_n/∂θ|^power, by parameter name."""
     processes = processes_of(model)
@@ -197,7 +204,7 @@ def _mean_over_examples(
         labels = Labels(kind, labels_generator, class_dim, likelihood)
         loss = own_loss(labels) if loss_fn is None else loss_fn
         wanted = Request(model, named, None, None, loss, labels, power)
-        totals, count = _own_totals(wanted, batches, loss_fn is not None, per)
+        totals, count = own_totals(wanted, batches, loss_fn is not None, means)
     totals, count = summed(totals, count, weights, processes)
     if count == 0:
         raise InputError(
@@ -214,69 +221,6 @@ def _mean_over_examples(
             )
     _tell_of_zeros(has_values, frozen)
     return totals
-
-
-def _own_totals(wanted: Request, batches: Iterable[Any], given_loss: bool, per: Unit) -> tuple[dict[str, Tensor], int]:
-    """Powers and number of examples (or targets) of this process's batches."""
-    totals = zeros(wanted.named)
-    try:
-        return totals, _add_up(_requests(wanted, batches, given_loss), totals, per)
-    except _LateError:
-        if isinstance(batches, Iterator):
-            raise InputError(
-                "Expected a model that keeps the examples of a batch in their order, but got one that reorders a "
-                "later batch, when earlier ones cannot be gone through again. Pass the batches as a list or a "
-                "DataLoader, not as an iterator."
-            ) from None
-    totals = zeros(wanted.named)
-    return totals, _add_up(_requests(wanted, batches, given_loss), totals, per, fast=False)
-
-
-class _LateError(Exception):
-    """The fast way is wrong for a later batch, though it was right for the first."""
-
-
-def _requests(wanted: Request, batches: Iterable[Any], given_loss: bool) -> Iterator[Request]:
-    """What is wanted of each batch that has examples."""
-    drawn = wanted.labels.drawn
-    for batch in batches:
-        inputs, targets = pair(batch, wanted.model) if given_loss else (inputs_only(batch, wanted.model), None)
-        request = wanted._replace(inputs=inputs, targets=targets)
-        if request.num_examples == 0:
-            continue
-        if drawn and targets is None:
-            request = request._replace(targets=made_targets(request))
-        yield request
-
-
-def _add_up(requests: Iterable[Request], totals: dict[str, Tensor], per: Unit, fast: bool = True) -> int:
-    """Add the powers of all requests to the totals, in place; returns the number of examples or targets."""
-    method: Chosen | None = None
-    labels: Labels | None = None
-    num_checked = count = 0
-    next_check = 2
-    for num_batches, request in enumerate(requests, start=1):
-        if method is None or num_checked < min(CHECKED_EXAMPLES, request.num_examples):
-            method = choose_method(request, fast)
-            num_checked = request.num_examples
-        elif num_batches == next_check:
-            next_check *= 4
-            if method.is_fast and not still_right(request._replace(in_pairs=method.in_pairs)):
-                raise _LateError
-        request = request._replace(in_pairs=method.in_pairs)
-        if request.labels.drawn:
-            labels = labels or predictive(request)
-            request = request._replace(labels=labels or request.labels)
-        try:
-            found = method(request)
-        except UnknownLayerError:  # this batch takes another way through the model than those before
-            fast = fast and not method.may_move_rows
-            method = choose_method(request, fast)
-            found = method(request)
-        for name, powers in found.items():
-            totals[name] += powers
-        count += request.num_examples if per == "example" else num_targets(request)
-    return count
 
 
 def _tell_of_zeros(has_values: Mapping[str, bool], frozen: list[str]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from forgetless.errors import InputError
-from forgetless.importance.layers import by_layer, may_move_rows, rows_stay_in_place
+from forgetless.importance.layers import by_layer, handling, rows_stay_in_place
 from forgetless.importance.request import LossFunction, Method, Power, Request, call, raised, take, twice, zeros
 from forgetless.importance.vmap import by_vmap
 from forgetless.importance.words import warn
@@ -18,7 +18,7 @@ CHECKED_EXAMPLES = 3
 """So many examples of a batch are computed one by one as well, to check a method."""
 
 _CHECKED_ROWS, _CHECKED_ROWS_LATER = 32, 16
-"""So many examples of a batch are checked to keep their places in the model."""
+"""So many examples of a batch are checked to keep their places in the model; of a later batch a quarter at most."""
 
 
 class Chosen(NamedTuple):
@@ -28,15 +28,21 @@ class Chosen(NamedTuple):
         method: Which.
         in_pairs: As in `Request`.
         may_move_rows: As in `Request`.
+        shared: As in `Request`.
     """
 
     method: Method
     in_pairs: bool = False
     may_move_rows: bool = False
+    shared: frozenset[str] | None = None
 
     def __call__(self, request: Request) -> dict[str, Tensor]:
         """The method's answer."""
-        return self.method(request._replace(in_pairs=self.in_pairs, may_move_rows=self.may_move_rows))
+        return self.method(self.asked(request))
+
+    def asked(self, request: Request) -> Request:
+        """The request, with what is known of the model."""
+        return request._replace(in_pairs=self.in_pairs, may_move_rows=self.may_move_rows, shared=self.shared)
 
     @property
     def is_fast(self) -> bool:
@@ -59,19 +65,18 @@ def choose_method(request: Request, fast: bool = True) -> Chosen:
     # Whether a method understands the model does not depend on the labels, and drawn ones would differ.
     request = request._replace(labels=request.labels.true())
     sample, loop, expected = _one_by_one(request)
-    candidates: list[Method] = [by_layer, by_vmap] if fast else [by_vmap]
-    for method in candidates:
-        if all(_agrees(method, *check) for check in zip(_checks(sample), expected, strict=True)) and (
-            method is not by_layer or _keeps_places(request._replace(in_pairs=sample.in_pairs))
-        ):
-            break
-    else:
-        method = loop
+    chosen: Chosen | None = None
+    if fast and _agrees(by_layer, sample, expected):
+        chosen = Chosen(by_layer, sample.in_pairs, *handling(sample))
+        chosen = chosen if _keeps_places(chosen.asked(request)) else None
+    if chosen is None and _agrees(by_vmap, sample, expected):
+        chosen = Chosen(by_vmap, sample.in_pairs)
+    if chosen is None:
+        chosen = Chosen(loop, sample.in_pairs)
         warn(
             "diagonal_fisher goes through the examples one by one: the model is not made of known layers only and "
             "torch.func.vmap cannot follow it. This is slow."
         )
-    chosen = Chosen(method, sample.in_pairs, method is by_layer and may_move_rows(sample))
     tell_what_single_examples_miss(request._replace(in_pairs=sample.in_pairs), chosen.is_fast)
     return chosen
 
@@ -82,9 +87,8 @@ def still_right(request: Request) -> bool:
     Args:
         request: Of any kind but `batch`.
     """
-    return request.num_examples < 2 or _keeps_places(
-        request._replace(labels=request.labels.true()), _CHECKED_ROWS_LATER
-    )
+    num_rows = min(_CHECKED_ROWS_LATER, max(4, request.num_examples // 4))
+    return request.num_examples < 2 or _keeps_places(request._replace(labels=request.labels.true()), num_rows)
 
 
 def _some(request: Request, num: int) -> Tensor:
@@ -148,7 +152,7 @@ def _loses_batch_of_one(request: Request) -> bool:
         pair = call(request.model, twice(first))
     if pair is not None and (error is not None or _num_dims(alone) < _num_dims(pair)):
         others = take(request.inputs, slice(0, 2))
-        if _same(take(pair, slice(0, 1)), take(call(request.model, others), slice(0, 1))):
+        if same_outputs(take(pair, slice(0, 1)), take(call(request.model, others), slice(0, 1))):
             return True
     if error is None:
         return False
@@ -179,7 +183,13 @@ def _num_dims(outputs: Any) -> int:
     return sum(leaf.ndim for leaf in _tensors(outputs))
 
 
-def _same(left: Any, right: Any) -> bool:
+def same_outputs(left: Any, right: Any) -> bool:
+    """Whether two outputs of a model are the same up to rounding.
+
+    Args:
+        left: A tree of tensors and other things.
+        right: Of the same structure.
+    """
     pairs = zip(tree_leaves(left), tree_leaves(right), strict=True)
     return all(
         torch.allclose(a, b, rtol=1e-3, atol=1e-3 * b.detach().abs().max().item(), equal_nan=True)
@@ -280,7 +290,12 @@ def with_projection(loss_fn: LossFunction) -> LossFunction:
     return loss
 
 
-def _agrees(method: Method, sample: Request, expected: dict[str, Tensor]) -> bool:
+def _agrees(method: Method, sample: Request, expected: list[dict[str, Tensor]]) -> bool:
+    """Whether a method finds in each check of a sample what is expected there."""
+    return all(_agrees_in(method, *check) for check in zip(_checks(sample), expected, strict=True))
+
+
+def _agrees_in(method: Method, sample: Request, expected: dict[str, Tensor]) -> bool:
     try:
         found = method(sample)
     except Exception:  # whatever it is, `by_loop` has just done without
@@ -299,7 +314,8 @@ def _close(found: Tensor, expected: Tensor, dtype: torch.dtype, largest: float, 
         return not bool(torch.isfinite(found).all())  # refused by name at the end
     if torch.is_autocast_enabled(expected.device.type):
         dtype = torch.get_autocast_dtype(expected.device.type)
-    relative = {torch.float64: 1e-9, torch.float32: 1e-2}.get(dtype.to_real() if dtype.is_complex else dtype, 0.2)
+    # Layers of a float64 model may compute in float32, as Llama's norms do.
+    relative = {torch.float64: 1e-6, torch.float32: 1e-2}.get(dtype.to_real() if dtype.is_complex else dtype, 0.2)
     noise = (100 * torch.finfo(dtype).eps) ** power * largest
     return bool((found - expected).abs().max() <= relative * expected.max() + noise)
 
@@ -313,13 +329,15 @@ def by_loop(request: Request) -> dict[str, Tensor]:
     Returns:
         Σ_n |∂ℓ_n/∂θ|^power by parameter name.
     """
-    totals = zeros(request.named)
+    totals = request.sums()
     weights = list(request.named.values())
     for n in range(request.num_examples):
         example = request.part(slice(n, n + 1))
         outputs = example.forward(example.inputs)
         for targets, shares in example.labelled(outputs):
             loss = request.loss_fn(outputs, targets).sum()
+            if not loss.requires_grad:  # it depends on weights that are not wanted, or on none
+                continue
             share = 1.0 if shares is None else shares[0]
             gradients = torch.autograd.grad(loss, weights, allow_unused=True, retain_graph=request.kind == "exact")
             for name, gradient in zip(request.named, gradients, strict=True):
@@ -349,7 +367,7 @@ def by_backward(request: Request) -> dict[str, Tensor]:
     Returns:
         Σ_n |∂ℓ_n/∂θ|^power by parameter name.
     """
-    totals = zeros(request.named)
+    totals = request.sums()
     wrapped = _Backward(request.model)
     for n in range(request.num_examples):
         example = request.part(slice(n, n + 1))

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from forgetless.choices import FisherKind
 from forgetless.importance.batches import num_examples
@@ -32,6 +32,10 @@ class Request(NamedTuple):
         power: 2 for squares, 1 for absolute values.
         in_pairs: Whether one example goes through the model twice, because a batch of one loses its dimension there.
         may_move_rows: Whether the fast way has to check that examples stay in their rows.
+        shared: Names of embeddings whose vectors of indices are of all examples (positions), not one index for each;
+            None: those that are not as long as the batch.
+        totals: What is added to, in place, and returned; None: zeros.
+        chunk_numbers: Per-example gradients are formed for at most this many numbers at a time.
     """
 
     model: nn.Module
@@ -43,6 +47,9 @@ class Request(NamedTuple):
     power: Power = 2
     in_pairs: bool = False
     may_move_rows: bool = False
+    shared: frozenset[str] | None = None
+    totals: dict[str, Tensor] | None = None
+    chunk_numbers: int | None = None
 
     @property
     def kind(self) -> FisherKind:
@@ -53,6 +60,14 @@ class Request(NamedTuple):
     def num_examples(self) -> int:
         """B."""
         return num_examples(self.targets, self.inputs)
+
+    def sums(self) -> dict[str, Tensor]:
+        """Where powers are summed, by name."""
+        return zeros(self.named) if self.totals is None else self.totals
+
+    def chunks(self, num_numbers: int) -> Iterator[slice]:
+        """The examples, as many at a time as keep memory in bounds where one of them takes so many numbers."""
+        return chunks(self.num_examples, num_numbers, self.chunk_numbers)
 
     def part(self, examples: slice | Tensor) -> "Request":
         """The same request for some of the examples."""
@@ -66,13 +81,17 @@ class Request(NamedTuple):
 
     def example_losses(self, outputs: Any, targets: Any) -> Tensor:
         """ℓ_n for each example (B,), whatever the reduction of `loss_fn`."""
+        leaves, structure = tree_flatten(outputs)
 
-        def one(output: Any, target: Any) -> Tensor:
-            return self.loss_fn(with_batch(output), with_batch(target)).sum()
+        def one(tensors: list[Tensor], target: Any) -> Tensor:
+            found = iter(tensors)
+            output = [next(found).unsqueeze(0) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            return self.loss_fn(tree_unflatten(output, structure), with_batch(target)).sum()
 
-        try:
-            return torch.func.vmap(one, (0, batch_dims(targets)))(outputs, targets)
-        except (RuntimeError, ValueError):  # e.g. a loss that calls .item(), or a state among the outputs
+        try:  # a cache, say, is among the outputs of many models, and stays what it is
+            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            return torch.func.vmap(one, (0, batch_dims(targets)))(tensors, targets)
+        except (RuntimeError, ValueError):  # e.g. a loss that calls .item(), or a tensor of the batch among the outputs
             examples = (slice(n, n + 1) for n in range(self.num_examples))
             return torch.stack([self.loss_fn(take(outputs, n), take(targets, n)).sum() for n in examples])
 
@@ -182,13 +201,15 @@ def batch_dims(tree: Any) -> Any:
     return tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, tree)
 
 
-def chunks(num_examples: int, num_numbers: int) -> Iterator[slice]:
+def chunks(num_examples: int, num_numbers: int, limit: int | None = None) -> Iterator[slice]:
     """The examples, as many at a time as keep memory in bounds.
 
     Args:
         num_examples: How many there are.
         num_numbers: How many numbers one of them takes.
+        limit: So many numbers at a time at most; None: 2²⁴.
     """
-    size = max(1, _CHUNK_NUMBERS // max(1, num_numbers))
+    limit = _CHUNK_NUMBERS if limit is None else min(limit, _CHUNK_NUMBERS)
+    size = max(1, limit // max(1, num_numbers))
     for start in range(0, num_examples, size):
         yield slice(start, start + size)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from forgetless.importance.labels import logits_of
-from forgetless.importance.request import Request, batch_dims, call, chunks, raised, take, twice, with_batch, zeros
+from forgetless.importance.request import Request, batch_dims, call, raised, take, twice, with_batch
 
 _Weights = dict[str, Tensor]
 
@@ -38,13 +38,13 @@ def by_vmap(request: Request) -> dict[str, Tensor]:
     input_dims = batch_dims(request.inputs)
     gradients_of = torch.func.vmap(torch.func.grad(example_loss), (None, input_dims, batch_dims(request.targets)))
     num_weights = sum(weight.numel() for weight in weights.values())
-    totals = zeros(request.named)
+    totals = request.sums()
     with _explicit_states(request.model):
         outputs = None
         if request.labels.drawn:
             outputs = torch.func.vmap(example_logits, (input_dims,))(request.inputs)
         for targets, shares in request.labelled(outputs):
-            for chunk in chunks(request.num_examples, num_weights):
+            for chunk in request.chunks(num_weights):
                 gradients = gradients_of(weights, take(request.inputs, chunk), take(targets, chunk))
                 for name, gradient in gradients.items():
                     powers = raised(gradient.detach(), request.power, totals[name].dtype)
