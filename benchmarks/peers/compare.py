@@ -72,9 +72,9 @@ def trained(batches: Sequence[Batch]) -> nn.Module:
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     for inputs, labels in batches:
-        for part, answers in zip(inputs.split(100), labels.split(100), strict=True):
+        for part, answers in zip(inputs.split(100), labels.split(100), strict=True):  # type: ignore[no-untyped-call]
             optimizer.zero_grad()
-            F.cross_entropy(model(part), answers).backward()
+            F.cross_entropy(model(part), answers).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return model
 
@@ -162,12 +162,12 @@ def protected_steps(model: nn.Module, batch: Batch, rounds: int) -> dict[str, di
 def main() -> None:
     """Measure, print and write."""
     warnings.simplefilter("ignore")  # theirs, of one another's versions
-    options = parser(__doc__, rounds=20)
-    options.add_argument("--examples", type=int, default=10_000, help="for the times (default %(default)s)")
-    options.add_argument(
+    command = parser(__doc__, rounds=20)
+    command.add_argument("--examples", type=int, default=10_000, help="for the times (default %(default)s)")
+    command.add_argument(
         "--reference-examples", type=int, default=2_000, help="for factor and correlation (default %(default)s)"
     )
-    options = options.parse_args()
+    options = command.parse_args()
     prepare(options.threads)
     images, labels, data = mnist_or_random(options.examples)
     few = in_batches(images[: options.reference_examples], labels[: options.reference_examples], 100)

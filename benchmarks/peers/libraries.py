@@ -25,7 +25,7 @@ LEARNING_RATE = 1e-3
 def _with_penalty(
     model: nn.Module,
     batch: Batch,
-    penalty: Callable[[], Tensor | float],
+    penalty: Callable[[], Any],
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Step:
     """One step of SGD on the mean loss of a batch plus a penalty."""
@@ -35,7 +35,7 @@ def _with_penalty(
     def step() -> None:
         sgd.zero_grad(set_to_none=True)
         loss = F.cross_entropy(model(inputs), labels) + penalty()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         sgd.step()
 
     return step
@@ -44,15 +44,16 @@ def _with_penalty(
 def _shaped(flat: Tensor, model: nn.Module) -> list[Tensor]:
     """A vector over all weights, cut into the shapes of a model's weights."""
     sizes = [p.numel() for p in model.parameters()]
-    return [part.view_as(p) for part, p in zip(flat.split(sizes), model.parameters(), strict=True)]
+    return [part.view_as(p) for part, p in zip(flat.split(sizes), model.parameters(), strict=True)]  # type: ignore[no-untyped-call]
 
 
-def _plain_fisher(model: nn.Module, batches: Sequence[Batch]) -> None:
+def _plain_fisher(model: nn.Module, batches: Sequence[Batch]) -> list[Tensor]:
     """The yardstick: one forward and backward pass."""
     for inputs, labels in batches:
         model.zero_grad(set_to_none=True)
-        F.cross_entropy(model(inputs), labels).backward()
+        F.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
     model.zero_grad(set_to_none=True)
+    return []
 
 
 def _plain_step(model: nn.Module, tasks: int, batch: Batch) -> tuple[Step, list[Tensor]]:
@@ -114,7 +115,7 @@ def _avalanche_step(model: nn.Module, tasks: int, batch: Batch) -> tuple[Step, l
         clock=SimpleNamespace(train_exp_counter=tasks), device="cpu", model=model, loss=torch.zeros(())
     )
 
-    def penalty() -> Tensor:
+    def penalty() -> Any:
         strategy.loss = torch.zeros(())
         plugin.before_backward(strategy)
         return strategy.loss
@@ -162,7 +163,7 @@ def _clarena_fisher(model: nn.Module, batches: Sequence[Batch]) -> list[Tensor]:
         task_id=1,
         trainer=SimpleNamespace(datamodule=SimpleNamespace(train_dataloader=lambda: batches)),
     )
-    total = EWC.accumulate_fisher_information_on_train_end(module)  # type: ignore[arg-type]
+    total = EWC.accumulate_fisher_information_on_train_end(module)
     num_examples = sum(len(labels) for _, labels in batches)  # by which its `on_train_end` divides
     return [importance.detach() / num_examples for importance in total.values()]
 
@@ -228,7 +229,7 @@ def _backpack_fisher(model: nn.Module, batches: Sequence[Batch]) -> list[Tensor]
         with backpack(SumGradSquared()):
             loss(extended(inputs), labels).backward()
         for total, parameter in zip(totals, model.parameters(), strict=True):
-            total += parameter.sum_grad_squared
+            total += parameter.sum_grad_squared  # type: ignore[attr-defined]
     num_examples = sum(len(labels) for _, labels in batches)
     return [total / num_examples for total in totals]
 
