@@ -292,7 +292,7 @@ def test_json_has_every_record_and_a_summary(tmp_path, capfd):
     assert main(["landscape", *words.split(), "--output", str(tmp_path / "run")]) == 0
     told = json.loads(capfd.readouterr().out)
     assert without_time(told["records"]) == without_time(RunFolder(tmp_path / "run").records())
-    assert [entry.protection for entry in told["summary"]] == ["none", "wpl"]
+    assert [entry["protection"] for entry in told["summary"]] == ["none", "wpl"]
     assert set(told["summary"][0]["rise"]) == {"mean", "low", "high"}
 
 
