@@ -184,7 +184,7 @@ def group_metric(
     def of_chunk(chunk: Chunk, parameter: Tensor) -> float | Tensor:
         state = optimizer.state[parameter].items()
         own = {name: _part(chunk, value) if isinstance(value, Tensor) else value for name, value in state}
-        return known.definition(own, group, chunk.of(real(local(parameter.detach()))))
+        return known.definition(own, group, chunk.of(real(local(parameter))))
 
     return _DefinedMetric(parameters, of_weight, of_chunk if known.is_elementwise else None, scale, packed)
 
