@@ -35,7 +35,7 @@ def _with_penalty(
     def step() -> None:
         sgd.zero_grad(set_to_none=True)
         loss = F.cross_entropy(model(inputs), labels) + penalty()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         sgd.step()
 
     return step
