@@ -68,10 +68,10 @@ class WeightPlasticity(HeldWeights):
             The curvature of the log joint holds the prior's precision, which the Fisher leaves out; without it,
             weights around a unit that is silent in A have F = 0, are free to move, and can wake it. 0 is the paper's
             penalty; 10⁻³ protects models that were stopped early.
-        importance_dtype: None holds importances in at least float32; `torch.bfloat16` in two bytes, `torch.uint8` in one
-            and a scale for each 1,024. States hold them in bfloat16 and float32.
-        anchor: None holds anchors beside the weights; "cpu" in the memory of the CPU, a folder in temporary files there,
-            mapped into memory. They are read at every step.
+        importance_dtype: None holds importances in at least float32; `torch.bfloat16` in two bytes, `torch.uint8` in
+            one and a scale for each 1,024. States hold them in bfloat16 and float32.
+        anchor: None holds anchors beside the weights; "cpu" in the memory of the CPU, a folder in temporary files
+            there, mapped into memory. They are read at every step.
         every: One proximal step follows so many steps of an optimizer, with their learning rates added up: it rests at
             the same weights. Between two, weights move freely; train for a multiple of it.
         compiled: Weights of 2¹⁵ elements or more take SGD's and Adam's proximal step in one compiled pass, equal to
@@ -80,8 +80,8 @@ class WeightPlasticity(HeldWeights):
 
     Raises:
         ValueError: If `alpha` or `damping` is negative or not finite, `tolerance` not above 0 and finite, both `alpha`
-            and `tolerance` are given, `rule` is unknown, `decay` lies outside [0, 1], `importance_dtype` is another type,
-            `anchor` no folder, or `every` no whole number of at least 1.
+            and `tolerance` are given, `rule` is unknown, `decay` lies outside [0, 1], `importance_dtype` is another
+            type, `anchor` no folder, or `every` no whole number of at least 1.
         TypeError: If what is shared is neither a module nor a tensor.
 
     >>> from torch import nn
