@@ -119,8 +119,20 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-def report(benchmark: str, tables: Mapping[str, Sequence[Timing]], rounds: int, json_path: Path | None) -> None:
-    """Print one table per yardstick and, with a path, write everything as JSON."""
+def report(
+    benchmark: str,
+    tables: Mapping[str, Sequence[Timing]],
+    rounds: int,
+    json_path: Path | None,
+    facts: Mapping[str, Sequence[Mapping[str, str | float]]] | None = None,
+) -> None:
+    """Print one table per yardstick and, with a path, write everything as JSON; `facts` are tables of other numbers."""
+    facts = facts or {}
+    for title, rows in facts.items():
+        table = Table(*rows[0], title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
+        Console().print(table)
     for title, timings in tables.items():
         table = Table(title=title, title_justify="left")
         table.add_column("")
@@ -137,5 +149,6 @@ def report(benchmark: str, tables: Mapping[str, Sequence[Timing]], rounds: int, 
             "environment": environment(),
             "rounds": rounds,
             "tables": {title: [asdict(timing) for timing in timings] for title, timings in tables.items()},
+            "facts": facts,
         }
         json_path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -122,6 +122,7 @@ def speed() -> Page:
                 f"## {m['benchmark'].replace('_', ' ').capitalize()}",
                 command_block(m["command"], f"{m['rounds']} rounds, {environment(m['environment'])}."),
                 *(f"{title}:\n\n{table([timing(t) for t in timings])}" for title, timings in m["tables"].items()),
+                *(f"{title}:\n\n{table(rows)}" for title, rows in m.get("facts", {}).items()),
             )
         ],
     )

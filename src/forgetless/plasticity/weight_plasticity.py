@@ -18,7 +18,6 @@ from forgetless.plasticity.penalty import check_alpha, quadratic_penalty
 from forgetless.plasticity.state import check_state
 from forgetless.plasticity.step import draw, draw_within
 from forgetless.plasticity.storage import Storage, saved
-from forgetless.sharding import largest, local
 
 _DEFAULT_ALPHA = 1e5
 
@@ -69,12 +68,12 @@ class WeightPlasticity(HeldWeights):
             The curvature of the log joint holds the prior's precision, which the Fisher leaves out; without it,
             weights around a unit that is silent in A have F = 0, are free to move, and can wake it. 0 is the paper's
             penalty; 10⁻³ protects models that were stopped early.
-        importance_dtype: None holds importances in at least float32; `torch.bfloat16` in two bytes, `torch.uint8` in one
-            and a scale for each 1,024. States hold them in bfloat16 and float32.
+        importance_dtype: None holds importances in at least float32; `torch.bfloat16` in two bytes, `torch.uint8` in
+            one and a scale for each 1,024. States hold them in bfloat16 and float32.
         anchor: None holds anchors beside the weights; "cpu" in the memory of the CPU, a folder in temporary files
             there, mapped into memory. They are read at every step.
-        every: One proximal step follows so many steps of an optimizer, with their learning rates added up: it rests
-            at the same weights. Between two, weights move freely; train for a multiple of it.
+        every: One proximal step follows so many steps of an optimizer, with their learning rates added up: it rests at
+            the same weights. Between two, weights move freely; train for a multiple of it.
         compiled: Weights of 2¹⁵ elements or more take SGD's and Adam's proximal step in one compiled pass, equal to
             10⁻⁶. It is not the default because the first step waits for the compiler, 5 to 60 seconds. Without a
             compiler there is a warning, and the step is taken in chunks.
@@ -192,7 +191,7 @@ class WeightPlasticity(HeldWeights):
         held = self._weights.all_held()
         if not held[0]:
             reference = self._weights.parameters[0] if self._weights.parameters else torch.zeros(())
-            return local(reference).new_zeros(())
+            return reference.new_zeros(())
         return quadratic_penalty(*held, self.alpha)
 
     def expected_increase(self) -> float:
@@ -210,8 +209,7 @@ class WeightPlasticity(HeldWeights):
         The quadratic form takes a weight's part for independent of the others', and the earlier models for being at an
         optimum. Under a tolerance `budget`, which is what the form may be, shrinks where more was lost than allowed and
         grows again where less was. Call it every 10 steps or so, and after the first few, with the loss on some hundred
-        held-out examples. Of several earlier models the largest increase counts. Every process is to be told the same;
-        where weights are sharded, the largest of what they are told counts.
+        held-out examples. Of several earlier models the largest increase counts; every process is to be told the same.
 
         Args:
             increase: In the unit of the tolerance; negative where the models got better.
@@ -226,7 +224,6 @@ class WeightPlasticity(HeldWeights):
         optimizer = None if optimizer is None else innermost(optimizer)
         if optimizer is not None and optimizer not in self._following:
             raise ValueError("Expected an attached optimizer to calibrate with, but got one that is not. Attach it.")
-        increase = largest(increase, self._weights.parameters)
         is_too_much = self._budget.adapt(increase, self.expected_increase())
         if is_too_much and optimizer is not None and (drawn := self._following[optimizer].drawn) is not None:
             draw_within(self._budget, self._weights, optimizer, drawn, self._following[optimizer].metric)
@@ -267,8 +264,7 @@ class WeightPlasticity(HeldWeights):
         if self._weights.parameters and not any(id(p) in self._weights.places.index for p in parameters):
             raise ValueError(
                 "Expected an optimizer of some of the shared parameters, but got one that holds none. "
-                "Attach to the optimizer that trains the shared weights, and build both after fully_shard, which "
-                "replaces them."
+                "Attach to the optimizer that trains the shared weights."
             )
         check_metric(optimizer, metric)
         # Within a compiled step they would be compiled anew whenever a number in them changes.
