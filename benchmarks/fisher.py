@@ -4,8 +4,8 @@
 
 The networks are those of the peers' comparison in docs: an MLP 784-512-512-512-10 over 10,000 MNIST images in batches
 of 1,000, and a CNN with 32 and 64 channels over the first of them in batches of 64. With the extra `transformers`,
-GPT-2 and Llama of random weights over random texts as well, per target. The yardstick computes the mean loss of a batch and
-its gradient. What is checked on the first batch is in the times: it is as much as three to eight batches take.
+GPT-2 and Llama of random weights over random texts as well, per target. The yardstick computes the mean loss of a batch
+and its gradient. What is checked on the first batch is in the times: it is as much as three to eight batches take.
 """
 
 import argparse

@@ -119,8 +119,8 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-def report(benchmark: str, tables: Mapping[str, Sequence[Timing]], rounds: int, json_path: Path | None) -> None:
-    """Print one table per yardstick and, with a path, write everything as JSON."""
+def print_tables(tables: Mapping[str, Sequence[Timing]]) -> None:
+    """Print one table per yardstick."""
     for title, timings in tables.items():
         table = Table(title=title, title_justify="left")
         table.add_column("")
@@ -130,6 +130,11 @@ def report(benchmark: str, tables: Mapping[str, Sequence[Timing]], rounds: int, 
             quartiles = f"{timing.ratio_low:.2f}–{timing.ratio_high:.2f}"
             table.add_row(timing.name, f"{1e3 * timing.seconds:.2f}", f"{timing.ratio:.2f}", quartiles)
         Console().print(table)
+
+
+def report(benchmark: str, tables: Mapping[str, Sequence[Timing]], rounds: int, json_path: Path | None) -> None:
+    """Print one table per yardstick and, with a path, write everything as JSON."""
+    print_tables(tables)
     if json_path is not None:
         result = {
             "benchmark": benchmark,
