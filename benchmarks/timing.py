@@ -119,6 +119,19 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
+def print_tables(tables: Mapping[str, Sequence[Timing]]) -> None:
+    """Print one table per yardstick."""
+    for title, timings in tables.items():
+        table = Table(title=title, title_justify="left")
+        table.add_column("")
+        for column in ("ms", "ratio", "quartiles"):
+            table.add_column(column, justify="right")
+        for timing in timings:
+            quartiles = f"{timing.ratio_low:.2f}–{timing.ratio_high:.2f}"
+            table.add_row(timing.name, f"{1e3 * timing.seconds:.2f}", f"{timing.ratio:.2f}", quartiles)
+        Console().print(table)
+
+
 def report(
     benchmark: str,
     tables: Mapping[str, Sequence[Timing]],
@@ -133,15 +146,7 @@ def report(
         for row in rows:
             table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
         Console().print(table)
-    for title, timings in tables.items():
-        table = Table(title=title, title_justify="left")
-        table.add_column("")
-        for column in ("ms", "ratio", "quartiles"):
-            table.add_column(column, justify="right")
-        for timing in timings:
-            quartiles = f"{timing.ratio_low:.2f}–{timing.ratio_high:.2f}"
-            table.add_row(timing.name, f"{1e3 * timing.seconds:.2f}", f"{timing.ratio:.2f}", quartiles)
-        Console().print(table)
+    print_tables(tables)
     if json_path is not None:
         result = {
             "benchmark": benchmark,
