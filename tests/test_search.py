@@ -285,8 +285,8 @@ def test_alpha_decays_from_the_first_epoch_with_protection_on_also_after_an_inte
 
 
 RIVALS = {
-    **dict.fromkeys(("ewc", "nsas", "si", "wpl-tolerance"), SMALL_TEXT),
-    **dict.fromkeys(("coupling", "mas", "ogl"), TINY),
+    **dict.fromkeys(("ewc", "mas", "nsas", "si", "wpl-tolerance"), SMALL_TEXT),
+    **dict.fromkeys(("coupling", "ogl"), TINY),
 }
 
 
