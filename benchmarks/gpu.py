@@ -96,7 +96,7 @@ def fisher(size: Size, dtype: torch.dtype, rounds: int) -> list[Timing]:
     def forward_backward() -> None:
         for inputs, targets in batches:
             model.zero_grad(set_to_none=True)
-            token_loss(model(inputs), targets).mean().backward()
+            token_loss(model(inputs), targets).mean().backward()  # type: ignore[no-untyped-call]
         model.zero_grad(set_to_none=True)
 
     computed = partial(diagonal_fisher, model, batches, token_loss, per="target")
@@ -154,7 +154,7 @@ def lstm(rounds: int) -> list[Timing]:
     def forward_backward() -> None:
         for text in texts:
             model.zero_grad(set_to_none=True)
-            token_loss(model(text), text).mean().backward()
+            token_loss(model(text), text).mean().backward()  # type: ignore[no-untyped-call]
         model.zero_grad(set_to_none=True)
 
     computed = partial(diagonal_fisher, model, [(text, text) for text in texts], token_loss, per="target")
@@ -184,7 +184,12 @@ def trainer() -> list[Timing]:
     from forgetless.integrations.transformers import PlasticityCallback
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     config = LlamaConfig(vocab_size=200, max_position_embeddings=64, bos_token_id=0, eos_token_id=1, **sizes)
     texts = torch.randint(2, 200, (64, 32))
     examples = [{"input_ids": text, "labels": text} for text in texts]

@@ -122,7 +122,7 @@ def train(model: nn.Module, optimizer: Optimizer, batches: list[Batch]) -> None:
     """One step per batch."""
     for inputs, labels in batches:
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(model(inputs), labels).backward()
+        F.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 
@@ -164,10 +164,10 @@ def protection(seeds: int) -> list[Row]:
 
 def main() -> None:
     """Measure, print and write."""
-    options = parser(__doc__, rounds=20)
-    options.add_argument("--millions", type=int, nargs="+", default=[1, 10, 30], help="of weights (default 1 10 30)")
-    options.add_argument("--seeds", type=int, default=3, help="of the two models (default %(default)s)")
-    options = options.parse_args()
+    command = parser(__doc__, rounds=20)
+    command.add_argument("--millions", type=int, nargs="+", default=[1, 10, 30], help="of weights (default 1 10 30)")
+    command.add_argument("--seeds", type=int, default=3, help="of the two models (default %(default)s)")
+    options = command.parse_args()
     prepare(options.threads)
     tables, facts = {}, {}
     for millions in options.millions:
