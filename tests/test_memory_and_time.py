@@ -137,6 +137,32 @@ def _metrics(optimizer: Optimizer, group: dict[str, Any], weights: list[nn.Param
     return metric if isinstance(metric, list) else [metric] * len(weights)
 
 
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_adams_metric_is_the_root_of_its_second_moment(
+    amsgrad: bool, compiled: bool, small_chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """d = √(v / (1 − β₂ᵗ)) + ε, number by number, with an ε that counts."""
+    monkeypatch.setattr(compiled_module, "_compiled", lambda function: function)
+    monkeypatch.setattr("forgetless.plasticity.block.FEWEST_ELEMENTS", 1000)
+    model = Some()
+    optimizer = Adam(model.parameters(), lr=0.01, betas=(0.9, 0.8), eps=0.3, amsgrad=amsgrad)
+    held = protected(model, compiled=compiled)
+    steps(model, optimizer, 0, 2)
+    before = model.turned.detach().clone()
+    held.attach(optimizer)
+    moment = "max_exp_avg_sq" if amsgrad else "exp_avg_sq"
+    v = optimizer.state[model.turned][moment].clone()
+    monkeypatch.setattr(Adam, "step", lambda _self: None)
+    held._after_step(optimizer, (), {})
+    anchor, importance = held.anchor(model.turned), held.importance(model.turned)
+    for i in ((0, 0), (39, 29), (17, 4), (3, 28)):
+        d = math.sqrt(v[i].item() / (1 - 0.8**2)) + 0.3
+        pull = 0.01 * 30 * importance[i].item() / d
+        right = (before[i].item() + pull * anchor[i].item()) / (1 + pull)
+        assert model.turned[i].item() == pytest.approx(right, rel=1e-12)
+
+
 @pytest.mark.parametrize("make", ["SGD", "Adam", "NAdam"])
 def test_chunks_change_no_bit(make: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = trained({}, make)
@@ -446,6 +472,7 @@ def test_one_pass_draws_as_chunks_do(make: str, importance_dtype: Any, monkeypat
 
     monkeypatch.setattr(compiled_module, "_compiled", interpreted)
     monkeypatch.setattr("forgetless.plasticity.block.FEWEST_ELEMENTS", 1000)
+    monkeypatch.setattr("forgetless.plasticity.block._MOST_KEPT", 0)
     options = {"importance_dtype": importance_dtype}
     found, right = trained({"compiled": True} | options, make), trained(options, make)
     for left, weight in zip(found.parameters(), right.parameters(), strict=True):

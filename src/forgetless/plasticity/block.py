@@ -118,9 +118,10 @@ class Block:
                 shares.
         """
         weights = self.load()
-        in_one_pass = self._compiled is not None and self._compiled.takes(metric)
+        is_kept = isinstance(metric, float) and sum(weight.numel() for weight in weights) <= _MOST_KEPT
+        in_one_pass = not is_kept and self._compiled is not None and self._compiled.takes(metric)
         batches = self._cut(weights, in_one_pass=in_one_pass)
-        if isinstance(metric, float) and not in_one_pass and sum(w.numel() for w in weights) <= _MOST_KEPT:
+        if isinstance(metric, float) and is_kept:
             if self._shares is None or self._shares[0] != metric:
                 self._shares = (metric, [_shares(batch, metric, Space()) for batch in batches])
             for batch, shares in zip(batches, self._shares[1], strict=True):
