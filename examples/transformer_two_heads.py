@@ -61,9 +61,7 @@ class Reader(nn.Module):
 
     def forward(self, words: Tensor) -> Tensor:
         mask = words != PAD
-        # Positions for each example: a tensor that examples share would send the Fisher information a slow way.
-        positions = torch.arange(LENGTH).expand_as(words)
-        states = self.trunk(words, attention_mask=mask.long(), position_ids=positions).last_hidden_state
+        states = self.trunk(words, attention_mask=mask.long()).last_hidden_state
         return self.head((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
 
 

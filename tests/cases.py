@@ -209,6 +209,17 @@ class Scales(nn.Module):
         return self.gain * x
 
 
+class ScaledEmbedding(nn.Embedding):
+    """Rows times a number, as Gemma's; or times one that depends on the position."""
+
+    def __init__(self, is_constant: bool) -> None:
+        super().__init__(WORDS, FEATURES)
+        self.is_constant = is_constant
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens) * (3.0 if self.is_constant else torch.arange(1.0, STEPS + 1).unsqueeze(-1))
+
+
 class Positions(nn.Module):
     """Looks positions up once for all examples, in a matrix of one row or in a vector."""
 
@@ -359,6 +370,7 @@ LAYER_CASES = [
     states_case("RMSNorm", lambda: nn.RMSNorm(FEATURES, 1e-6)),
     states_case("RMSNorm with the default epsilon", lambda: nn.RMSNorm((FEATURES,))),
     *(states_case(f"scale, {how}", lambda how=how: Scales(how)) for how in ("w", "1 + w", "with shift", "number")),
+    text_case("scaled embedding", lambda: nn.Sequential(ScaledEmbedding(True), nn.Linear(FEATURES, WORDS))),
     text_case("positions in one row", lambda: Positions(2)),
     text_case("positions in a vector", lambda: Positions(1)),
     text_case("positions in a vector, as many as examples", lambda: Positions(1), BATCH),
@@ -416,6 +428,11 @@ GENERAL_CASES = [
         path="by_vmap",
     ),
     states_case("scale, exponential", lambda: Scales("exponential"), "by_vmap"),
+    text_case(
+        "embedding scaled by position",
+        lambda: nn.Sequential(ScaledEmbedding(False), nn.Linear(FEATURES, WORDS)),
+        path="by_vmap",
+    ),
     text_case("positions in a vector, as many as are checked", lambda: Positions(1), 3, "by_vmap"),
     recurrent_case(nn.LSTM, batch_first=True),
     recurrent_case(nn.LSTM, num_layers=2, bidirectional=True, proj_size=2),

@@ -5,10 +5,12 @@ PyTorch's own layers are known by their type. Others are known by what they hold
 | kind | holds | its output | from |
 |---|---|---|---|
 | matrix | `weight` (in, out) or (out, in), perhaps `bias` (out,) | x W + b | Hugging Face's `Conv1D` |
+| lookup | an embedding's `weight` | its rows times one number | Gemma's embedding |
 | scale | vectors p as wide as the input, or numbers | affine in each: c(x) + p ⊙ h(x) | `LlamaRMSNorm`, layer scales |
 
-A matrix shows in the output of one row. That a layer is affine in its vectors is a guess, which the comparison with
-gradients of single examples (`forgetless.importance.method`) has to confirm, as it has to for every other formula.
+A matrix and a lookup show in the output of one row. That a layer is affine in its vectors is a guess, which the
+comparison with gradients of single examples (`forgetless.importance.method`) has to confirm, as it has to for every
+other formula.
 """
 
 import math
@@ -38,7 +40,8 @@ def may_have_formula(layer: nn.Module) -> bool:
     # A BatchNorm without running statistics mixes the examples of a batch.
     if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is None:
         return False
-    return _by_type(layer) is not None or _is_matrix(layer) or _is_scale(layer)
+    known = _by_type(layer) is not None or isinstance(layer, nn.Embedding)
+    return known or _is_matrix(layer) or _is_scale(layer)
 
 
 def formula_of(layer: nn.Module, inputs: Tensor, output: Tensor) -> Formula | None:
@@ -50,6 +53,8 @@ def formula_of(layer: nn.Module, inputs: Tensor, output: Tensor) -> Formula | No
         output: Of the call.
     """
     formula = _by_type(layer)
+    if formula is None and isinstance(layer, nn.Embedding):
+        return _lookup_formula(layer, inputs, output)
     if formula is None and _is_matrix(layer):
         return _matrix_formula(layer, inputs, output)
     if formula is None and _is_scale(layer):
@@ -159,6 +164,20 @@ def _patches(layer: _Convolution, inputs: Tensor) -> Tensor:
 
 
 # ---- layers known by what they do ------------------------------------------------------------------------------------
+
+
+def _lookup_formula(layer: nn.Embedding, inputs: Tensor, output: Tensor) -> Formula | None:
+    """That of s W[index], with the number s that one row of the output shows."""
+    if inputs.is_floating_point() or not inputs.numel() or output.shape != (*inputs.shape, layer.embedding_dim):
+        return None
+    with torch.no_grad():
+        row, found = layer.weight[inputs.flatten()[0]], output.detach().flatten(0, -2)[0]
+        scale = ((row * found).sum() / row.square().sum()).nan_to_num(1.0)
+        return partial(_scaled_lookup, scale) if _is_near(scale * row, found) else None
+
+
+def _scaled_lookup(scale: Tensor, layer: nn.Embedding, inputs: Tensor, gradient: Tensor) -> Uses:
+    return _embedding(layer, inputs, gradient * scale)
 
 
 def _is_matrix(layer: nn.Module) -> bool:
