@@ -1,13 +1,11 @@
 """The importance in people's own loops: frozen weights, other orders, containers, losses over pairs, odd models."""
 
 from collections import UserDict
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -497,25 +495,6 @@ def test_buffers_that_a_forward_pass_changes_are_put_back() -> None:
     assert float(model.calls) == 0
     assert model.last is last
     assert not last.any()
-
-
-@pytest.fixture
-def one_process() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="needs torch.distributed with gloo")
-@pytest.mark.usefixtures("one_process")
-def test_sharded_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    model = mlp()
-    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-    with pytest.raises(ValueError, match=r"Expected weights that are whole on this process, but got '0\.weight'"):
-        diagonal_fisher(model, [(torch.zeros(2, FEATURES), torch.zeros(2).long())], F.cross_entropy)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -14,11 +14,10 @@ the general way instead of wrongly; the fast path again on the batches 2, 8, 32 
 in place of squares goes the same ways.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from forgetless.choices import FisherKind, Likelihood, Unit
@@ -27,8 +26,9 @@ from forgetless.importance.batches import inputs_only, pair
 from forgetless.importance.labels import Labels
 from forgetless.importance.layers import UnknownLayerError
 from forgetless.importance.method import CHECKED_EXAMPLES, Chosen, choose_method, still_right
-from forgetless.importance.model import process_group, selected, untouched, unwrapped
+from forgetless.importance.model import selected, untouched, unwrapped
 from forgetless.importance.prediction import predictive
+from forgetless.importance.processes import failing_together, processes_of, summed, told_of, whole_weights
 from forgetless.importance.request import Batch, LossFunction, Power, Request, zeros
 from forgetless.importance.targets import made_targets, num_targets, own_loss
 from forgetless.importance.words import warn
@@ -68,8 +68,11 @@ def diagonal_fisher(
     |            |                        | of it, ½ for the whole, D/2 for a mean over D outputs |
 
     The model is evaluated in eval mode (no dropout, running BatchNorm statistics) and left as it was found: modes,
-    `requires_grad`, `.grad`, buffers and random state. Under DistributedDataParallel each process passes its own
-    examples and all get the mean over all of them.
+    `requires_grad`, `.grad`, buffers and random state.
+
+    Under DistributedDataParallel and `fully_shard` each process passes its own examples, as many as it has, and all
+    get the mean over all of them; of sharded weights each gets its part. Weights are whole on every process meanwhile,
+    in their own type, and so are the sums; `parameters` asks for some weights at a time.
 
     Source: Benyahia et al. 2019 (arXiv:1902.08232), eq. 7–8, whose code used `batch`. Kunstner et al. 2019
     (arXiv:1905.12558) compare `empirical` with the true Fisher.
@@ -99,15 +102,16 @@ def diagonal_fisher(
             `loss_fn` then gives one loss per target (reduction="none"); targets below 0 are not counted.
 
     Returns:
-        Parameter name (as in `model.named_parameters()`) → F, in the weight's shape and device, at least float32, and
-        real: |∂ℓ/∂Re θ|² + |∂ℓ/∂Im θ|² of a complex weight. The unit is loss² per weight². A weight that the output
-        does not depend on has F = 0.
+        Parameter name (as in `model.named_parameters()`) → F, in the weight's shape, device and sharding, at least
+        float32, and real: |∂ℓ/∂Re θ|² + |∂ℓ/∂Im θ|² of a complex weight. The unit is loss² per weight². A weight that
+        the output does not depend on has F = 0.
 
     Raises:
         ValueError: If there are no batches, inputs and targets of a batch differ in length or hold what has no
-            examples, the model holds none of the wanted weights, holds them in parts (FSDP) or cannot be evaluated on
-            one example, a kind or likelihood does not fit the targets, the loss does not depend on the targets that
-            are drawn or on others than one per output, or a gradient is not finite (the error names the parameter).
+            examples, the model holds none of the wanted weights, holds them in parts otherwise than by `fully_shard`
+            (FSDP1, tensor parallelism) or cannot be evaluated on one example, a kind or likelihood does not fit the
+            targets, the loss does not depend on the targets that are drawn or on others than one per output, a gradient
+            is not finite (the error names the parameter), or another process has failed.
 
     Warns:
         UserWarning: If the model mixes the examples of a batch, the loss of a batch is neither mean nor sum of that of
@@ -180,41 +184,52 @@ def _mean_over_examples(
     per: Unit = "example",
 ) -> dict[str, Tensor]:
     """Mean over examples (or sum over examples per target) of |∂ℓ_n/∂θ|^power, by parameter name."""
-    group = process_group(model)
+    processes = processes_of(model)
     model = unwrapped(model)
-    named = selected(model, parameters)
-    frozen = [name for name, weight in named.items() if not weight.requires_grad]
-    with untouched(model, named, generator) as labels_generator:
-        totals = zeros(named)
+    weights = selected(model, parameters)
+    frozen = [name for name, weight in weights.items() if not weight.requires_grad]
+    device = next(iter(weights.values())).device
+    with (
+        failing_together(processes, device),
+        whole_weights(model, weights) as named,
+        untouched(model, named, generator) as labels_generator,
+    ):
         labels = Labels(kind, labels_generator, class_dim, likelihood)
         loss = own_loss(labels) if loss_fn is None else loss_fn
         wanted = Request(model, named, None, None, loss, labels, power)
-        try:
-            count = _add_up(_requests(wanted, batches, loss_fn is not None), totals, per)
-        except _LateError:
-            if isinstance(batches, Iterator):
-                raise InputError(
-                    "Expected a model that keeps the examples of a batch in their order, but got one that reorders a "
-                    "later batch, when earlier ones cannot be gone through again. Pass the batches as a list or a "
-                    "DataLoader, not as an iterator."
-                ) from None
-            totals = zeros(named)
-            count = _add_up(_requests(wanted, batches, loss_fn is not None), totals, per, fast=False)
-    if group is not None:
-        count = _summed_over_processes(totals, count, group)
+        totals, count = _own_totals(wanted, batches, loss_fn is not None, per)
+    totals, count = summed(totals, count, weights, processes)
     if count == 0:
         raise InputError(
             "Expected at least one example to compute the Fisher from, but got none. Pass a fresh iterator."
         )
-    for name, total in totals.items():
+    for total in totals.values():
         total /= count
-        if not bool(torch.isfinite(total).all()):
+    has_values = {}
+    for name, (is_bad, has_values[name]) in zip(totals, told_of(totals), strict=True):
+        if is_bad:
             raise DivergedError(
                 f"Expected finite gradients for the Fisher, but got inf or nan in parameter {name!r}. "
                 "Check that the model has not diverged and that its inputs are finite."
             )
-    _tell_of_zeros(totals, frozen)
+    _tell_of_zeros(has_values, frozen)
     return totals
+
+
+def _own_totals(wanted: Request, batches: Iterable[Any], given_loss: bool, per: Unit) -> tuple[dict[str, Tensor], int]:
+    """Powers and number of examples (or targets) of this process's batches."""
+    totals = zeros(wanted.named)
+    try:
+        return totals, _add_up(_requests(wanted, batches, given_loss), totals, per)
+    except _LateError:
+        if isinstance(batches, Iterator):
+            raise InputError(
+                "Expected a model that keeps the examples of a batch in their order, but got one that reorders a "
+                "later batch, when earlier ones cannot be gone through again. Pass the batches as a list or a "
+                "DataLoader, not as an iterator."
+            ) from None
+    totals = zeros(wanted.named)
+    return totals, _add_up(_requests(wanted, batches, given_loss), totals, per, fast=False)
 
 
 class _LateError(Exception):
@@ -264,27 +279,16 @@ def _add_up(requests: Iterable[Request], totals: dict[str, Tensor], per: Unit, f
     return count
 
 
-def _tell_of_zeros(totals: dict[str, Tensor], frozen: list[str]) -> None:
+def _tell_of_zeros(has_values: Mapping[str, bool], frozen: list[str]) -> None:
     """Warn of an importance that protects nothing."""
-    if not any(bool(total.any()) for total in totals.values()):
+    if not any(has_values.values()):
         warn(
             "forgetless: the importance of every weight is 0, so that it protects nothing. The loss of a single "
             "example does not change with the weights: a loss over the pairs of a batch (a contrastive one) has "
             "nothing to compare then, outputs may be detached from the weights, or all labels are ignored."
         )
-    elif silent := [name for name in frozen if not totals[name].any()]:
+    elif silent := [name for name in frozen if not has_values[name]]:
         warn(
             f"forgetless: the importance of the frozen weight {silent[0]!r} and {len(silent) - 1} others is 0. The "
             "model may detach its outputs, as in torch.no_grad: it has to be differentiable for what is asked."
         )
-
-
-# ---- several processes -----------------------------------------------------------------------------------------------
-
-
-def _summed_over_processes(totals: dict[str, Tensor], num_examples: int, group: dist.ProcessGroup) -> int:
-    """Add up the powers of all processes, in place, and their numbers of examples."""
-    count = torch.tensor(num_examples, device=next(iter(totals.values())).device)
-    for tensor in (*totals.values(), count):
-        dist.all_reduce(tensor, group=group)
-    return int(count)

@@ -1,12 +1,10 @@
 """The model that an importance is computed of: which weights of it, and how it is left as it was found."""
 
 import contextlib
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -46,15 +44,7 @@ def selected(model: nn.Module, parameters: Iterable[Tensor | str] | None) -> dic
 
 
 def _refuse_what_cannot_be_differentiated(model: nn.Module, named: Mapping[str, nn.Parameter]) -> None:
-    # A weight can be one of these only if its module has been imported.
-    tensors, fsdp = (sys.modules.get(f"torch.distributed.{name}") for name in ("tensor", "fsdp"))
-    sharded_module = fsdp is not None and any(isinstance(m, fsdp.FullyShardedDataParallel) for m in model.modules())
     for name, weight in named.items():
-        if sharded_module or (tensors is not None and isinstance(weight, tensors.DTensor)):
-            raise InputError(
-                f"Expected weights that are whole on this process, but got {name!r}, which is sharded (FSDP, DTensor). "
-                "Compute the importance before the model is sharded, or of an unsharded copy."
-            )
         if not (weight.is_floating_point() or weight.is_complex()):
             raise InputError(
                 f"Expected weights of floating point, but got {name!r} of {weight.dtype}, which has no gradient. "
@@ -132,21 +122,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Args:
         model: Wrapped or not.
     """
-    return list(_layers_of_wrapping(model))[-1]
+    return list(layers_of_wrapping(model))[-1]
 
 
-def _layers_of_wrapping(model: nn.Module) -> Iterator[nn.Module]:
-    yield model
-    inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", None)
-    if isinstance(inner, nn.Module):
-        yield from _layers_of_wrapping(inner)
-
-
-def process_group(model: nn.Module) -> dist.ProcessGroup | None:
-    """The processes that train the model together, if it is wrapped in DistributedDataParallel.
+def layers_of_wrapping(model: nn.Module) -> Iterator[nn.Module]:
+    """The model and what is inside of its wrappers, from the outside.
 
     Args:
         model: Wrapped or not.
     """
-    groups = (m.process_group for m in _layers_of_wrapping(model) if isinstance(m, DistributedDataParallel))
-    return next(groups, None)
+    yield model
+    inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", None)
+    if isinstance(inner, nn.Module):
+        yield from layers_of_wrapping(inner)

@@ -1,0 +1,122 @@
+"""Two processes with sharded models against one process with whole ones: one pair of processes runs every check."""
+
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import sharded_importance
+from forgetless import diagonal_fisher
+
+NUM_PROCESSES = 2
+CHECKS: list[Callable[[int | None], dict[str, Tensor]]] = [*sharded_importance.CHECKS]
+
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="needs torch.distributed with gloo"
+)
+
+
+def work(rank: int, folder: str) -> dict[str, dict[str, Tensor] | str]:
+    """What each check finds in this process, or how it fails; after a failure the others are left out."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", NUM_PROCESSES)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=NUM_PROCESSES, timeout=timedelta(seconds=60))
+    found: dict[str, dict[str, Tensor] | str] = {}
+    try:
+        for check in CHECKS:
+            found[check.__name__] = check(rank)
+    except Exception:
+        found[check.__name__] = traceback.format_exc()
+    finally:
+        torch.save(found, f"{folder}/{rank}.pt")
+        dist.destroy_process_group()
+    return found
+
+
+def test_two_processes_with_sharded_models_are_one_with_whole_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    other = mp.get_context("spawn").Process(target=work, args=(1, str(tmp_path)), daemon=True)
+    other.start()
+    first = work(0, str(tmp_path))
+    other.join(timeout=60)
+    second = torch.load(tmp_path / "1.pt", weights_only=True)
+    for check in CHECKS:
+        name = check.__name__
+        found = first[name]
+        assert not isinstance(found, str), f"{name}: {found}\n{second[name]}"
+        expected = check(None)
+        assert expected.keys() == found.keys() == second[name].keys(), name
+        for key, value in expected.items():
+            assert torch.equal(found[key], second[name][key]), f"{name}: processes differ in {key}"
+            off = (found[key] - value).abs().max().item() if value.numel() else 0.0
+            assert off <= 1e-6, f"{name}: {key} is off by {off}"
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mesh():
+    """Of this process alone."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+BATCHES = [(torch.zeros(2, 6, dtype=torch.float64), torch.zeros(2).long())]
+
+
+def fisher(model: nn.Module) -> dict[str, Tensor]:
+    return diagonal_fisher(model, BATCHES, F.cross_entropy)
+
+
+@pytest.mark.usefixtures("mesh")
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`:UserWarning")
+def test_fsdp1_is_refused() -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = FullyShardedDataParallel(sharded_importance.mlp(), device_id=torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"Expected a model sharded by torch\.distributed\.fsdp\.fully_shard"):
+        fisher(model)
+
+
+def test_tensor_parallelism_is_refused(mesh) -> None:
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    model = parallelize_module(sharded_importance.mlp(), mesh, {"0": ColwiseParallel()})
+    with pytest.raises(ValueError, match=r"by fully_shard alone, but got '0\.weight' with placements"):
+        fisher(model)
+    with pytest.raises(ValueError, match=r"by fully_shard alone, but got '0\.0\.weight' with placements"):
+        fisher(nn.Sequential(model, fully_shard(nn.Linear(3, 3).double(), mesh=mesh)))
+
+
+def test_a_model_that_gathers_its_weights_by_itself_is_refused(mesh) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    class Gathers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = fully_shard(sharded_importance.mlp(), mesh=mesh)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.inner.unshard()
+            return self.inner(x)
+
+    model = Gathers()
+    before = model(BATCHES[0][0])
+    with pytest.raises(ValueError, match=r"gathers them in it, by unshard"):
+        fisher(model)
+    assert torch.equal(model(BATCHES[0][0]), before)
