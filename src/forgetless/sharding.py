@@ -5,6 +5,7 @@ here lets plain tensors through as they are, and imports nothing: a weight can b
 been imported.
 """
 
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -42,6 +43,8 @@ def local(tensor: Tensor) -> Tensor:
 
 def gathered(tensor: Tensor) -> Tensor:
     """The whole of a DTensor, on every process; a plain tensor as it is.
+
+    A sum that DTensors give has this process's part in it only, until it is gathered.
 
     Args:
         tensor: Any.
@@ -165,6 +168,38 @@ def added(numbers: Tensor, kind: tuple[Any, tuple[bool, ...]] | None) -> Tensor:
         if differs:
             dist.all_reduce(total, group=mesh.get_group(dim))
     return total.to(numbers.device)
+
+
+def anywhere(found: Tensor) -> bool:
+    """Whether an element is true, on any process.
+
+    Args:
+        found: Boolean; whole or sharded.
+
+    >>> anywhere(torch.tensor([False, True])), anywhere(torch.tensor([False]))
+    (True, False)
+    """
+    if not is_sharded(found):
+        return bool(found.any())
+    return bool(Sums([found])(local(found).any().to(torch.int64).unsqueeze(0)))
+
+
+def largest(number: float, weights: Sequence[Tensor]) -> float:
+    """The largest of the numbers that the processes which shard some weights have; infinite where one is not a number.
+
+    Args:
+        number: Of this process.
+        weights: Sharded or whole; where all are whole, the number is what is returned.
+    """
+    meshes: dict[Any, None] = {weight.device_mesh: None for weight in weights if is_sharded(weight)}  # type: ignore[attr-defined]
+    if not meshes:
+        return number
+    for mesh in meshes:
+        value = torch.tensor(math.inf if math.isnan(number) else number, dtype=torch.float64, device=mesh.device_type)
+        for dim in range(mesh.ndim):
+            dist.all_reduce(value, dist.ReduceOp.MAX, group=mesh.get_group(dim))
+        number = value.item()
+    return number
 
 
 # ---- modules ---------------------------------------------------------------------------------------------------------

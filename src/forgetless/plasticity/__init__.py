@@ -11,6 +11,7 @@ applies either in anybody's loop, at a given α or at the one that a tolerance c
 from forgetless.choices import AccumulationRule
 from forgetless.plasticity import optimizers as optimizers  # defines their metrics
 from forgetless.plasticity.budget import LEAST_TOLERANCE, expected_increase, tolerance_step
+from forgetless.plasticity.distributed_state import DistributedState
 from forgetless.plasticity.metric import scaled_metric
 from forgetless.plasticity.penalty import proximal_step, quadratic_penalty
 from forgetless.plasticity.weight_plasticity import WeightPlasticity
@@ -18,6 +19,7 @@ from forgetless.plasticity.weight_plasticity import WeightPlasticity
 __all__ = [
     # the object for a training loop
     "AccumulationRule",
+    "DistributedState",
     "WeightPlasticity",
     # a strength
     "proximal_step",

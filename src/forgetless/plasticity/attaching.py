@@ -9,6 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from forgetless.plasticity.metric import Metric, known_metric
 from forgetless.plasticity.moves import Moved, Steps
+from forgetless.sharding import is_sharded
 
 # Where wrappers keep what they wrap: accelerate, Lightning and Lookahead; sharpness-aware minimisation.
 _INSIDE = ("optimizer", "base_optimizer")
@@ -66,6 +67,10 @@ def innermost(optimizer: Any) -> Optimizer:
     return optimizer
 
 
+# Whose steps read numbers of single weights, for which `torch` takes those of a process's own part.
+_OF_WHOLE_WEIGHTS = ("Adafactor",)
+
+
 def check_metric(optimizer: Optimizer, metric: Metric | None) -> None:
     """Warn where an optimizer's metric is not known, and refuse where there can be none.
 
@@ -76,6 +81,12 @@ def check_metric(optimizer: Optimizer, metric: Metric | None) -> None:
     Raises:
         ValueError: If none is given, and a proximal step cannot follow the optimizer.
     """
+    names = {kind.__name__ for kind in type(optimizer).__mro__}
+    if names & {*_OF_WHOLE_WEIGHTS} and any(is_sharded(p) for g in optimizer.param_groups for p in g["params"]):
+        raise ValueError(
+            f"Expected another optimizer of sharded weights than {type(optimizer).__name__}, whose step takes the norm "
+            "of a process's part for that of the weight. Use AdamW."
+        )
     if metric is None and known_metric(optimizer) is None:
         warnings.warn(
             f"forgetless does not know the metric of {type(optimizer).__name__}: the proximal step uses the identity, "

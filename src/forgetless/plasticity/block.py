@@ -12,6 +12,7 @@ from forgetless.plasticity.compiled import FEWEST_ELEMENTS, CompiledPass
 from forgetless.plasticity.metric import ChunkMetric, real, wide_type
 from forgetless.plasticity.packing import Packed, Packing
 from forgetless.plasticity.storage import Coded, Stored, dense
+from forgetless.sharding import is_sharded, local
 
 # Of so many weights together, the shares of a metric that is one number are kept from step to step.
 _MOST_KEPT = 2**20
@@ -60,12 +61,16 @@ class Block:
         self._is_complex = any(parameter.is_complex() for parameter in self.parameters)
         self._compiled = compiled
         parameters, anchors, importances = real_columns(columns)
-        packing = Packing(parameters)
+        # Sums over processes are those of weights, not of flat tensors that hold parts of several.
+        self._any_sharded = any(is_sharded(parameter) for parameter in parameters)
+        packing = Packing(parameters, any_packed=not self._any_sharded)
         self.is_settled = is_known or not packing.blocks
         if not self.is_settled:
             packing = Packing(parameters, any_packed=False)
         self.held = held
         self._space = space
+        anchors = [local(anchor) for anchor in anchors]
+        importances = [local(f) if isinstance(f, Tensor) else f for f in importances]
         self._weights, self.packed = Packed(packing, parameters), Packed(packing, parameters, wide_type)
         self._anchors = Packed(packing, parameters).load(anchors)
         small = set(range(len(parameters))).difference(packing.loose)
@@ -75,7 +80,10 @@ class Block:
         self._shares: tuple[float, list[list[Tensor]]] | None = None
 
     def load(self) -> list[Tensor]:
-        """The weights' values: flat tensors, of which `store` copies back, and weights that are not packed."""
+        """The weights' values: flat tensors, of which `store` copies back, and weights that are not packed.
+
+        Of sharded weights they are this process's parts, as are anchors and importances.
+        """
         return self._weights.load(self._reals())
 
     def store(self) -> None:
@@ -83,12 +91,19 @@ class Block:
         self._weights.store(self._reals())
 
     def _reals(self) -> list[Tensor]:
+        if self._any_sharded:
+            return [real(local(parameter.detach())) for parameter in self.parameters]
         return [real(parameter) for parameter in self.parameters] if self._is_complex else self.parameters
 
     def columns(self) -> Columns:
-        """What `load` returns, with anchors on its devices and importances in at least float32."""
+        """What `load` returns, with anchors on its devices and importances in at least float32.
+
+        Sharded weights are there themselves, so that it is known over which processes sums of them are.
+        """
         weights = self.load()
         anchors = [anchor.to(weight.device) for anchor, weight in zip(self._anchors, weights, strict=True)]
+        if self._any_sharded:  # and none is packed
+            weights = [real(parameter.detach()) for parameter in self.parameters]
         return weights, anchors, [dense(importance) for importance in self._importances]
 
     def increase(self) -> float:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from forgetless.plasticity.metric import TINY, wide
+from forgetless.sharding import Sums, local
 
 LEAST_TOLERANCE = 1e-30
 """Below it, squares of what weights may move underflow in float32."""
@@ -46,7 +47,7 @@ def expected_increase(parameters: Sequence[Tensor], anchors: Sequence[Tensor], i
     """½ Σ_i F_i (θ_i − θ̂_i)²: by how much the loss of earlier models has grown, as their Fisher predicts.
 
     Args:
-        parameters: The shared weights θ.
+        parameters: The shared weights θ. Where they are DTensors, the sum is that over all processes.
         anchors: θ̂, in the same order and shapes.
         importances: F ≥ 0, in the same order and shapes.
 
@@ -85,7 +86,8 @@ def tolerance_step(
     Parameters are left bit for bit where α or F is 0, and everything is left where a weight is not a number.
 
     Args:
-        parameters: The shared weights θ after the optimizer's own step. Changed in place.
+        parameters: The shared weights θ after the optimizer's own step. Changed in place. Where they are DTensors, the
+            quadratic form is that over all processes.
         anchors: θ̂, in the same order, shapes, types and devices.
         importances: F ≥ 0, in the same order and shapes.
         metrics: m = d/lr > 0, the optimizer's preconditioner over its learning rate: for each parameter a number or a
@@ -111,8 +113,9 @@ def tolerance_step(
     drawn = _drawn_within(weights, low, room, min(max(alpha, 0.0), _LARGEST))
     if drawn.alpha > 0 and not math.isnan(drawn.increase):
         # In a half type the pulls themselves would be rounded too coarsely.
-        ends = torch._foreach_lerp([wide(p) for p in parameters], [wide(anchor) for anchor in anchors], drawn.pulls)
-        torch._foreach_copy_(list(parameters), list(ends))
+        own = [local(p) for p in parameters]
+        ends = torch._foreach_lerp([wide(p) for p in own], [wide(local(anchor)) for anchor in anchors], drawn.pulls)
+        torch._foreach_copy_(own, list(ends))
     return drawn.alpha
 
 
@@ -244,11 +247,15 @@ def _checked(value: float) -> float:
 
 
 class _Weights(NamedTuple):
-    """v = θ − θ̂, F and m of each parameter, in one type that is at least float32; m may be numbers."""
+    """v = θ − θ̂, F and m of each parameter, in one type that is at least float32; m may be numbers.
+
+    Of DTensors they are this process's parts, and sums are those over all processes.
+    """
 
     ways: list[Tensor]
     importances: list[Tensor]
     metrics: list[Tensor] | list[float]
+    sums: Sums
 
 
 def _weights(
@@ -258,12 +265,14 @@ def _weights(
     metrics: Sequence[float | Tensor],
 ) -> _Weights:
     ways = _ways(parameters, anchors)
-    importances = [importance.to(way.dtype) for importance, way in zip(importances, ways, strict=True)]
+    importances = [local(importance).to(way.dtype) for importance, way in zip(importances, ways, strict=True)]
+    sums = Sums(parameters)
     numbers = [metric for metric in metrics if not isinstance(metric, Tensor)]
     if len(numbers) == len(metrics):
-        return _Weights(ways, importances, numbers)
-    pairs = zip(metrics, ways, strict=True)
-    return _Weights(ways, importances, [torch.as_tensor(m, dtype=way.dtype, device=way.device) for m, way in pairs])
+        return _Weights(ways, importances, numbers, sums)
+    pairs = zip((local(m) if isinstance(m, Tensor) else m for m in metrics), ways, strict=True)
+    tensors = [torch.as_tensor(m, dtype=way.dtype, device=way.device) for m, way in pairs]
+    return _Weights(ways, importances, tensors, sums)
 
 
 class _Drawn(NamedTuple):
@@ -275,6 +284,7 @@ class _Drawn(NamedTuple):
         pulls: αF / (m + αF), by parameter; empty if α is 0.
         forces: F v', by parameter.
         denominators: F + m/α, by parameter, which does not overflow where αF does; m if α is 0.
+        sums: Over the weights.
     """
 
     alpha: float
@@ -282,23 +292,25 @@ class _Drawn(NamedTuple):
     pulls: list[Tensor]
     forces: list[Tensor]
     denominators: list[Tensor] | list[float]
+    sums: Sums
 
     def slope(self) -> float:
         """dc/dα = −Σ (F v')² / (m + αF)."""
-        return -_sum_of_products(torch._foreach_div(self.forces, self.denominators), self.forces) / (self.alpha or 1.0)
+        shares = torch._foreach_div(self.forces, self.denominators)
+        return -_sum_of_products(shares, self.forces, self.sums) / (self.alpha or 1.0)
 
 
 def _draw(weights: _Weights, alpha: float) -> _Drawn:
-    ways, importances, metrics = weights
+    ways, importances, metrics, sums = weights
     if alpha == 0:
         forces = list(torch._foreach_mul(importances, ways))
-        return _Drawn(0.0, _sum_of_products(forces, ways) / 2, [], forces, metrics)
+        return _Drawn(0.0, _sum_of_products(forces, ways, sums) / 2, [], forces, metrics, sums)
     scaled: Any = [metric / alpha + TINY for metric in metrics]  # numbers or tensors
     denominators = list(torch._foreach_add(importances, scaled))
     pulls = list(torch._foreach_div(importances, denominators))
     drawn = torch._foreach_addcmul(ways, ways, pulls, value=-1)
     forces = list(torch._foreach_mul(importances, drawn))
-    return _Drawn(alpha, _sum_of_products(forces, drawn) / 2, pulls, forces, denominators)
+    return _Drawn(alpha, _sum_of_products(forces, drawn, sums) / 2, pulls, forces, denominators, sums)
 
 
 def _drawn_within(weights: _Weights, low: float, high: float, alpha: float) -> _Drawn:
@@ -337,11 +349,13 @@ def _newton(drawn: _Drawn, target: float) -> float:
 
 def _ways(parameters: Sequence[Tensor], anchors: Sequence[Tensor]) -> list[Tensor]:
     """θ − θ̂."""
-    return list(torch._foreach_sub([wide(p) for p in parameters], [wide(anchor) for anchor in anchors]))
+    return list(torch._foreach_sub([wide(local(p)) for p in parameters], [wide(local(anchor)) for anchor in anchors]))
 
 
-def _sum_of_products(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+def _sum_of_products(left: Sequence[Tensor], right: Sequence[Tensor], sums: Sums) -> float:
     """Σ of the elementwise products; one number is waited for."""
     device = left[0].device
     products = [torch.dot(a.flatten(), b.flatten()).to(device) for a, b in zip(left, right, strict=True)]
+    if not sums.is_local:
+        return float(sums(torch.stack(products).double()))
     return float(torch.stack(products).sum(dtype=torch.float64 if device.type != "mps" else None))

@@ -121,6 +121,10 @@ class SharedBuffers:
             )
         self.anchors = [None if a is None else a.clone() for a in anchors]
 
+    def blank(self) -> list[Tensor]:
+        """Tensors like the buffers, for what was saved of them."""
+        return [torch.zeros_like(value) for value in self._values()]
+
     def _values(self) -> list[Tensor]:
         return [module._buffers[name].detach().clone() for module, name in self.places]  # type: ignore[union-attr]
 

@@ -11,6 +11,7 @@ from forgetless.choices import AccumulationRule
 from forgetless.importance import unwrapped
 from forgetless.plasticity.buffers import BufferWatch, SharedBuffers
 from forgetless.plasticity.merging import check_rule
+from forgetless.plasticity.metric import wide_type
 from forgetless.plasticity.shared_weights import SharedWeights
 from forgetless.plasticity.storage import Storage, dense
 
@@ -167,6 +168,16 @@ class HeldWeights:
         self._weights.to(device, dtype)
         self._buffers.to(device, dtype)
         return self
+
+    def blank_tensors(self) -> dict[str, list[Tensor]]:
+        """Zeros of the shapes, types and layouts of the tensors that `state_dict` may hold, by their names in it."""
+        weights = [weight.detach() for weight in self._weights.parameters]
+        return {
+            "anchors": [torch.zeros_like(weight) for weight in weights],
+            "importances": [torch.zeros_like(weight, dtype=wide_type(weight.dtype)) for weight in weights],
+            "used": [torch.zeros_like(weight, dtype=torch.bool) for weight in weights],
+            "buffers": self._buffers.blank(),
+        }
 
     def follow_weights(self) -> Self:
         """Move each anchor and importance to the device and type that its weight has now.

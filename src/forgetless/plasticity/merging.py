@@ -1,7 +1,7 @@
 """How what one model needs is merged into what the models before it need; the rules are those of `WeightPlasticity`."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import get_args
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from forgetless.choices import AccumulationRule
 from forgetless.errors import DivergedError, expect_one_of
 from forgetless.plasticity.metric import TINY
+from forgetless.sharding import Sums, anywhere, gathered, laid_out, local
 
 # A weight of this importance is held as firmly as can be; sums of such stay finite.
 _LARGEST_IMPORTANCE = 1e30
@@ -110,7 +111,7 @@ def fold_part(
     total, rest = fold(value, parameter, before, anchor, rule, decay)
     if rule == "merge":
         parameter.copy_(torch.where(mask, parameter, stays))
-    used = None if used is None or bool((used | mask).all()) else used | mask
+    used = None if used is None or not anywhere(~(used | mask)) else used | mask
     return torch.where(mask, total, importance), torch.where(mask, rest, anchor), used
 
 
@@ -125,22 +126,27 @@ def used_part(importance: Tensor) -> Tensor | None:
             [ True,  True, False]])
     """
     positive = importance != 0
-    if bool(positive.all()):
+    if not anywhere(~positive):
         return None
     mask = positive.clone() if positive.ndim < 2 else torch.ones_like(positive)
     for dim in range(positive.ndim if positive.ndim > 1 else 0):
         others = [other for other in range(positive.ndim) if other != dim]
-        mask &= positive.amax(dim=others, keepdim=True)
-    return None if bool(mask.all()) else mask
+        # Not amax, which refuses the part of a process that has none.
+        mask = mask & (positive.sum(dim=others, keepdim=True) > 0)
+    mask = laid_out(mask, importance)
+    return mask if anywhere(~mask) else None
 
 
-def check_importance(name: str, parameter: Tensor, value: Tensor) -> None:
+def check_importance(name: str, parameter: Tensor, value: Tensor) -> Tensor:
     """Refuse an importance that cannot be that of a weight.
 
     Args:
         name: Of the weight, for the message.
         parameter: The weight.
         value: Its importance.
+
+    Returns:
+        The importance, laid out over processes as the weight is.
 
     Raises:
         ValueError: If a shape or a device differs, or a value is negative or not finite.
@@ -159,22 +165,34 @@ def check_importance(name: str, parameter: Tensor, value: Tensor) -> None:
         raise ValueError(
             f"Expected importance of {name!r} on {parameter.device}, but got {value.device}. Move it there first."
         )
-    if not bool(torch.isfinite(value).all()):
+    value = laid_out(value, parameter)
+    if anywhere(~torch.isfinite(value)):
         raise DivergedError(
             f"Expected finite importance of {name!r}, but got inf or nan. Check that the model has not diverged."
         )
-    if bool((value < 0).any()):
+    if anywhere(value < 0):
         raise ValueError(
-            f"Expected importance of {name!r} to be at least 0, but got {value.min().item():g}. "
+            f"Expected importance of {name!r} to be at least 0, but got {gathered(value).min().item():g}. "
             "A Fisher information is a mean of squares."
         )
+    return value
 
 
-def mean_over_all(tensors: Iterable[Tensor]) -> float:
-    """Mean over the elements of all tensors together; 0 of none.
+def mean_over_all(tensors: Sequence[Tensor], masks: Sequence[Tensor | None]) -> float:
+    """Mean over the elements of all tensors together that are in their masks; 0 of none.
 
     Args:
-        tensors: Of any shapes.
+        tensors: Of any shapes. Of DTensors the mean is that over all processes.
+        masks: For each tensor True where it counts; None is everywhere.
     """
-    totals = [(float(tensor.sum(dtype=torch.float64)), tensor.numel()) for tensor in tensors]
+    pairs = zip(map(local, tensors), masks, strict=True)
+    parts = [value if mask is None else value[local(mask)] for value, mask in pairs]
+    totals = [(float(part.sum(dtype=torch.float64)), float(part.numel())) for part in parts]
+    if parts and not (sums := Sums(tensors)).is_local:
+        return _mean(sums.each(torch.tensor(totals, dtype=torch.float64)).tolist())
+    return _mean(totals)
+
+
+def _mean(totals: Iterable[Sequence[float]]) -> float:
+    totals = list(totals)
     return sum(total for total, _ in totals) / max(1, sum(count for _, count in totals))

@@ -17,6 +17,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from forgetless.plasticity.chunks import Chunk, square_roots_into
 from forgetless.plasticity.packing import Packed
+from forgetless.sharding import local
 
 # Added to d/lr: 0/0 is no pull.
 TINY = torch.finfo(torch.float32).tiny
@@ -129,7 +130,7 @@ def scaled_metric(
         ValueError: If `metric` returns a tensor in another shape than its weight's.
     """
     of_chunks = group_metric(optimizer, group, parameters, scale, metric=metric)
-    return of_chunks if isinstance(of_chunks, float) else of_whole(of_chunks, [real(p) for p in parameters])
+    return of_chunks if isinstance(of_chunks, float) else of_whole(of_chunks, parameters)
 
 
 def of_whole(of_chunks: ChunkMetric, weights: Sequence[Tensor]) -> float | list[Tensor]:
@@ -139,6 +140,7 @@ def of_whole(of_chunks: ChunkMetric, weights: Sequence[Tensor]) -> float | list[
         of_chunks: From `group_metric`.
         weights: All of them, in order; only shapes, types and devices matter.
     """
+    weights = [real(local(weight.detach())) for weight in weights]
     chunks = [Chunk(i, 0, None, weight.shape, weight.stride()) for i, weight in enumerate(weights)]
     space = [torch.empty_like(weight, dtype=wide_type(weight.dtype)) for weight in weights]
     found = of_chunks(chunks, space)
@@ -182,7 +184,7 @@ def group_metric(
     def of_chunk(chunk: Chunk, parameter: Tensor) -> float | Tensor:
         state = optimizer.state[parameter].items()
         own = {name: _part(chunk, value) if isinstance(value, Tensor) else value for name, value in state}
-        return known.definition(own, group, chunk.of(real(parameter)))
+        return known.definition(own, group, chunk.of(real(local(parameter))))
 
     return _DefinedMetric(parameters, of_weight, of_chunk if known.is_elementwise else None, scale, packed)
 
@@ -335,9 +337,12 @@ def square_root(value: float | Tensor) -> float | Tensor:
 def plain(moment: Tensor) -> Tensor:
     """A tensor of an optimizer's state as real numbers: complex ones as pairs, those in 8 bits or less made floating.
 
+    Of a DTensor it is this process's part.
+
     Args:
         moment: Such as a second moment.
     """
+    moment = local(moment)
     if hasattr(type(moment), "__tensor_flatten__") and hasattr(moment, "dequantize"):
         moment = moment.dequantize()
     return real(moment)
@@ -365,13 +370,13 @@ def _part(chunk: Chunk, value: Tensor) -> Tensor:
 
 def _filled(value: float | Tensor, parameter: Tensor) -> Tensor:
     """The metric in the shape of the weight, or of its real and imaginary parts."""
-    shape = real(parameter).shape
+    shape, whole_shape = real(local(parameter)).shape, local(parameter).shape
     if not isinstance(value, Tensor):
         return torch.full(shape, float(value), dtype=wide_type(parameter.dtype), device=parameter.device)
-    value = wide(value)
+    value = wide(local(value))
     if value.shape == shape:
         return value
-    if value.shape not in ((), parameter.shape):
+    if value.shape not in ((), whole_shape):
         raise ValueError(
             f"Expected a metric in the weight's shape {tuple(parameter.shape)}, but got {tuple(value.shape)}. "
             "Return one positive number per weight, or one for all."

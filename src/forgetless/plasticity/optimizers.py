@@ -22,6 +22,7 @@ from forgetless.plasticity.metric import (
     steps,
     wide,
 )
+from forgetless.sharding import gathered
 
 
 @metric_of("torch.SGD")
@@ -146,7 +147,7 @@ def _muon(state: Mapping[str, Any], group: Mapping[str, Any], parameter: Tensor)
     steady = mean if gradient is None or not group["nesterov"] else gradient.lerp(mean, float(group["momentum"]))
     step = _zeropower_via_newtonschulz(steady, group["ns_coefficients"], group["ns_steps"], group["eps"]).float()
     steady = wide(steady)
-    along = steady.square().sum() / (steady * step).sum().clamp_min(TINY)
+    along = gathered(steady.square().sum()) / gathered((steady * step).sum()).clamp_min(TINY)
     return _exact(along) / float(_adjust_lr(1.0, group["adjust_lr_fn"], parameter.shape))
 
 

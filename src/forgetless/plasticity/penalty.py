@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from forgetless.plasticity.metric import TINY, wide
+from forgetless.sharding import Sums, local
 
 # Keeps lr·α and its inverse finite in float32 for every α.
 _LARGEST_SCALE = 1e38
@@ -28,7 +29,8 @@ def quadratic_penalty(
     Source: arXiv:1902.08232, eq. 8.
 
     Args:
-        parameters: The shared weights θ.
+        parameters: The shared weights θ. Where they are DTensors, the value is that of all processes, and the gradient
+            that of each one's part: it is not to be averaged over processes, and `fully_shard` does not.
         anchors: θ̂, in the same order and shapes.
         importances: F ≥ 0, in the same order and shapes.
         alpha: Strength α ≥ 0.
@@ -45,9 +47,14 @@ def quadratic_penalty(
     (10.0, [20.0, 0.0])
     """
     check_alpha(alpha)
-    total = parameters[0].new_zeros(()) if parameters else torch.zeros(())
-    for theta, anchor, importance in zip(parameters, anchors, importances, strict=True):
-        total = total + (importance * (theta - anchor).square()).sum()
+    columns = ([local(value) for value in column] for column in (parameters, anchors, importances))
+    forms = [(f * (theta - anchor).square()).sum() for theta, anchor, f in zip(*columns, strict=True)]
+    total = local(parameters[0]).new_zeros(()) if parameters else torch.zeros(())
+    for form in forms:
+        total = total + form
+    sums = Sums(parameters)
+    if not sums.is_local:
+        total = total + (sums(torch.stack(forms).detach().to(total.dtype)) - total.detach())
     return min(alpha / 2, torch.finfo(total.dtype).max) * total  # inf · 0 is NaN
 
 
@@ -69,7 +76,8 @@ def proximal_step(
     the parameters bit for bit where α or F is 0.
 
     Args:
-        parameters: The shared weights θ after the optimizer's own step. Changed in place.
+        parameters: The shared weights θ after the optimizer's own step. Changed in place; of DTensors, each process's
+            part.
         anchors: θ̂, in the same order, shapes, types and devices.
         importances: F ≥ 0, in the same order and shapes.
         alpha: Strength α ≥ 0.
@@ -87,14 +95,15 @@ def proximal_step(
     check_alpha(alpha)
     if alpha == 0 or learning_rate == 0 or not parameters:
         return
+    parameters, anchors, importances = ([local(v) for v in column] for column in (parameters, anchors, importances))
     scale = inverse(alpha * learning_rate)
     if isinstance(metric, float | int):
         shares = pulls(importances, metric * scale + TINY, parameters)
     else:
-        scaled = list(torch._foreach_mul([wide(values) for values in metric], scale))
+        scaled = list(torch._foreach_mul([wide(local(values)) for values in metric], scale))
         torch._foreach_add_(scaled, TINY)
         shares = pulls(importances, scaled, parameters)
-    torch._foreach_lerp_(list(parameters), list(anchors), shares)
+    torch._foreach_lerp_(parameters, anchors, shares)
 
 
 def check_alpha(alpha: float) -> None:

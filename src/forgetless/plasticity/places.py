@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from forgetless.plasticity.merging import check_importance
+from forgetless.sharding import laid_out, refuse_fsdp1, reshard
 
 
 class Places:
@@ -24,6 +25,7 @@ class Places:
 
     Raises:
         TypeError: If one is neither a module nor a tensor.
+        ValueError: If a module is in FullyShardedDataParallel.
     """
 
     def __init__(self, shared_parameters: Any) -> None:
@@ -69,10 +71,15 @@ class Places:
             model: A model that uses some of them.
             importance: F_j ≥ 0 by the parameter names of `model`; others than shared weights are ignored.
 
+        Returns:
+            Each laid out over processes as its weight is.
+
         Raises:
             ValueError: If a name is not a parameter of `model`, a value is refused by `check_importance`, or none is
                 that of a shared weight.
         """
+        refuse_fsdp1(model)
+        reshard(model)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         found: dict[int, Tensor] = {}
         for name, value in importance.items():
@@ -83,13 +90,13 @@ class Places:
                 )
             i = self.index.get(id(parameters[name]))
             if i is not None:
-                check_importance(name, parameters[name], value)
-                found[i] = value
+                found[i] = check_importance(name, parameters[name], value)
         self._warn_if_replaced(model, parameters)
         if self.parameters and not found:
             raise ValueError(
                 "Expected importance of some of the shared parameters, but got it of none. "
-                "Shared weights are matched by identity: pass the model itself, not a copy."
+                "Shared weights are matched by identity: pass the model itself, not a copy, and build the plasticity "
+                "after fully_shard, which replaces them."
             )
         return found
 
@@ -126,6 +133,7 @@ class Places:
                     f"Expected a boolean mask of {name!r} for its shape {tuple(shape)}, but got {mask.dtype} in "
                     f"{tuple(mask.shape)}. It is True where the model uses the weight."
                 )
+            masks[i] = laid_out(masks[i], self.parameters[i])
         return masks
 
     def _names_in(self, model: nn.Module) -> dict[str, int]:
@@ -165,6 +173,8 @@ def _unique(shared_parameters: Any) -> tuple[list[nn.Module], list[Tensor]]:
     for item in [shared_parameters] if is_one else shared_parameters:
         value = item[1] if isinstance(item, tuple) and len(item) == 2 else item
         if isinstance(value, nn.Module):
+            refuse_fsdp1(value)
+            reshard(value)
             modules.append(value)
             unique |= {id(p): p for p in value.parameters() if id(p) not in unique}
         elif isinstance(value, Tensor):

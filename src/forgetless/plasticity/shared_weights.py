@@ -1,6 +1,5 @@
 """The shared weights, and where and how firmly each is held."""
 
-import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from forgetless.plasticity.merging import fold, fold_part, mean_over_all, used_p
 from forgetless.plasticity.metric import wide_type
 from forgetless.plasticity.places import Places
 from forgetless.plasticity.storage import Storage, Stored, dense
+from forgetless.sharding import Sums, is_sharded, laid_out, local
 
 # A relative change below this is rounding, as of a weight that went through another type and back.
 _LEAST_MOVE = 3e-3
@@ -121,11 +121,8 @@ class SharedWeights:
         """Warn once if what was consolidated last has been moved since by other than an optimizer's step."""
         fresh, self._fresh = self._fresh, []
         pairs = [(a, self.parameters[i].detach()) for i in fresh if (a := self.anchors[i]) is not None]
-        moved = [(a, w.to(a)) for a, w in pairs if a.shape == w.shape and not torch.equal(a, w.to(a))]
-        if not moved:
-            return
-        size = math.sqrt(sum(float(anchor.norm()) ** 2 for anchor, _ in pairs))
-        off = math.sqrt(sum(float((weight - anchor).norm()) ** 2 for anchor, weight in moved))
+        pairs = [(a, w.to(a)) for a, w in pairs if a.shape == w.shape]
+        off, size = _distance_and_size(pairs)
         if off > _LEAST_MOVE * size > 0:
             warnings.warn(
                 f"Shared weights have moved by {off / size:.2g} of their norm since they were consolidated, as "
@@ -214,7 +211,7 @@ class SharedWeights:
         self.check_anchors(found)
         self.storage.check(self.parameters[i] for i in found)
         masks = masks or {}
-        floor = damping * mean_over_all(v[masks[i]] if i in masks else v for i, v in found.items()) if damping else 0.0
+        floor = damping * mean_over_all([*found.values()], [masks.get(i) for i in found]) if damping else 0.0
         for i, value in found.items():
             parameter, (importance, anchor) = self.parameters[i], self._open(i)
             value = value.detach().to(wide_type(parameter.dtype)) + floor
@@ -250,6 +247,11 @@ class SharedWeights:
         Raises:
             ValueError: If `old` is not shared, `new` is by itself, or they differ in the number of dimensions.
         """
+        if is_sharded(new) or any(is_sharded(weight) for weight in self.parameters):
+            raise ValueError(
+                "Expected whole weights to replace, but got sharded ones. Replace before fully_shard: build the "
+                "plasticity of the whole model, replace, and load its state_dict into one of the sharded model."
+            )
         i = self.places.to_replace(old, new)
         anchor, importance, used = self.anchors[i], self.importances[i], self.used[i]
         if new.ndim != (old if anchor is None else anchor).ndim:
@@ -303,7 +305,7 @@ class SharedWeights:
         importances: Sequence[Tensor | None],
         used: Sequence[Tensor | None] | None = None,
     ) -> None:
-        """Copy anchors and importances, to the weights' devices.
+        """Copy anchors and importances, to the weights' devices, laid out as the weights are.
 
         Args:
             anchors: One or None for each weight.
@@ -314,10 +316,26 @@ class SharedWeights:
         self.anchors, self.importances = [None] * len(self.parameters), [None] * len(self.parameters)
         for i, (anchor, importance) in enumerate(zip(anchors, importances, strict=True)):
             if anchor is not None and importance is not None:
-                device = self.parameters[i].device
-                self._hold(i, dense(importance.detach().clone().to(device)), anchor.detach().clone().to(device))
+                weight = self.parameters[i]
+                self._hold(i, dense(_copied(importance, weight)), _copied(anchor, weight))
         used = [None] * len(self.parameters) if used is None else used
         pairs = zip(used, self.parameters, strict=True)
-        self.used = [None if u is None else u.detach().clone().to(parameter.device) for u, parameter in pairs]
+        self.used = [None if u is None else _copied(u, weight) for u, weight in pairs]
         self._fresh = []
         self.forget_blocks()
+
+
+def _copied(value: Tensor, weight: Tensor) -> Tensor:
+    """A copy on the device of a weight, laid out over processes as it is."""
+    return laid_out(value.detach().clone().to(weight.device), weight)
+
+
+def _distance_and_size(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """Of the weights in pairs of anchor and weight, the norms of how far they are off, and of the anchors."""
+    sums = Sums([anchor for anchor, _ in pairs])
+    own = [(local(anchor), local(weight)) for anchor, weight in pairs]
+    if not pairs or (sums.is_local and all(torch.equal(*pair) for pair in own)):
+        return 0.0, 0.0
+    norms = [(float((w - a).norm()), float(a.norm())) for a, w in own]
+    off, size = sums(torch.tensor(norms, dtype=torch.float64).square()).sqrt().tolist()
+    return off, size

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from forgetless.sharding import anywhere
+
 
 def check_state(
     parameters: Sequence[Tensor], anchors: Sequence[Tensor | None], importances: Sequence[Tensor | None]
@@ -41,7 +43,7 @@ def _check_state(i: int, parameter: Tensor, anchor: Tensor | None, importance: T
                 f"Expected {kind} {i} of shape {tuple(parameter.shape)}, but got {tuple(value.shape)}. "
                 "Build the plasticity from the same weights, in the same order."
             )
-        if value is not None and not bool(torch.isfinite(value).all()):
+        if value is not None and anywhere(~torch.isfinite(value)):
             raise ValueError(f"Expected finite {kind} {i}, but got inf or nan. The state is damaged.")
-    if importance is not None and bool((importance < 0).any()):
+    if importance is not None and anywhere(importance < 0):
         raise ValueError(f"Expected importance {i} to be at least 0, but got a negative one. The state is damaged.")

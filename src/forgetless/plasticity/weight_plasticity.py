@@ -18,6 +18,7 @@ from forgetless.plasticity.penalty import check_alpha, quadratic_penalty
 from forgetless.plasticity.state import check_state
 from forgetless.plasticity.step import draw, draw_within
 from forgetless.plasticity.storage import Storage, saved
+from forgetless.sharding import largest, local
 
 _DEFAULT_ALPHA = 1e5
 
@@ -191,7 +192,7 @@ class WeightPlasticity(HeldWeights):
         held = self._weights.all_held()
         if not held[0]:
             reference = self._weights.parameters[0] if self._weights.parameters else torch.zeros(())
-            return reference.new_zeros(())
+            return local(reference).new_zeros(())
         return quadratic_penalty(*held, self.alpha)
 
     def expected_increase(self) -> float:
@@ -209,7 +210,8 @@ class WeightPlasticity(HeldWeights):
         The quadratic form takes a weight's part for independent of the others', and the earlier models for being at an
         optimum. Under a tolerance `budget`, which is what the form may be, shrinks where more was lost than allowed and
         grows again where less was. Call it every 10 steps or so, and after the first few, with the loss on some hundred
-        held-out examples. Of several earlier models the largest increase counts; every process is to be told the same.
+        held-out examples. Of several earlier models the largest increase counts. Every process is to be told the same;
+        where weights are sharded, the largest of what they are told counts.
 
         Args:
             increase: In the unit of the tolerance; negative where the models got better.
@@ -224,6 +226,7 @@ class WeightPlasticity(HeldWeights):
         optimizer = None if optimizer is None else innermost(optimizer)
         if optimizer is not None and optimizer not in self._following:
             raise ValueError("Expected an attached optimizer to calibrate with, but got one that is not. Attach it.")
+        increase = largest(increase, self._weights.parameters)
         is_too_much = self._budget.adapt(increase, self.expected_increase())
         if is_too_much and optimizer is not None and (drawn := self._following[optimizer].drawn) is not None:
             draw_within(self._budget, self._weights, optimizer, drawn, self._following[optimizer].metric)
@@ -264,7 +267,8 @@ class WeightPlasticity(HeldWeights):
         if self._weights.parameters and not any(id(p) in self._weights.places.index for p in parameters):
             raise ValueError(
                 "Expected an optimizer of some of the shared parameters, but got one that holds none. "
-                "Attach to the optimizer that trains the shared weights."
+                "Attach to the optimizer that trains the shared weights, and build both after fully_shard, which "
+                "replaces them."
             )
         check_metric(optimizer, metric)
         # Within a compiled step they would be compiled anew whenever a number in them changes.
