@@ -14,11 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sharded_importance
+import sharded_page
 import sharded_plasticity
 from forgetless import diagonal_fisher
 
 NUM_PROCESSES = 2
-CHECKS: list[Callable[[int | None], dict[str, Tensor]]] = [*sharded_importance.CHECKS, *sharded_plasticity.CHECKS]
+CHECKS: list[Callable[[int | None], dict[str, Tensor]]] = [
+    *sharded_importance.CHECKS,
+    *sharded_plasticity.CHECKS,
+    *sharded_page.CHECKS,
+]
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="needs torch.distributed with gloo"
