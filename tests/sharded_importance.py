@@ -1,5 +1,6 @@
 """What two processes compute of sharded models, and one process of whole ones: importances."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -206,6 +207,18 @@ def weights_that_are_left_whole(rank):
     return whole(diagonal_fisher(sharded(model, rank, **options), examples(rank), F.cross_entropy))
 
 
+def one_that_fails(rank):
+    """Ends all, instead of letting the others wait for it."""
+    if rank is not None:
+        model, batches = sharded(mlp(), rank), examples(rank)
+        before = [weight.full_tensor() for weight in model.parameters()]
+        expected = r"Expected every process to compute its part" if rank == 0 else r"mat1 and mat2 shapes"
+        with pytest.raises(Exception, match=expected):
+            diagonal_fisher(model, batches if rank == 0 else [(x[:, 1:], y) for x, y in batches], F.cross_entropy)
+        assert all(torch.equal(a, b.full_tensor()) for a, b in zip(before, model.parameters(), strict=True))
+    return {}
+
+
 def registered_methods(rank):
     """That call the layers in another way than `forward`."""
 
@@ -263,6 +276,7 @@ CHECKS = [
     mixed_precision,
     other_layouts,
     weights_that_are_left_whole,
+    one_that_fails,
     registered_methods,
     from_training,
 ]

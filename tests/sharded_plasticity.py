@@ -96,6 +96,20 @@ def shards(rank: int | None) -> list[nn.Parameter]:
     return [nn.Parameter(v if placement is None else laid_out(v, rank, placement)) for v, placement in values]
 
 
+def hybrid_shards(rank: int | None) -> list[nn.Parameter]:
+    """Weights on meshes of two dimensions: copies along the first, parts along the second."""
+    values = [torch.randn(3, 2, dtype=torch.float64) for _ in range(2)]
+    if rank is None:
+        return [nn.Parameter(value) for value in values]
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    meshes = [init_device_mesh("cpu", shape) for shape in ((1, 2), (2, 1))]
+    placements = [Replicate(), Shard(0)]
+    pairs = zip(values, meshes, strict=True)
+    return [nn.Parameter(distribute_tensor(value, mesh, placements)) for value, mesh in pairs]
+
+
 def like(weight: Tensor, seed: int) -> Tensor:
     """Random numbers for a weight, the same on every process, laid out as it is."""
     value = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -148,7 +162,7 @@ def optimizers(rank):
 
 
 def functions(rank):
-    weights = shards(rank)
+    weights = [*shards(rank), *hybrid_shards(rank)]
     anchors, importances = [like(w, 1) for w in weights], [like(w, 2).square() for w in weights]
     found = {"increase": torch.tensor(expected_increase(weights, anchors, importances))}
     penalty = quadratic_penalty(weights, anchors, importances, alpha=3.0)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import sharded_importance
 import sharded_page
 import sharded_plasticity
-from forgetless import diagonal_fisher
+from forgetless import WeightPlasticity, diagonal_fisher
 
 NUM_PROCESSES = 2
 CHECKS: list[Callable[[int | None], dict[str, Tensor]]] = [
@@ -94,8 +94,13 @@ def test_fsdp1_is_refused() -> None:
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     model = FullyShardedDataParallel(sharded_importance.mlp(), device_id=torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"Expected a model sharded by torch\.distributed\.fsdp\.fully_shard"):
+    expected = r"Expected a model sharded by torch\.distributed\.fsdp\.fully_shard"
+    with pytest.raises(ValueError, match=expected):
         fisher(model)
+    with pytest.raises(ValueError, match=expected):
+        WeightPlasticity(model)
+    with pytest.raises(ValueError, match=expected):
+        WeightPlasticity(model.module[0].parameters()).consolidate(model, {})
 
 
 def test_tensor_parallelism_is_refused(mesh) -> None:
@@ -126,3 +131,56 @@ def test_a_model_that_gathers_its_weights_by_itself_is_refused(mesh) -> None:
     with pytest.raises(ValueError, match=r"gathers them in it, by unshard"):
         fisher(model)
     assert torch.equal(model(BATCHES[0][0]), before)
+
+
+def test_a_plasticity_built_before_sharding_is_refused(mesh) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    model = sharded_importance.mlp()
+    plasticity = WeightPlasticity(list(model.parameters()))
+    fully_shard(model, mesh=mesh)
+    with pytest.raises(ValueError, match=r"and build both after fully_shard, which replaces them"):
+        plasticity.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match=r"and build the plasticity after fully_shard, which replaces them"):
+        plasticity.consolidate(model, fisher(model))
+
+
+def test_what_reads_or_changes_whole_weights_is_refused(mesh) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    model = fully_shard(sharded_importance.mlp(), mesh=mesh)
+    plasticity = WeightPlasticity(model)
+    with pytest.raises(ValueError, match=r"Expected another optimizer of sharded weights than Adafactor"):
+        plasticity.attach(torch.optim.Adafactor(model.parameters()))
+    with pytest.raises(ValueError, match=r"Expected whole weights to replace, but got sharded ones"):
+        plasticity.replace(model[0].weight, nn.Parameter(torch.zeros(7, 6)))
+    with pytest.raises(ValueError, match=r"dense plain tensors for importances in 8 bits, but got DTensor"):
+        WeightPlasticity(model, importance_dtype=torch.uint8).consolidate(model, fisher(model))
+    with pytest.raises(ValueError, match=r"plain tensors for anchors elsewhere, but got DTensor"):
+        WeightPlasticity(model, anchor="cpu").consolidate(model, fisher(model))
+
+
+def test_importances_in_half_the_bits_are_held(mesh) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    model = fully_shard(sharded_importance.mlp(), mesh=mesh)
+    plasticity = WeightPlasticity(model, importance_dtype=torch.bfloat16)
+    importance = fisher(model)
+    plasticity.consolidate(model, importance)
+    weight = model[0].weight
+    assert torch.equal(plasticity.importance(weight).full_tensor(), importance["0.weight"].full_tensor().bfloat16())
+
+
+def test_damaged_importances_are_refused(mesh) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    model = fully_shard(sharded_importance.mlp(), mesh=mesh)
+    plasticity, importance = WeightPlasticity(model), fisher(model)
+    importance["0.bias"].to_local()[0] = -1.0
+    with pytest.raises(ValueError, match=r"Expected importance of '0\.bias' to be at least 0, but got -1"):
+        plasticity.consolidate(model, importance)
+    importance["0.bias"].to_local()[0] = torch.nan
+    with pytest.raises(ValueError, match=r"Expected finite importance of '0\.bias'"):
+        plasticity.consolidate(model, importance)
+    with pytest.raises(ValueError, match=r"Expected importance of '0\.bias' in the weight's shape \(5,\)"):
+        plasticity.consolidate(model, {"0.bias": torch.ones(4)})

@@ -342,9 +342,10 @@ def plain(moment: Tensor) -> Tensor:
     Args:
         moment: Such as a second moment.
     """
-    moment = local(moment)
-    if hasattr(type(moment), "__tensor_flatten__") and hasattr(moment, "dequantize"):
-        moment = moment.dequantize()
+    if hasattr(type(moment), "__tensor_flatten__"):
+        moment = local(moment)
+        if hasattr(type(moment), "__tensor_flatten__") and hasattr(moment, "dequantize"):
+            moment = moment.dequantize()
     return real(moment)
 
 
