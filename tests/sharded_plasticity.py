@@ -180,6 +180,44 @@ def functions(rank):
     return whole(found)
 
 
+def many_small(rank):
+    """So many that whole ones would be packed, in parts and as copies."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    values = torch.arange(280, dtype=torch.float64).sin().view(140, 2)
+    weights = [nn.Parameter(laid_out(v, rank, (Shard(0), Replicate())[i % 2])) for i, v in enumerate(values)]
+    held = WeightPlasticity(weights, tolerance=1e-3)
+    held.consolidate(holder(weights), {f"w{i}": like(w, i).square() for i, w in enumerate(weights)})
+    optimizer = SGD(weights, lr=0.1)
+    held.attach(optimizer)
+    for step in range(2):
+        for i, weight in enumerate(weights):
+            weight.grad = like(weight, 10 * step + i)
+        optimizer.step()
+    return state_of(held, holder(weights))
+
+
+def messages(rank):
+    """A step at a given strength tells nothing to other processes, one under a tolerance a number or so."""
+    if rank is None:
+        return {}
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    for options, least, most in (({"alpha": 30.0}, 0, 0), ({"tolerance": 1e-4}, 1, 4)):
+        weights = shards(rank)
+        held = WeightPlasticity(weights, **options)
+        held.consolidate(holder(weights), {f"w{i}": like(w, i).square() for i, w in enumerate(weights)})
+        optimizer = Adam(weights, lr=0.01)
+        held.attach(optimizer)
+        for _ in range(3):
+            for i, weight in enumerate(weights):
+                weight.grad = like(weight, i)
+            with CommDebugMode() as told:
+                optimizer.step()
+        assert least <= told.get_total_counts() <= most, told.get_comm_counts()
+    return {}
+
+
 def strength(rank):
     return state_of(*a_then_b(rank, lambda p: Adam(p, lr=0.01), {"alpha": 30.0, "damping": 0.1}))
 
@@ -324,6 +362,8 @@ def states_between_layouts(rank):
 CHECKS = [
     functions,
     optimizers,
+    many_small,
+    messages,
     strength,
     in_the_loss,
     tolerance,

@@ -54,21 +54,6 @@ def gathered(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def like(part: Tensor, weight: Tensor) -> Tensor:
-    """A part as a DTensor laid out as a weight, of the part's own type; as it is for a plain weight.
-
-    Args:
-        part: In the shape of `local(weight)`.
-        weight: Any.
-    """
-    if not is_sharded(weight):
-        return part
-    whole: Any = weight
-    return sys.modules["torch.distributed.tensor"].DTensor.from_local(  # type: ignore[no-any-return]
-        part, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
-    )
-
-
 def laid_out(value: Tensor, weight: Tensor) -> Tensor:
     """A value for each element of a weight, laid out over the processes as the weight is.
 
