@@ -304,7 +304,8 @@ def _rows():
 def resumed(rank):
     """Stopped by a checkpoint and gone on with by new objects, which have seen nothing, it ends as if not."""
     found = {}
-    for name, options in {"alpha": {"alpha": 30.0}, "tolerance": {"tolerance": 1e-4}}.items():
+    kinds = {"alpha": {"alpha": 30.0}, "every": {"alpha": 30.0, "every": 3}, "tolerance": {"tolerance": 1e-4}}
+    for name, options in kinds.items():
         held, a, b = a_then_b(rank, lambda p: Adam(p, lr=0.01), options)
         # `a_then_b` drops its optimizer: another one goes on.
         held.detach()
