@@ -17,7 +17,7 @@ MEANINGS = """- *Identical*: the same result after resuming, with no message.
 
 
 def pages() -> list[Page]:
-    return [processors(), reliability(), faults(), speed(), upkeep()]
+    return [processors(), reliability(), faults(), speed(), sharded(), upkeep()]
 
 
 def processors() -> Page:
@@ -124,6 +124,35 @@ def speed() -> Page:
                 *(f"{title}:\n\n{table([timing(t) for t in timings])}" for title, timings in m["tables"].items()),
                 *(f"{title}:\n\n{table(rows)}" for title, rows in m.get("facts", {}).items()),
             )
+        ],
+    )
+
+
+def sharded() -> Page:
+    found = read(HERE / "sharded.json")
+    numeric = [row for row in found["differences"] if row["numbers"]]
+    rows = [
+        {
+            "what": row["check"].rstrip("."),
+            "numbers": str(row["numbers"]),
+            "largest difference": f"{row['largest']:.0e}",
+        }
+        for row in numeric
+    ]
+    largest = max(row["largest"] for row in numeric)
+    return Page(
+        name="sharded",
+        title="Sharded weights",
+        question="Do two processes with sharded weights compute what one process with whole weights does?",
+        answer=f"Yes, to {largest:.0e}.",
+        more="In float64, on both processes to the bit the same; 10⁻⁶ is what the tests ask for. `make test-slow` also "
+        "kills the processes at random moments and starts new ones.",
+        parts=[
+            command_block(
+                "FORGETLESS_SHARDED=results/sharded.json python -m pytest tests/test_sharded.py -k two_processes",
+                f"{environment(found['environment'])}, `fully_shard` with gloo.",
+            ),
+            table(rows),
         ],
     )
 

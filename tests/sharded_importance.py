@@ -94,6 +94,7 @@ def whole(values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def kinds(rank):
+    """Empirical and exact Fisher, processes with 7 and 4 examples."""
     model = sharded(mlp(), rank)
     found = {}
     for kind in ("empirical", "exact"):
@@ -103,7 +104,7 @@ def kinds(rank):
 
 
 def placements(rank):
-    """Laid out as the weights, in their names, in at least float32."""
+    """Importances are laid out as the weights."""
     model = sharded(mlp(), rank)
     importance = diagonal_fisher(model, examples(rank), F.cross_entropy)
     if rank is not None:
@@ -114,30 +115,36 @@ def placements(rank):
 
 
 def absolute(rank):
+    """Mean absolute gradient."""
     return whole(mean_absolute_gradient(sharded(mlp(), rank), examples(rank), lambda o, _: o.square().sum()))
 
 
 def per_target(rank):
+    """The Fisher per target."""
     loss = lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="none")  # noqa: E731
     return whole(diagonal_fisher(sharded(mlp(), rank), examples(rank), loss, per="target"))
 
 
 def only_one_has_examples(rank):
+    """The Fisher where one process has no examples."""
     batches = [] if rank == 1 else examples(None)
     return whole(diagonal_fisher(sharded(mlp(), rank), batches, F.cross_entropy))
 
 
 def tied_and_small(rank):
+    """The Fisher of tied weights, and of weights of fewer rows than processes."""
     torch.manual_seed(0)
     return whole(diagonal_fisher(sharded(Block().double(), rank), tokens(rank), F.cross_entropy))
 
 
 def recurrent(rank):
+    """The Fisher of an LSTM, by vmap."""
     torch.manual_seed(0)
     return whole(diagonal_fisher(sharded(Last().double(), rank), examples(rank), F.cross_entropy))
 
 
 def one_by_one(rank):
+    """The Fisher of a model that goes example by example."""
     torch.manual_seed(0)
     import warnings
 
@@ -147,6 +154,7 @@ def one_by_one(rank):
 
 
 def some_that_are_frozen(rank):
+    """The Fisher of named and of frozen weights."""
     model = mlp()
     model[0].requires_grad_(False)
     model = sharded(model, rank)
@@ -157,7 +165,7 @@ def some_that_are_frozen(rank):
 
 
 def in_between(rank):
-    """After an evaluation, which leaves whole weights in the root; gradients and later training stay as they were."""
+    """The Fisher after an evaluation, which leaves whole weights in the root; gradients stay, and those after it."""
     found = {}
     for stays_whole in (True, False):
         model = sharded(mlp(), rank, **({} if rank is None else {"reshard_after_forward": not stays_whole}))
@@ -172,7 +180,7 @@ def in_between(rank):
 
 
 def mixed_precision(rank):
-    """In the weights' own precision, whatever that of training."""
+    """The Fisher under mixed precision, in the weights' own."""
     options = {}
     if rank is not None:
         from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -182,6 +190,7 @@ def mixed_precision(rank):
 
 
 def other_layouts(rank):
+    """The Fisher under meshes of two dimensions, and of weights sharded by columns."""
     from torch.distributed.tensor import Shard
 
     found = {}
@@ -202,13 +211,14 @@ def other_layouts(rank):
 
 
 def weights_that_are_left_whole(rank):
+    """The Fisher where some weights are not sharded."""
     model = mlp()
     options = {} if rank is None else {"ignored_params": {model[0].bias}}
     return whole(diagonal_fisher(sharded(model, rank, **options), examples(rank), F.cross_entropy))
 
 
 def one_that_fails(rank):
-    """Ends all, instead of letting the others wait for it."""
+    """A process that fails ends all, instead of letting them wait."""
     if rank is not None:
         model, batches = sharded(mlp(), rank), examples(rank)
         before = [weight.full_tensor() for weight in model.parameters()]
@@ -220,7 +230,7 @@ def one_that_fails(rank):
 
 
 def registered_methods(rank):
-    """That call the layers in another way than `forward`."""
+    """The Fisher of a model that calls its layers by a method registered with FSDP."""
 
     class Trunk(nn.Module):
         def __init__(self):
@@ -251,6 +261,7 @@ def registered_methods(rank):
 
 
 def from_training(rank):
+    """The Fisher from training's own gradients."""
     model = sharded(mlp(), rank)
     estimate = TrainingFisher(dict(model.named_parameters()))
     for seed in range(3):

@@ -12,7 +12,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "sharded.md"
 
 
 def page(rank):
-    """As torchrun would: what was learnt first is still known, after a checkpoint."""
+    """The script of docs/how-to/sharded.md: what was learnt first is still known, after a checkpoint."""
     if rank is None:
         return {}
     folder = [tempfile.mkdtemp() if rank == 0 else ""]

@@ -145,6 +145,7 @@ MAKERS = {
 
 
 def optimizers(rank):
+    """Three steps of twelve optimizers, at a given strength and under a tolerance."""
     found = {}
     for name, make in MAKERS.items():
         for options in ({"alpha": 30.0}, {"tolerance": 1e-4}):
@@ -162,6 +163,7 @@ def optimizers(rank):
 
 
 def functions(rank):
+    """The pure functions, on weights in parts of every kind: value, gradient, both steps."""
     weights = [*shards(rank), *hybrid_shards(rank)]
     anchors, importances = [like(w, 1) for w in weights], [like(w, 2).square() for w in weights]
     found = {"increase": torch.tensor(expected_increase(weights, anchors, importances))}
@@ -181,11 +183,11 @@ def functions(rank):
 
 
 def many_small(rank):
-    """So many that whole ones would be packed, in parts and as copies."""
-    from torch.distributed.tensor import Replicate, Shard
+    """Small weights, some of them in parts, and so many whole ones that they would be packed."""
+    from torch.distributed.tensor import Shard
 
     values = torch.arange(280, dtype=torch.float64).sin().view(140, 2)
-    weights = [nn.Parameter(laid_out(v, rank, (Shard(0), Replicate())[i % 2])) for i, v in enumerate(values)]
+    weights = [nn.Parameter(v.clone() if i % 2 else laid_out(v, rank, Shard(0))) for i, v in enumerate(values)]
     held = WeightPlasticity(weights, tolerance=1e-3)
     held.consolidate(holder(weights), {f"w{i}": like(w, i).square() for i, w in enumerate(weights)})
     optimizer = SGD(weights, lr=0.1)
@@ -219,16 +221,18 @@ def messages(rank):
 
 
 def strength(rank):
+    """Train A, hold it, train B under Adam at a given strength, with damping."""
     return state_of(*a_then_b(rank, lambda p: Adam(p, lr=0.01), {"alpha": 30.0, "damping": 0.1}))
 
 
 def in_the_loss(rank):
+    """The same with the penalty in the loss."""
     held, a, b = a_then_b(rank, lambda p: SGD(p, lr=0.1), {"alpha": 3.0}, in_loss=True)
     return state_of(held, a, b) | {"penalty": held.penalty().detach()}
 
 
 def tolerance(rank):
-    """Told different increases, of which the largest counts; the form and the multiplier are those of all."""
+    """Under a tolerance that is calibrated: processes are told different increases, of which the largest counts."""
     told, seen = iter([1.0, 0.0, 3e-4, 1e-6]), {}
 
     def calibrate(held, optimizer):
@@ -242,7 +246,7 @@ def tolerance(rank):
 
 
 def two_optimizers(rank):
-    """Under one tolerance, whose multiplier they hand on: each needs what the other's weights take of it."""
+    """Two optimizers under one tolerance."""
     trunk, a, b = trunk_and_heads(rank)
     held = WeightPlasticity(trunk, tolerance=1e-4)
     held.consolidate(a, importance_of(a, rank))
@@ -257,7 +261,7 @@ def two_optimizers(rank):
 
 
 def rules(rank):
-    """Three models, of which one leaves rows and columns out, and one says by masks what it uses."""
+    """Every rule, over models of which one leaves rows and columns out, and one says by masks what it uses."""
     found = {}
     for rule in ("replace", "sum", "joint", "ema", "merge"):
         weights = shards(rank)
@@ -302,7 +306,7 @@ def _rows():
 
 
 def resumed(rank):
-    """Stopped by a checkpoint and gone on with by new objects, which have seen nothing, it ends as if not."""
+    """New objects go on from a distributed checkpoint, after work that is lost: plain, every third step, budget."""
     found = {}
     kinds = {"alpha": {"alpha": 30.0}, "every": {"alpha": 30.0, "every": 3}, "tolerance": {"tolerance": 1e-4}}
     for name, options in kinds.items():

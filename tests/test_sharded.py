@@ -1,5 +1,7 @@
 """Two processes with sharded models against one process with whole ones: one pair of processes runs every check."""
 
+import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,6 +19,7 @@ import sharded_importance
 import sharded_page
 import sharded_plasticity
 from forgetless import WeightPlasticity, diagonal_fisher
+from forgetless.runs import environment
 
 NUM_PROCESSES = 2
 CHECKS: list[Callable[[int | None], dict[str, Tensor]]] = [
@@ -56,16 +59,23 @@ def test_two_processes_with_sharded_models_are_one_with_whole_ones(
     first = work(0, str(tmp_path))
     other.join(timeout=60)
     second = torch.load(tmp_path / "1.pt", weights_only=True)
+    differences = []
     for check in CHECKS:
         name = check.__name__
         found = first[name]
         assert not isinstance(found, str), f"{name}: {found}\n{second[name]}"
         expected = check(None)
         assert expected.keys() == found.keys() == second[name].keys(), name
+        largest = 0.0
         for key, value in expected.items():
             assert torch.equal(found[key], second[name][key]), f"{name}: processes differ in {key}"
-            off = (found[key] - value).abs().max().item() if value.numel() else 0.0
+            off = (found[key] - value).abs().max().item()
             assert off <= 1e-6, f"{name}: {key} is off by {off}"
+            largest = max(largest, off)
+        numbers = sum(value.numel() for value in expected.values())
+        differences.append({"check": str(check.__doc__), "numbers": numbers, "largest": largest})
+    if file := os.environ.get("FORGETLESS_SHARDED"):
+        Path(file).write_text(json.dumps({"environment": environment(), "differences": differences}, indent=1) + "\n")
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
