@@ -53,8 +53,9 @@ class WeightPlasticity(HeldWeights):
 
     Args:
         shared_parameters: What is shared: a module, or any iterable of modules, parameters, or (name, either) pairs.
-            Only their identity matters; a weight that is never consolidated is never held. Buffers are held of modules
-            only; where parameters alone are given and such buffers train, there is a warning.
+            Only their identity matters; a weight that is never consolidated is never held. `fully_shard` replaces
+            weights: build this after it, and anchors and importances are sharded as they are. Buffers are held of
+            modules only; where parameters alone are given and such buffers train, there is a warning.
         alpha: Strength α ≥ 0. 10⁵ keeps a classifier of a few 100,000 weights within a tenth of a point, and is what is
             taken where neither it nor a tolerance is given.
         tolerance: In place of α: ½ Σ_i F_i (θ_i − θ̂_i)², over all held weights, stays at most this (to 1 in 10⁶), and α
