@@ -15,9 +15,15 @@ MEANINGS = """- *Identical*: the same result after resuming, with no message.
 - *Refused*: one clear sentence, and exit code 2 or 1.
 - *Wrong*: another result with no message, a traceback, a hang, or a process that is left over."""
 
+TRAINER_LINES = """from forgetless.integrations.transformers import PlasticityCallback
+callback = PlasticityCallback(alpha=1.0, old_data=old_dataset)
+trainer = Trainer(model, args, train_dataset=new_dataset, callbacks=[callback])
+trainer.train()
+"""
+
 
 def pages() -> list[Page]:
-    return [processors(), reliability(), faults(), speed(), sharded(), upkeep()]
+    return [processors(), reliability(), faults(), fine_tunings(), speed(), sharded(), upkeep()]
 
 
 def processors() -> Page:
@@ -100,6 +106,46 @@ def faults() -> Page:
         answer=f"{len(found)} faults; for each there is a test that fails if it comes back.",
         parts=[table([{"what": what, "test": f"`{test}`"} for what, test in found.items()])],
         is_listed=False,
+    )
+
+
+def fine_tunings() -> Page:
+    """Runs of the Hugging Face Trainer with the callback, killed and resumed."""
+    found = read(HERE / "fine-tunings.json")
+    runs = found["runs"]
+    protected = [run for run in runs if run["protection"] != "none"]
+    same = sum(run["same_weights"] and run["same_logs"] for run in protected)
+    rows: list[Cells] = [
+        {
+            "layout": run["layout"],
+            "trained": run["trained"],
+            "protection": run["protection"],
+            "old text, before": f"{found['old_before'][run['layout']]:.3f}",
+            "after": f"{run['old']:.3f}",
+            "new text": f"{run['new']:.3f}",
+            "resumed": "equal" if run["same_weights"] and run["same_logs"] else "differs",
+        }
+        for run in runs
+    ]
+    return Page(
+        name="fine-tunings",
+        title="The Hugging Face Trainer",
+        question="Does a fine-tuning with `PlasticityCallback` that is killed and resumed end as one never stopped?",
+        answer=f"{same} of {len(protected)} protected runs end with the same weights and logs, bit for bit.",
+        more="A tolerance of 0.05 nats was kept in each case. Under LoRA α = 100 kept little, and nothing of GPT-2: "
+        "the diagonal Fisher predicts little of what the two factors do together. Use a tolerance there.",
+        parts=[
+            command_block(
+                found["command"],
+                f"Character models (2 layers, width 64) know the King James text and learn the reference manual of "
+                f"Python in {found['steps']} steps of AdamW at batch 16, GPT-2 and LoRA with dropout. Each run is a "
+                f"process; it is killed (SIGKILL) after step {found['killed_after']}, in the middle of an epoch, and resumed by "
+                f"another from the checkpoint of step {runs[0]['resumed_from']}. Losses are in nats per character, on "
+                f"text that neither training has seen; one seed. {environment(found['environment'])}.",
+            ),
+            table(rows),
+            f"What a user types:\n\n```python\n{TRAINER_LINES}```",
+        ],
     )
 
 
