@@ -66,7 +66,8 @@ def loss(model: Any, examples: list[dict[str, Any]]) -> float:
 
     model.eval()
     with torch.no_grad():
-        parts = [model(input_ids=t, labels=t).loss for t in torch.stack([e["input_ids"] for e in examples]).split(100)]
+        texts = torch.stack([e["input_ids"] for e in examples]).split(100)  # type: ignore[no-untyped-call]
+        parts = [model(input_ids=t, labels=t).loss for t in texts]
     return float(torch.stack(parts).mean())
 
 
@@ -94,7 +95,7 @@ def fine_tuned(layout: str, lora: bool, arm: str, start: Path, folder: Path, kil
 
     from forgetless.integrations.transformers import PlasticityCallback
 
-    class Dies(TrainerCallback):
+    class Dies(TrainerCallback):  # type: ignore[misc]  # the library's types are not read
         def on_step_end(self, _args: Any, state: Any, _control: Any, **_kwargs: Any) -> None:
             if killed and state.global_step == KILLED_AT:
                 os.kill(os.getpid(), signal.SIGKILL)

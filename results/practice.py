@@ -139,9 +139,9 @@ def fine_tunings() -> Page:
                 found["command"],
                 f"Character models (2 layers, width 64) know the King James text and learn the reference manual of "
                 f"Python in {found['steps']} steps of AdamW at batch 16, GPT-2 and LoRA with dropout. Each run is a "
-                f"process; it is killed (SIGKILL) after step {found['killed_after']}, in the middle of an epoch, and resumed by "
-                f"another from the checkpoint of step {runs[0]['resumed_from']}. Losses are in nats per character, on "
-                f"text that neither training has seen; one seed. {environment(found['environment'])}.",
+                f"process; it is killed (SIGKILL) after step {found['killed_after']}, in the middle of an epoch, and "
+                f"resumed by another from the checkpoint of step {runs[0]['resumed_from']}. Losses are in nats per "
+                f"character, on text that neither training has seen; one seed. {environment(found['environment'])}.",
             ),
             table(rows),
             f"What a user types:\n\n```python\n{TRAINER_LINES}```",
