@@ -95,20 +95,28 @@ def main() -> None:
     given = [f"--{name}={getattr(options, name)}" for name in ("width", "layers", "vocabulary", "length")]
     given += ["--general"] if options.general else []
     rows = []
-    table = Table("memory=", "result, MB", "peak beside it, MB", "share of memory")
     for memory in options.memory:
         command = [sys.executable, __file__, *given, "--memory", str(memory), "--here"]
-        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        rows.append(json.loads(found))
-        row = rows[-1]
-        share = f"{row['peak'] / memory:.2f}" if memory else ""
-        table.add_row(
-            f"{memory:.1e}" if memory else "None", f"{row['result'] / 1e6:.0f}", f"{row['peak'] / 1e6:.0f}", share
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        rows.append(
+            {
+                "memory=": f"{memory:.1e}" if memory else "None",
+                "result, MB": f"{found['result'] / 1e6:.0f}",
+                "peak beside it, MB": f"{found['peak'] / 1e6:.0f}",
+                "share of memory": f"{found['peak'] / memory:.2f}" if memory else "",
+            }
         )
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values())
     Console().print(table)
     if options.json is not None:
-        called = " ".join(["python benchmarks/fisher_memory.py", *given])
-        result = {"benchmark": "fisher_memory", "command": called, "environment": environment(), "rows": rows}
+        result = {
+            "benchmark": "fisher_memory",
+            "command": " ".join(["python benchmarks/fisher_memory.py", *given]),
+            "environment": environment(),
+            "facts": {f"16 texts of {options.length} tokens": rows},
+        }
         options.json.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

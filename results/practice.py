@@ -151,7 +151,7 @@ def fine_tunings() -> Page:
 
 def speed() -> Page:
     measured = [read(path) for path in sorted((HERE / "speed").glob("*.json"))]
-    tables = {(m["benchmark"], title): timings for m in measured for title, timings in m["tables"].items()}
+    tables = {(m["benchmark"], title): timings for m in measured for title, timings in m.get("tables", {}).items()}
     sgd, adam = (ratio(tables["proximal_step", f"{name}, batch 128 of MNIST, 20 steps"], 1) for name in ("SGD", "Adam"))
     fisher = ratio(tables["fisher", "MLP 784-512-512-512-10, 10,000 examples of MNIST, batch 1000"], 1)
     return Page(
@@ -166,8 +166,8 @@ def speed() -> Page:
             for m in measured
             for part in (
                 f"## {m['benchmark'].replace('_', ' ').capitalize()}",
-                command_block(m["command"], f"{m['rounds']} rounds, {environment(m['environment'])}."),
-                *(f"{title}:\n\n{table([timing(t) for t in timings])}" for title, timings in m["tables"].items()),
+                command_block(m["command"], f"{rounds(m)}{environment(m['environment'])}."),
+                *(f"{t}:\n\n{table([timing(row) for row in rows])}" for t, rows in m.get("tables", {}).items()),
                 *(f"{title}:\n\n{table(rows)}" for title, rows in m.get("facts", {}).items()),
             )
         ],
@@ -201,6 +201,10 @@ def sharded() -> Page:
             table(rows),
         ],
     )
+
+
+def rounds(measured: Mapping[str, Any]) -> str:
+    return f"{measured['rounds']} rounds, " if "rounds" in measured else ""
 
 
 def ratio(timings: Sequence[Mapping[str, Any]], row: int) -> str:
