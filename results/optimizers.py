@@ -22,7 +22,6 @@ where lion-pytorch is not installed.
 import contextlib
 import functools
 import importlib.util
-import itertools
 import json
 import math
 import sys
@@ -45,10 +44,9 @@ from forgetless.runs import environment, write_atomically
 PATH = Path(__file__).parent / "optimizers.json"
 
 CONTEXT, BATCH, WIDTH, HEADS, LAYERS = 32, 8, 64, 4, 2
-STEPS_A, STEPS_B, STEPS_OF_RATES = 2500, 800, 400
+STEPS_A, STEPS_B, STEPS_OF_RATES = 2500, 700, 400
 PILOT, SEEDS = 100, (0, 1, 2)
-PROTECTED = (("metric", 1.0), ("metric", 100.0), ("identity", 100.0))
-"""Of the first seed; of the others the first two."""
+ARMS = (("metric", 1.0), ("metric", 100.0), ("identity", 100.0), ("none", 0.0))
 
 Optimizers = list[Optimizer]
 
@@ -282,9 +280,13 @@ def rate_arms() -> Iterator[Arm]:
 
 def confirming_arms(rows: list[dict[str, Any]]) -> Iterator[Arm]:
     rates = chosen_rates(rows)
-    for seed, name in itertools.product(SEEDS, [name for name in available() if name in rates]):
-        yield Arm(name, rates[name], "none", 0.0, seed)
-        for protection, alpha in PROTECTED[: 3 if seed == SEEDS[0] else 2]:
+    names = [name for name in available() if name in rates]
+    first, *others = SEEDS
+    order = [(arm, first) for arm in ARMS] + [
+        (arm, seed) for part in (ARMS[:2], ARMS[2:]) for seed in others for arm in part
+    ]
+    for (protection, alpha), seed in order:
+        for name in names:
             yield Arm(name, rates[name], protection, alpha, seed)
 
 
