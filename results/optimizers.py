@@ -22,6 +22,7 @@ where lion-pytorch is not installed.
 import contextlib
 import functools
 import importlib.util
+import itertools
 import json
 import math
 import sys
@@ -281,13 +282,8 @@ def rate_arms() -> Iterator[Arm]:
 def confirming_arms(rows: list[dict[str, Any]]) -> Iterator[Arm]:
     rates = chosen_rates(rows)
     names = [name for name in available() if name in rates]
-    first, *others = SEEDS
-    order = [(arm, first) for arm in ARMS] + [
-        (arm, seed) for part in (ARMS[:2], ARMS[2:]) for seed in others for arm in part
-    ]
-    for (protection, alpha), seed in order:
-        for name in names:
-            yield Arm(name, rates[name], protection, alpha, seed)
+    for seed, (protection, alpha), name in itertools.product(SEEDS, ARMS, names):
+        yield Arm(name, rates[name], protection, alpha, seed)
 
 
 def available() -> list[str]:
