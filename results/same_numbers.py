@@ -37,9 +37,9 @@ NAMES: dict[str, tuple[str, ...]] = {
 """Run → the arms of it that run again."""
 
 SMALL = {
-    "cell": "forgetless search --space cell --cell.nodes 2 --cell.units 4 --data mnist --protection none wpl l2 si "
-    "--epochs 3 --models-per-epoch 4 --batches-per-model 6 --batch-size 48 --evaluation-batches 1 --strategy-steps 1 "
-    "--samples-per-step 6 --final-samples 3 --final-batches 20 --protect-from 1",
+    "cell": "forgetless search --space cell --cell.nodes 2 --cell.units 4 --protection none wpl l2 si --epochs 3 "
+    "--models-per-epoch 2 --batches-per-model 4 --evaluation-batches 1 --strategy-steps 1 --samples-per-step 4 "
+    "--final-samples 0 --protect-from 1",
     "nas201, held-out importance": "forgetless search --space nas201 --nas201.units 2 --protection none wpl mas "
     "coupling wpl-tolerance --coupling.num-examples 5 --epochs 3 --models-per-epoch 4 --batches-per-model 6 "
     "--importance held-out --final-samples 3 --final-batches 20 --protect-from 1",
