@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import comparisons
+import one_alpha
 import practice
 import searches
 import two_models
@@ -19,6 +20,7 @@ TOPICS = {
     "Two models on MNIST": two_models.pages,
     "Searches": searches.pages,
     "Searches judged by a benchmark": comparisons.pages,
+    "One α": one_alpha.pages,
     "Practice": practice.pages,
 }
 

@@ -639,7 +639,7 @@ def test_shared_weights_are_found_by_identity_under_any_name(form: str) -> None:
     held.consolidate(second, importance_of(second, 2.0))
     assert (held.importance(shared.weight) == 3).all()
     assert torch.equal(held.anchor(shared.bias), shared.bias)
-    assert str(held) == "WeightPlasticity(alpha=100000, rule='sum', 2 of 2 shared parameters held)"
+    assert str(held) == "WeightPlasticity(alpha=1, rule='sum', 2 of 2 shared parameters held)"
 
 
 def test_tied_weights_are_found_under_each_of_their_names() -> None:
@@ -899,6 +899,12 @@ def test_an_anchor_unlike_its_weight_is_refused(use: str) -> None:
     assert same_state(held.state_dict(), before)
     held.to(dtype=torch.float64)
     actions[use]()
+
+
+def test_alpha_is_the_posteriors_own_unless_it_is_given() -> None:
+    assert WeightPlasticity([]).alpha == WeightPlasticity([], None).alpha == 1
+    assert WeightPlasticity([], 3).alpha == 3
+    assert WeightPlasticity([], tolerance=0.1).alpha == 0  # the multiplier of a constraint that nothing exceeds
 
 
 def test_bad_settings_are_refused() -> None:

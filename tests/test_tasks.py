@@ -7,6 +7,8 @@ import torch.nn.functional as F
 
 from forgetless.data import ImageData, ImageSplit, TextData
 from forgetless.errors import InputError
+from forgetless.importance import TrainingFisher, diagonal_fisher
+from forgetless.search.evidence import BoundArchitecture
 from forgetless.spaces.recurrent import RecurrentSpace
 from forgetless.spaces.recurrent.supernet import RecurrentSupernet
 from forgetless.tasks.images import ImageClassification
@@ -119,6 +121,35 @@ def test_loss_carries_the_state_within_one_model_only():
     assert carried.item() == pytest.approx(model.loss(*second, CELL, state)[0].item(), rel=1e-6)
     assert carried.item() != fresh.item()
     carried.backward()  # through one batch only
+
+
+@pytest.mark.parametrize("source", ["training", "held-out"])
+def test_the_importance_of_a_chunk_is_that_per_target_over_its_length(source):
+    """A search on text takes the mean loss of a chunk of T words: there α = 1 per target is a strength of T."""
+    length = 6
+    task = LanguageModelling(text(), 1, length, independent=True)
+    model = BoundArchitecture(supernet().double(), CELL)
+    batches = list(task.training_batches(8, torch.Generator().manual_seed(3)))
+    weights = dict(model.named_parameters())
+    squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for words, targets in batches:
+        logits = model(words)[0]  # (T, V)
+        total = sum(F.cross_entropy(logits[t], targets[0, t]) for t in range(length))
+        gradients = torch.autograd.grad(total, list(weights.values()))
+        for square, gradient in zip(squares.values(), gradients, strict=True):
+            square += gradient.square() / (length * len(batches))
+    if source == "training":
+        estimate = TrainingFisher(weights)
+        for batch in batches:
+            model.zero_grad()
+            task.loss_of(model.supernet, CELL)(batch).backward()
+            estimate.add()
+        found = estimate.fisher(task.batch_size)
+    else:
+        found = diagonal_fisher(model, batches, task.loss, parameters=weights)
+    assert found.keys() == squares.keys()
+    for name, square in squares.items():
+        torch.testing.assert_close(length * found[name], square, rtol=1e-9, atol=1e-12)
 
 
 def test_a_diverged_architecture_has_an_infinite_or_nan_error():

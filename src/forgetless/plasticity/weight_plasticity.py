@@ -20,7 +20,7 @@ from forgetless.plasticity.step import draw, draw_within
 from forgetless.plasticity.storage import Storage, saved
 from forgetless.sharding import largest, local
 
-_DEFAULT_ALPHA = 1e5
+_DEFAULT_ALPHA = 1.0
 
 
 class WeightPlasticity(HeldWeights):
@@ -56,8 +56,9 @@ class WeightPlasticity(HeldWeights):
             Only their identity matters; a weight that is never consolidated is never held. `fully_shard` replaces
             weights: build this after it, and anchors and importances are sharded as they are. Buffers are held of
             modules only; where parameters alone are given and such buffers train, there is a warning.
-        alpha: Strength α ≥ 0. 10⁵ keeps a classifier of a few 100,000 weights within a tenth of a point, and is what is
-            taken where neither it nor a tolerance is given.
+        alpha: Strength α ≥ 0; 1 if neither it nor a tolerance is given: the posterior's own, where importance is per
+            target (per example of T targets, whose loss is their mean, it is T). More keeps earlier models better and
+            leaves later ones less freedom; 10⁵ is close to freezing.
         tolerance: In place of α: ½ Σ_i F_i (θ_i − θ̂_i)², over all held weights, stays at most this (to 1 in 10⁶), and α
             becomes the multiplier of this constraint, see `forgetless.plasticity.budget`. The form is the increase of
             the earlier models' mean loss, in its unit, that the Fisher predicts from one `consolidate` to the next (of
