@@ -424,7 +424,7 @@ def test_settings_exclude_each_other() -> None:
             WeightPlasticity([], tolerance=level)
     held, plain = WeightPlasticity([], tolerance=0.1), WeightPlasticity([])
     assert (held.alpha, held.tolerance, held.budget) == (0.0, 0.1, 0.1)
-    assert (plain.alpha, plain.tolerance, plain.budget) == (1e5, None, None)
+    assert (plain.alpha, plain.tolerance, plain.budget) == (1.0, None, None)
     with pytest.raises(ValueError, match="Expected no alpha under a tolerance"):
         held.alpha = 1.0
     with pytest.raises(ValueError, match="Expected no tolerance where alpha is given"):
