@@ -200,8 +200,7 @@ IMAGES = (
     "the last half of the epochs, of the reward over the last quarter."
 )
 TEXT = (
-    "Two seeds, of [every strength](strengths-recurrent-3.md): α = 1 lies between the strengths 10 and 30. Means over "
-    "the last half of the epochs, in nats per token."
+    "Two seeds, of [every strength](strengths-recurrent-3.md). Means over the last half of the epochs, in nats per token."
 )
 
 
@@ -228,7 +227,7 @@ def text_rows() -> list[Cells]:
     found = {(row["protection"], row["strength"]): row for row in read(HERE / "strengths" / "recurrent-3.json")["rows"]}
     free = found["none", 0.0]
     rows = []
-    for strength in (0.0, 10.0, 30.0, 100.0):
+    for strength in (0.0, 10.0, 20.0, 30.0, 100.0):
         row = found["wpl" if strength else "none", strength]
         prevented = 1 - row["forgetting_mean"] / free["forgetting_mean"]
         rows.append(
