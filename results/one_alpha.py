@@ -200,7 +200,8 @@ IMAGES = (
     "the last half of the epochs, of the reward over the last quarter."
 )
 TEXT = (
-    "Two seeds, of [every strength](strengths-recurrent-3.md). Means over the last half of the epochs, in nats per token."
+    "Two seeds, of [every strength](strengths-recurrent-3.md). Means over the last half of the epochs, in nats per "
+    "token."
 )
 
 
