@@ -22,7 +22,7 @@ ARMS = {
 """Protection and α → what tables call it."""
 
 
-CONVERGED, CROSSED = "mnist-alpha-adam", "mnist-per-target-crossed"
+CONVERGED, CROSSED, PREFIX = "mnist-alpha-adam", "mnist-per-target-crossed", "mnist-per-target-prefix"
 COLUMNS = ("A stopped at", "protection", "strength", *two_models.TEST)
 
 
@@ -162,6 +162,8 @@ def extremes(rows: Sequence[Row]) -> list[Cells]:
 def per_target() -> Page:
     crossed = [*two_models.rows_of(CONVERGED), *two_models.rows_of(CROSSED)]
     crossed = [row for row in crossed if row["strength"] in {"", "1", "100000"}]
+    summary = two_models.result_of(PREFIX).summary()
+    prefix = [s.reduction.mean for s in summary if s.strength == 1 and s.reduction is not None]
     converged, *stopped = (
         s.reduction.mean
         for name in (CONVERGED, CROSSED)
@@ -174,7 +176,7 @@ def per_target() -> Page:
         question="In the unit per target, α = 1 is the posterior's own strength. Where does it lie between no "
         "protection and the strength that was selected?",
         answer=f"Two models: it prevents {points(converged, 0)} % where A converged and {span(stopped, 0)} % where A "
-        "was stopped early.",
+        f"was stopped early; {span(prefix, 0)} % in prefix wiring.",
         more="In the search of image cells it is the strength that was selected. In the search of recurrent cells it "
         "prevents about a third of what the selected strength does, which is five times as large.",
         parts=[
@@ -182,6 +184,9 @@ def per_target() -> Page:
             "## Two models, crossed wiring\n\nThe strength that was selected is 10⁵.",
             table(only(crossed, *COLUMNS)),
             *(two_models.block_of(name) for name in (CONVERGED, CROSSED)),
+            NARROW,
+            table(only(two_models.rows_of(PREFIX), "shared", *COLUMNS[1:])),
+            two_models.block_of(PREFIX),
             "## Search of image cells\n\n" + IMAGES,
             table(image_rows()),
             "## Search of recurrent cells\n\n" + TEXT,
@@ -190,6 +195,10 @@ def per_target() -> Page:
     )
 
 
+NARROW = (
+    "## Two models, prefix wiring\n\nNarrow sigmoid layers; the strength that was selected is 10⁵. With wide ReLU layers "
+    "[nothing is forgotten](two-model-prefix-relu.md)."
+)
 UNIT = (
     "An image has one target: the strength of a command is α per target. A chunk of T words has T, and its loss is "
     "their mean, so that its Fisher is 1/T of that per target: with T = 20, the strength 20 is α = 1 "
