@@ -196,8 +196,8 @@ def per_target() -> Page:
 
 
 NARROW = (
-    "## Two models, prefix wiring\n\nNarrow sigmoid layers; the strength that was selected is 10⁵. With wide ReLU layers "
-    "[nothing is forgotten](two-model-prefix-relu.md)."
+    "## Two models, prefix wiring\n\nNarrow sigmoid layers; the strength that was selected is 10⁵. With wide ReLU "
+    "layers [nothing is forgotten](two-model-prefix-relu.md)."
 )
 UNIT = (
     "An image has one target: the strength of a command is α per target. A chunk of T words has T, and its loss is "
