@@ -207,7 +207,7 @@ def speed() -> Page:
                 f"## {m['benchmark'].replace('_', ' ').capitalize()}",
                 command_block(m["command"], f"{rounds(m)}{environment(m['environment'])}."),
                 *(f"{t}:\n\n{table([timing(row) for row in rows])}" for t, rows in m.get("tables", {}).items()),
-                *(f"{title}:\n\n{table(rows)}" for title, rows in m.get("facts", {}).items()),
+                *(f"{t}:\n\n{table([in_words(row) for row in rows])}" for t, rows in m.get("facts", {}).items()),
             )
         ],
     )
@@ -240,6 +240,10 @@ def sharded() -> Page:
             table(rows),
         ],
     )
+
+
+def in_words(row: Mapping[str, str | float]) -> Cells:
+    return {name: value if isinstance(value, str) else f"{value:.4g}" for name, value in row.items()}
 
 
 def rounds(measured: Mapping[str, Any]) -> str:

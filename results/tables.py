@@ -9,6 +9,7 @@ from pathlib import Path
 
 import comparisons
 import one_alpha
+import peers
 import practice
 import searches
 import two_models
@@ -22,6 +23,7 @@ TOPICS = {
     "Searches judged by a benchmark": comparisons.pages,
     "One α": one_alpha.pages,
     "Practice": practice.pages,
+    "Other libraries": peers.pages,
 }
 
 INTRODUCTION = """# Results
