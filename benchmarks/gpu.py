@@ -181,8 +181,9 @@ def supernet(rounds: int) -> list[Timing]:
 
 def trainer() -> list[Timing]:
     """Some steps of the Hugging Face Trainer on a small Llama, without and with the callback and own samples."""
-    from forgetless.integrations.transformers import PlasticityCallback
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+    from forgetless.integrations.transformers import PlasticityCallback
 
     sizes: dict[str, Any] = {
         "hidden_size": 64,
