@@ -280,6 +280,31 @@ with interruption.handled():
     assert run(program).stdout == "False\n"
 
 
+def test_an_import_is_not_torn_apart(tmp_path):
+    """PyTorch's modules run Python from C++, where an exception would abort the process."""
+    (tmp_path / "slow_module.py").write_text(
+        "import os, signal, time\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "end = time.monotonic() + 0.4\n"
+        "while time.monotonic() < end:\n"
+        "    time.sleep(0.01)\n"
+        "print('imported', flush=True)\n"
+    )
+    program = f"""
+import sys, time
+from forgetless import interruption
+interruption.GRACE_SECONDS = 0.1
+sys.path.append({str(tmp_path)!r})
+try:
+    with interruption.handled(to_the_end=True):
+        import slow_module
+        time.sleep(10)
+except interruption.Interrupted as error:
+    print(error.exit_code)
+"""
+    assert run(program).stdout == "imported\n130\n"
+
+
 def test_a_signal_while_python_cleans_up_ends_the_process_without_a_traceback():
     program = """
 import atexit, os, signal

@@ -24,6 +24,8 @@ GRACE_SECONDS = 2.0
 LIMIT_SECONDS = 4.5
 """When a process that was asked to stop is ended, wherever it is."""
 
+_SECONDS_OF_AN_IMPORT = 0.05  # until it is looked again whether a module is still being imported
+
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _OF_THE_TERMINAL = [number for number in _SIGNALS if number != signal.SIGTERM]
 
@@ -124,7 +126,7 @@ def _install(before: dict[int, "_Handler"]) -> None:
         number: _ask for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
     }
     if hasattr(signal, "SIGALRM"):
-        wanted[signal.SIGALRM] = lambda number, frame: None if _State.is_ending else stop_if_asked()  # noqa: ARG005
+        wanted[signal.SIGALRM] = _time_is_up
     for number, handler in wanted.items():
         before[number] = signal.signal(number, handler)
 
@@ -208,6 +210,24 @@ def _alarm(seconds: float) -> bool:
         return False
     signal.setitimer(signal.ITIMER_REAL, seconds)
     return True
+
+
+def _time_is_up(_number: int, frame: FrameType | None) -> None:
+    if _State.is_ending:
+        return
+    if _is_importing(frame):
+        # PyTorch's modules run Python from C++, where an exception would abort the process.
+        _alarm(_SECONDS_OF_AN_IMPORT)
+    else:
+        stop_if_asked()
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:
