@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from timing import environment
+from timing import environment, growth
 from torch import Tensor, nn
 
 from forgetless import diagonal_fisher
@@ -49,12 +49,6 @@ def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
 
 
-def resident(field: str) -> int:
-    """Bytes of this process, now (`VmRSS`) or at its peak (`VmHWM`)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
-
-
 def peak(options: argparse.Namespace, memory: float | None) -> dict[str, float | None]:
     """Measure one call, in this process."""
     torch.manual_seed(0)
@@ -65,16 +59,20 @@ def peak(options: argparse.Namespace, memory: float | None) -> dict[str, float |
     tokens = torch.randint(options.vocabulary, (2, 16, options.length), device=device)
     # What is loaded at the first use of an operation is no memory of the computation.
     diagonal_fisher(model_of(8, 1, 11, not options.general).to(device), [(tokens[0] % 11, tokens[0] % 11)], token_loss)
+    found: dict[str, Tensor] = {}
+
+    def compute() -> None:
+        found.update(diagonal_fisher(model, [(x, x) for x in tokens], token_loss, per="target", memory=memory))
+
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
+        compute()
+        grown: float = torch.cuda.max_memory_allocated() - before
     else:
-        Path("/proc/self/clear_refs").write_text("5")
-        before = resident("VmRSS")
-    found = diagonal_fisher(model, [(x, x) for x in tokens], token_loss, per="target", memory=memory)
-    top = torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
+        grown = growth(compute)
     result = sum(value.nbytes for value in found.values())
-    return {"memory": memory, "result": result, "peak": top - before - result}
+    return {"memory": memory, "result": result, "peak": grown - result}
 
 
 def main() -> None:

@@ -10,12 +10,11 @@ model trains on other inputs, the accuracy and loss of the first with each optio
 import copy
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import Batch, Timing, compare, in_batches, mnist_or_random, parser, prepare, report
+from timing import Batch, Timing, compare, growth, in_batches, mnist_or_random, parser, prepare, report
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 
@@ -60,21 +59,6 @@ def held_bytes(plasticity: WeightPlasticity) -> int:
     stored = plasticity._weights
     tensors = [t for f in stored.importances for t in ((f,) if isinstance(f, Tensor) else f or ())]
     return sum(t.numel() * t.element_size() for t in (*tensors, *(a for a in stored.anchors if a is not None)))
-
-
-def growth(function: Callable[[], object]) -> float:
-    """By how many bytes the process grows while the function runs, at most; nan where the kernel does not tell."""
-    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if not clear.exists():
-        return float("nan")
-
-    def kilobytes(name: str) -> int:
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
-
-    clear.write_text("5")
-    before = kilobytes("VmRSS")
-    function()
-    return 1024.0 * (kilobytes("VmHWM") - before)
 
 
 def copy_bandwidth(num_weights: int) -> float:

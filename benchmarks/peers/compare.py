@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from timing import compare, environment, in_batches, mnist_or_random, parser, prepare
+from timing import compare, environment, growth, in_batches, mnist_or_random, parser, prepare
 
 TASKS = (1, 10)
 STEP_BATCH = 128
@@ -99,21 +99,13 @@ def quality(name: str, model: nn.Module, batches: Sequence[Batch], exact: Tensor
     return (values.sum() / exact.sum()).item(), torch.corrcoef(torch.stack([values, exact]))[0, 1].item()
 
 
-def peak_bytes(name: str, batches: Sequence[Batch]) -> int:
+def peak_bytes(name: str, batches: Sequence[Batch]) -> float:
     """By how much a library's Fisher raises the peak memory of a new process, once its modules are loaded. Linux."""
     warnings.simplefilter("ignore")
     prepare(1)
     FISHERS[name](network(), [(inputs[:2], labels[:2]) for inputs, labels in batches[:1]])
     model = network()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _peak()
-    FISHERS[name](model, batches)
-    return _peak() - before
-
-
-def _peak() -> int:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    return growth(partial(FISHERS[name], model, batches))
 
 
 def measure(batches: list[Batch], few: list[Batch], rounds: int) -> list[Row]:

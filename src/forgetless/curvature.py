@@ -8,15 +8,15 @@ A is diag(p) − p pᵀ for cross entropy and the identity for half a squared er
 that is. For models that are linear in their weights GᵀG is the Hessian. No matrix of weights × weights is ever formed.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from forgetless.errors import DivergedError, InputError
+from forgetless.importance.model import evaluating
 from forgetless.plasticity.metric import wide
 
 MOST_OUTPUTS = 100
@@ -191,19 +191,3 @@ def flat(tensors: Sequence[Tensor]) -> Tensor:
         tensors: At least one.
     """
     return torch.cat([wide(tensor.detach()).flatten() for tensor in tensors])
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and the mode of each module as it was afterwards.
-
-    Args:
-        model: The model.
-    """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

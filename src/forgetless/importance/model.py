@@ -59,6 +59,22 @@ def _refuse_what_cannot_be_differentiated(model: nn.Module, named: Mapping[str, 
 
 
 @contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and the mode of each module as it was afterwards.
+
+    Args:
+        model: The model.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
 def untouched(
     model: nn.Module, named: Mapping[str, nn.Parameter], generator: torch.Generator | None
 ) -> Iterator[torch.Generator]:
@@ -69,7 +85,6 @@ def untouched(
         named: The wanted weights. Those that are frozen require a gradient meanwhile.
         generator: Given back, if there is one; else one in the state of the global generator.
     """
-    training = {module: module.training for module in model.modules()}
     frozen = [weight for weight in named.values() if not weight.requires_grad]
     buffers = [
         (module, name, buffer, buffer._version, buffer.detach().clone())
@@ -85,8 +100,13 @@ def untouched(
         else:  # a state of another kind of device has another form
             generator.manual_seed(torch.initial_seed())
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad(), _differentiable(model):
-        model.eval()
+    with (
+        torch.random.fork_rng(devices),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        _differentiable(model),
+        evaluating(model),
+    ):
         try:
             for weight in frozen:
                 weight.requires_grad_(True)
@@ -98,8 +118,6 @@ def untouched(
                 module._buffers[name] = buffer
                 if buffer._version != version:
                     buffer.data.copy_(value)
-            for module, was_training in training.items():
-                module.training = was_training
 
 
 def _differentiable(model: nn.Module) -> contextlib.AbstractContextManager[Any]:

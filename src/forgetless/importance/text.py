@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from forgetless.errors import InputError
 from forgetless.importance.labels import logits_of
+from forgetless.importance.model import evaluating
 
 
 @torch.no_grad()
@@ -52,9 +53,7 @@ def sample_text(
         )
     if num_tokens < 1 or (context is not None and context < 1):
         raise InputError(f"Expected num_tokens and context of at least 1, but got {num_tokens} and {context}.")
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         text = prompts
         for _ in range(num_tokens):
             seen = text if context is None else text[:, -context:]
@@ -67,6 +66,3 @@ def sample_text(
             drawn = torch.multinomial(logits[:, -1].float().softmax(-1), 1, generator=generator)
             text = torch.cat([text, drawn.to(text.dtype)], 1)
         return text
-    finally:
-        for module, was_training in training.items():
-            module.training = was_training

@@ -10,16 +10,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from forgetless.errors import InputError
 from forgetless.importance import Batch, LossFunction, sample_text
 from forgetless.importance.labels import logits_of
+from forgetless.importance.model import evaluating
 
 MOST_MEASURED = 64
 """Examples that the loss is measured on, at most; a quarter of them where there are fewer than four times as many."""
 
 IGNORED = -100
-"""A label that is no target, as everywhere in transformers."""
+"""The label that transformers give to what is no target."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class OldExamples:
             return self, self
         chosen = {i * num // held_out for i in range(held_out)}
         rest = [i for i in range(num) if i not in chosen]
-        parts = (_Part(self.examples, rest), _Part(self.examples, sorted(chosen)))
+        parts = (Subset(self.examples, rest), Subset(self.examples, sorted(chosen)))
         return replace(self, examples=parts[0]), replace(self, examples=parts[1])
 
     @torch.no_grad()
@@ -102,20 +104,6 @@ class OldExamples:
                 total += losses.double().sum()
                 count += int((targets >= 0).sum()) if _are_classes(targets) else losses.numel()
         return float(total) / max(count, 1)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Some examples of a dataset."""
-
-    whole: Any
-    places: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, place: int) -> Any:
-        return self.whole[self.places[place]]
 
 
 def token_loss(outputs: Any, targets: Tensor) -> Tensor:
@@ -225,19 +213,16 @@ def evaluated(model: nn.Module) -> Iterator[None]:
     Args:
         model: Left in the modes that it was found in.
     """
-    modes = {module: module.training for module in model.modules()}
     config: Any = getattr(model, "config", None)
     configs = {id(c): c for c in (config, _text_config(config)) if getattr(c, "use_cache", False)}.values()
-    model.eval()
     for each in configs:
         each.use_cache = False
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for each in configs:
             each.use_cache = True
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextlib.contextmanager

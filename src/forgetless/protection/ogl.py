@@ -143,7 +143,7 @@ class OGL(Protection):
         """Gradients of the true class's logit for the first held-out examples, (≤ number, all shared weights)."""
         import torch
 
-        from forgetless.curvature import evaluating
+        from forgetless.importance.model import evaluating
 
         held = {id(parameter) for parameter in model.parameters()}
         places = [i for i, parameter in enumerate(self.shared_parameters) if id(parameter) in held]
