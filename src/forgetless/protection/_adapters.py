@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-INIT_SEED = 0
-"""Of the adapter's initial weights, the same in every run: what differs between seeds is the model."""
-
 
 class AdapterProtection(Protection):
     """Trains an adapter in every linear layer of a copy of the model, whose own weights stay where they are.
@@ -95,7 +92,8 @@ class AdapterProtection(Protection):
     def adapted(self, model: nn.Module) -> nn.Module:
         """A copy of the model with an adapter, which computes the same until it is trained.
 
-        Only the adapter requires gradients. Its initial weights depend on nothing but the shapes of the layers.
+        Only the adapter requires gradients. What is random in its initial weights is drawn from PyTorch's global
+        generator.
 
         Args:
             model: Left as it is.
@@ -107,15 +105,12 @@ class AdapterProtection(Protection):
             InputError: As `check_model`.
         """
         self.check_model(model, self.options)
-        import torch
         from peft import inject_adapter_in_model
 
         config = self.adapter_config(self.options, self._layers(model))
-        device = next(model.parameters()).device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), warnings.catch_warnings():
+        with warnings.catch_warnings():
             # Where both kinds of linear layers are in one model PEFT tells of each that it stores them differently.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-            torch.manual_seed(INIT_SEED)
             trained = inject_adapter_in_model(config, copy.deepcopy(model))
         trained.train(model.training)
         self.trained = trained

@@ -83,6 +83,7 @@ class FolderModel:
         language: The model's own tokens.
         context: T.
         is_trained: It is.
+        num_weights: How many weights it has.
 
     Raises:
         InputError: If transformers is not installed, or the folder has no configuration, weights or tokenizer, or its
@@ -103,6 +104,11 @@ class FolderModel:
             self._model = _model(path, config)
             self.language = _language(path, self._model)
         self.context = min(context, getattr(self._model.config, "max_position_embeddings", None) or context)
+
+    @property
+    def num_weights(self) -> int:
+        """How many weights it has."""
+        return sum(weight.numel() for weight in self._model.parameters())
 
     def make(self, seed: int) -> nn.Module:  # noqa: ARG002 - nothing is drawn
         """The model with the weights of the folder.
