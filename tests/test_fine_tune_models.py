@@ -3,15 +3,21 @@
 import importlib.util
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from forgetless import diagonal_fisher, sample_text
+from forgetless.cli import main
 from forgetless.errors import InputError
+from forgetless.experiments.base import load_config
 from forgetless.experiments.fine_tune.hugging_face import FolderModel
+from forgetless.experiments.fine_tune.records import read_records
+from forgetless.experiments.fine_tune.running import run
 from forgetless.experiments.fine_tune.text import Lines, Windows, load_lines, next_token_loss, next_token_losses
 from forgetless.protection import make_protection
+from forgetless.runs import RunFolder
 from forgetless.training import train
 
 transformers = pytest.importorskip("transformers", reason="needs the extra `transformers`")
@@ -230,3 +236,58 @@ def test_models_that_cannot_write_are_refused(tmp_path):
 def test_without_transformers_one_sentence_names_the_extra(folder, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     refused(folder, r"Expected the package transformers .*, but got none. .*forgetless\[transformers\]")
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+ADAPTERS = ["lora", "osf"] if importlib.util.find_spec("peft") else []
+SIZES = {"steps": 4, "seeds": 1, "samples": 4, "batch-size": 2, "evaluate-every": 4, "context": 12}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Folders of an old and a new text."""
+    made = tmp_path_factory.mktemp("texts")
+    verses = {"old": VERSES, "new": load_lines("kjv-nt").splits["importance"][:60]}
+    for name, lines in verses.items():
+        (made / name).mkdir()
+        for split, part in (("train", lines[:40]), ("valid", lines[40:50]), ("test", lines[50:])):
+            (made / name / f"{split}.txt").write_text("\n".join(part))
+    return made
+
+
+def command(folder, texts, *protections):
+    sizes = (word for name, value in SIZES.items() for word in (f"--{name}", str(value)))
+    of = ("--model", str(folder), "--old", str(texts / "old"), "--to", str(texts / "new"))
+    return ["fine-tune", *of, *sizes, "--protection", *protections]
+
+
+def test_a_folder_is_fine_tuned_by_the_command_and_goes_on_where_it_was_stopped(texts, tmp_path, capsys):
+    name = save(tmp_path / "llama", llama)[0]
+    path, protections = tmp_path / "run", ["none", "wpl", "l2", *ADAPTERS]
+    assert main([*command(name, texts, *protections), "--output", str(path)]) == 0
+    assert "Fine-tuned on new" in capsys.readouterr().out
+    folder = RunFolder(path)
+    config = load_config(folder)
+    made = read_records(config, folder)
+    assert [record.protection for record in made] == protections
+    assert all(record.old_before == pytest.approx(5.7, abs=0.2) for record in made)
+    assert all(record.new_after < record.new_before for record in made)
+    again = run(config, finished=made[:2]).runs  # as if stopped in the third arm
+    assert [replace(record, seconds=0.0) for record in again] == [replace(record, seconds=0.0) for record in made]
+
+
+def test_the_command_refuses_before_it_writes_anything(texts, folder, tmp_path, capsys):
+    def told(*words):
+        assert main([*words, "--output", str(tmp_path / "run")]) == 2
+        assert not (tmp_path / "run").exists()
+        return capsys.readouterr().err
+
+    assert "which is nothing there" in told(*command(tmp_path / "gone", texts, "none"))
+    greek = tmp_path / "greek"
+    greek.mkdir()
+    for split in ("train", "valid", "test"):
+        (greek / f"{split}.txt").write_text("Ἐν ἀρχῇ ἦν ὁ λόγος\n" * 40)
+    assert "are unknown to it" in told(*command(folder, texts, "none"), "--to", str(greek))
+    if ADAPTERS:
+        assert "but got GPT2LMHeadModel with Conv1D. Leave osf out" in told(*command(folder, texts, "none", "osf"))

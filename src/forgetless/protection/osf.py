@@ -62,7 +62,7 @@ class OSF(AdapterProtection):
     @classmethod
     def held_copies(cls, options: Any, num_outputs: float) -> float:  # noqa: ARG003
         """What is trained, about 2 (1 − share) numbers for each weight of a square layer, twice: as it was, too."""
-        return 4.0 * (1 - options.strength)
+        return 4 * (1 - float(options.strength))
 
     @classmethod
     def adapter_config(cls, options: OSFOptions, layers: Mapping[str, nn.Module]) -> Any:
