@@ -170,7 +170,7 @@ class FineTuneConfig(Configuration):
     def __post_init__(self) -> None:
         super().__post_init__()
         asked = default_protections(*DEFAULT_PROTECTIONS) if self.protections is None else self.protections
-        protections = fitted_protections(asked, EXPERIMENT, several_strengths=True)
+        protections = fitted_protections(asked, EXPERIMENT, several_strengths=True, may_replace_layers=True)
         for each in protections:
             if each.kind.matches is not None or each.kind.watches:
                 why = "tries several learning rates" if each.kind.matches else "has to see the pretraining"
