@@ -242,4 +242,4 @@ def asks_for_past(protection: str) -> bool:
         protection: Its name.
     """
     kind = PROTECTIONS[protection]
-    return kind.uses_fisher or bool(getattr(kind, "uses_examples", False))
+    return kind.uses_fisher or kind.uses_examples
