@@ -186,8 +186,8 @@ def test_sentences_have_the_numbers_of_the_records():
     assert "new text goes from 4.40 to 3.05" in first
     assert "kept its budget in 6 of 6 runs (0.05 nats: 3 of 3, 80 % used; 0.2 nats: 3 of 3, 85 % used)." in kept
     assert "Of 7 arms none is better on both texts than these 4: no protection; " in best
-    assert "weight plasticity on old data (α\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}1)" in best
-    assert "own samples (α" not in best
+    assert "weight plasticity on old data at α\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}1;" in best
+    assert "plasticity on own samples at α" not in best
 
 
 def test_a_budget_that_is_passed_is_said_to_be():

@@ -190,5 +190,5 @@ def _styles(entries: Sequence[MethodSummary]) -> list[Artist]:
 
 def pale(shade: str) -> str:
     """A colour for what is dominated: mostly white."""
-    red, green, blue = (0.3 * part + 0.7 for part in to_rgb(shade))
+    red, green, blue = (0.35 * part + 0.65 for part in to_rgb(shade))
     return to_hex((red, green, blue))

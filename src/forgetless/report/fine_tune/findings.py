@@ -166,11 +166,11 @@ def _name(protection: str, on: str | None) -> str:
 
 
 def _with_strengths(entries: Sequence[MethodSummary]) -> str:
-    """A method with strengths of its, such as `L2 anchor (α = 1, 10)`."""
+    """A method with strengths of its, such as `L2 anchor at α = 1, 10`."""
     kind = PROTECTIONS.get(entries[0].protection)
     strengths = [number(entry.strength) for entry in entries if entry.strength is not None]
     name = label(entries[0].protection) + (f" on {seen(entries[0].on)}" if entries[0].on else "")
-    return name if kind is None or not strengths else f"{name} ({kind.told(', '.join(strengths))})"
+    return name if kind is None or not strengths else f"{name} at {kind.told(', '.join(strengths))}"
 
 
 def _change(rise: Interval, in_title: bool) -> str:
