@@ -1,0 +1,215 @@
+"""Pages of `forgetless fine-tune`: old against new loss of every remedy, what it costs, and which strength to take."""
+
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+
+from page import HERE, Cells, Page, load, run_block, shown, table
+
+from forgetless.experiments.fine_tune.records import FineTuneRecord, MethodSummary
+from forgetless.experiments.fine_tune.result import FineTuneResult
+from forgetless.protection import PROTECTIONS
+from forgetless.report.formats import duration, listed
+
+FOLDER = HERE / "fine-tune"
+RUNS = ("frontier", "evidence")
+"""The run of all remedies, and that of what the Fisher information is computed on."""
+
+WITHIN = 0.05
+"""Nats, sum of both losses: a strength so close to its protection's best on every text is a default."""
+
+READING = (
+    "Old: the rise of the loss on held-out old text that nothing has seen. New: the loss on held-out new text. Both in "
+    "nats per token, mean (95 % interval) over seeds. *Time*: seconds relative to no protection, own samples and Fisher "
+    "included, on a machine with other work. *Passes*: what a step costs as declared; training takes that many times "
+    "fewer steps. *Held*: numbers kept per weight. A bold method is dominated by none: no other loses less of the old "
+    "text and learns more of the new."
+)
+
+TITLES = {"kjv-nt": "Near text: the New Testament", "ptb": "Distant text: the Penn Treebank"}
+
+SUMS = (
+    "From the runs of [the frontier](fine-tune-frontier.md). How much larger the sum of both losses is than at the "
+    "protection's best strength, in nats per token, mean over seeds."
+)
+
+Method = tuple[str, str | None]
+"""A protection, and what it saw of the past."""
+
+
+def pages() -> list[Page]:
+    return [frontier(), defaults()]
+
+
+def result_of(name: str) -> FineTuneResult:
+    result: FineTuneResult = load(FOLDER / name)
+    return result
+
+
+# ---- the frontier ------------------------------------------------------------------------------------------------
+
+
+def frontier() -> Page:
+    result = result_of("frontier")
+    targets = result.config.texts.to
+    best = {to: [told(s) for s in along_frontier(result, to)] for to in targets}
+    lost = {to: next(s for s in result.summary() if s.to == to and s.protection == "none") for to in targets}
+    plain = listed([f"{s.old_increase.mean:.2f} nats on {TITLES[to].partition(': ')[2]}" for to, s in lost.items()])
+    fronts = " ".join(
+        f"{TITLES[to].partition(':')[0]}, from the least lost to the best learnt: {listed(best[to])}."
+        for to in reversed(targets)
+    )
+    return Page(
+        name="fine-tune-frontier",
+        title="Fine-tuning without the old data",
+        question="A small Transformer knows the Old Testament and is fine-tuned on another text, at equal training "
+        "time. What is lost of the old text, what is learnt of the new, and which remedy loses least for what it "
+        "learns?",
+        answer=f"Without protection the old loss rises by {plain}.",
+        more=f"Not dominated, in means over seeds: {fronts}",
+        parts=[
+            *(run_block(FOLDER / name, time_of(result_of(name))) for name in RUNS),
+            READING,
+            *(part for to in targets for part in panel(result, to)),
+            "## What the Fisher information is computed on",
+            "The same seeds, `wpl` only. Real old data is what own samples stand in for.",
+            *(table(rows(evidence(to), plain_seconds(result, to))) for to in targets),
+        ],
+    )
+
+
+def panel(result: FineTuneResult, to: str) -> Iterator[str]:
+    found = [s for s in result.summary() if s.to == to]
+    start = statistics.fmean(run.new_before for run in result.runs if run.to == to)
+    old = statistics.fmean(run.old_before for run in result.runs if run.to == to)
+    yield f"## {TITLES[to]}"
+    yield f"Before fine-tuning the old loss is {old:.2f} and the new {start:.2f}."
+    yield table(rows(found, plain_seconds(result, to)))
+
+
+def rows(found: Iterable[MethodSummary], plain: float) -> list[Cells]:
+    return [
+        {
+            "protection": s.protection if s.is_dominated else f"**{s.protection}**",
+            "on": s.on or "",
+            "strength": "" if s.strength is None else f"{s.strength:g}",
+            "old +": shown(s.old_increase, 1, 3),
+            "new": shown(s.new, 1, 3),
+            "time": f"{s.seconds / plain:.2f}",
+            "passes": f"{s.passes:g}",
+            "held": f"{s.held:g}",
+        }
+        for s in found
+    ]
+
+
+def evidence(to: str) -> list[MethodSummary]:
+    """`wpl` on each source of its Fisher."""
+    found = [s for name in RUNS for s in result_of(name).summary() if s.to == to and s.protection == "wpl"]
+    return sorted(found, key=lambda s: (s.strength or 0, s.on or ""))
+
+
+def plain_seconds(result: FineTuneResult, to: str) -> float:
+    return next(s.seconds for s in result.summary() if s.to == to and s.protection == "none")
+
+
+def along_frontier(result: FineTuneResult, to: str) -> list[MethodSummary]:
+    found = [s for s in result.summary() if s.to == to and not s.is_dominated]
+    return sorted(found, key=lambda s: s.old_increase.mean)
+
+
+def told(s: MethodSummary) -> str:
+    strength = "" if s.strength is None else f" {s.strength:g}"
+    return f"`{s.protection}`{strength} ({s.old_increase.mean:+.2f}, {s.new.mean:.2f})".replace("-", "−", 1)
+
+
+def time_of(result: FineTuneResult) -> str:
+    return f"Fine-tuning took {duration(sum(run.seconds for run in result.runs))} in all."
+
+
+# ---- defaults ----------------------------------------------------------------------------------------------------
+
+
+def defaults() -> Page:
+    result = result_of("frontier")
+    methods = methods_of(result)
+    safe = {method: safe_strengths(result, method) for method in methods}
+    named = [f"`{name}` {listed([f'{s:g}' for s in found])}" for (name, _), found in safe.items() if found]
+    without = [f"`{name}`" for (name, _), found in safe.items() if not found]
+    answer = (
+        f"Within {WITHIN} nats of their best on both texts: {listed(named)}." if named else "No protection has one."
+    )
+    more = f"There is no such strength of {listed(without)}." if named and without else ""
+    return Page(
+        name="fine-tune-defaults",
+        title="One strength for every text",
+        question=f"Which strength of a protection is within {WITHIN} nats of its best, by the sum of old and new loss, "
+        "on the near and the distant text?",
+        answer=answer,
+        more=more,
+        parts=[
+            SUMS,
+            table([row for method in methods for row in distances(result, method)]),
+            "## How far the new text is",
+            "The old model's loss on the new text, measured before training, says how far it is.",
+            table(far(result)),
+        ],
+    )
+
+
+def methods_of(result: FineTuneResult) -> list[Method]:
+    """Those with several strengths that are no budgets: what a budget or a tolerance is, its user decides."""
+    found: dict[Method, set[float]] = {}
+    for s in result.summary():
+        if s.strength is not None and not PROTECTIONS[s.protection].unit:
+            found.setdefault((s.protection, s.on), set()).add(s.strength)
+    return [method for method, strengths in found.items() if len(strengths) > 1]
+
+
+def gaps(result: FineTuneResult, method: Method, to: str) -> dict[float, float]:
+    """Strength → what the sum of both losses is above that of the best strength."""
+    sums = {
+        s.strength: s.old_increase.mean + s.new.mean
+        for s in result.summary()
+        if (s.protection, s.on) == method and s.to == to and s.strength is not None
+    }
+    return {strength: value - min(sums.values()) for strength, value in sorted(sums.items())}
+
+
+def safe_strengths(result: FineTuneResult, method: Method) -> list[float]:
+    found = [gaps(result, method, to) for to in result.config.texts.to]
+    return [strength for strength in found[0] if all(gap[strength] <= WITHIN for gap in found)]
+
+
+def distances(result: FineTuneResult, method: Method) -> list[Cells]:
+    by_text = {to: gaps(result, method, to) for to in result.config.texts.to}
+    strengths = list(next(iter(by_text.values())))
+    return [
+        {"protection": method[0], "strength": f"{strength:g}"}
+        | {TITLES[to].partition(":")[0].lower(): f"{gap[strength]:.3f}" for to, gap in by_text.items()}
+        for strength in strengths
+    ]
+
+
+def far(result: FineTuneResult) -> list[Cells]:
+    def of(to: str, value: str) -> str:
+        return f"{statistics.fmean(getattr(run, value) for run in runs_on(result, to)):.2f}"
+
+    return [
+        {
+            "new text": TITLES[to].partition(": ")[2],
+            "old loss": of(to, "old_before"),
+            "new loss before": of(to, "new_before"),
+            "least sum, by": best_sum(result, to),
+        }
+        for to in result.config.texts.to
+    ]
+
+
+def best_sum(result: FineTuneResult, to: str) -> str:
+    found = [s for s in result.summary() if s.to == to]
+    best = min(found, key=lambda s: s.old_increase.mean + s.new.mean)
+    return told(best)
+
+
+def runs_on(result: FineTuneResult, to: str) -> Sequence[FineTuneRecord]:
+    return [run for run in result.runs if run.to == to]
