@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, get_args
 
 from forgetless.choices import FisherKind
 from forgetless.configuration import Configuration, Part, fitting, option
-from forgetless.errors import InputError, expect_one_of
+from forgetless.errors import InputError
 from forgetless.parts import OptimizerConfig, Resources, RunConfig, default_protections, fitted_protections
 from forgetless.protection import PROTECTIONS, ProtectionOptions
 
@@ -95,7 +95,7 @@ class EvidenceConfig(Part):
 
     title: ClassVar[str] = "Importance"
 
-    on: tuple[str, ...] = option(("own-samples",), basic=True)
+    on: tuple[Past, ...] = option(("own-samples",), basic=True)
     fisher: FisherKind = "empirical"
     samples: int = 256
 
@@ -104,8 +104,6 @@ class EvidenceConfig(Part):
         self._set(on=tuple(dict.fromkeys(self.on)))
         if not self.on:
             raise InputError(f"Expected at least one of {', '.join(get_args(Past))} for on, but got none.")
-        for each in self.on:
-            expect_one_of("on", each, get_args(Past))
         self.expect_at_least(1, "samples")
 
 
