@@ -474,9 +474,9 @@ def _words_for(value: object, kind: Any) -> tuple[str, ...]:
     """The word, or words, that stand for one or several of a `Literal`; none where it is of another type."""
     if get_origin(_one_of(kind)) is not typing.Literal:
         return ()
-    several = get_origin(kind) is tuple and isinstance(value, list | tuple)
-    words = tuple(value) if several else (value,)  # type: ignore[arg-type]
-    return words if all(isinstance(each, str) for each in words) else ()
+    values = value if get_origin(kind) is tuple and isinstance(value, list | tuple) else (value,)
+    words = tuple(each for each in values if isinstance(each, str))
+    return words if len(words) == len(values) else ()
 
 
 def _holds_parts(value: object) -> bool:

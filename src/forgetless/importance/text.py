@@ -1,5 +1,7 @@
 """Examples from the model itself, where those that it was trained on are not there any more."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -66,3 +68,25 @@ def sample_text(
             drawn = torch.multinomial(logits[:, -1].float().softmax(-1), 1, generator=generator)
             text = torch.cat([text, drawn.to(text.dtype)], 1)
         return text
+
+
+def first_token(model: nn.Module, advice: str) -> int:
+    """The token that a model of transformers begins texts with: that of the beginning, or else of the end.
+
+    Args:
+        model: With a `config`, and a `generation_config`, which goes first.
+        advice: For the message: what to do without one.
+
+    Raises:
+        InputError: If it has none within its vocabulary.
+    """
+    config: Any = model.config
+    settings = (getattr(model, "generation_config", None), config)
+    firsts = [getattr(s, f"{name}_token_id", None) for name in ("bos", "eos") for s in settings]
+    first = next((f[0] if isinstance(f, list) else f for f in firsts if f is not None), None)
+    if first is None or not 0 <= first < config.vocab_size:
+        raise InputError(
+            f"Expected a model with a token to begin texts with, but got {first} as bos_token_id of its config. "
+            f"{advice}"
+        )
+    return int(first)

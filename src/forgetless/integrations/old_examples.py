@@ -16,6 +16,7 @@ from forgetless.errors import InputError
 from forgetless.importance import Batch, LossFunction, sample_text
 from forgetless.importance.labels import logits_of
 from forgetless.importance.model import evaluating
+from forgetless.importance.text import first_token
 
 MOST_MEASURED = 64
 """Examples that the loss is measured on, at most; a quarter of them where there are fewer than four times as many."""
@@ -176,14 +177,7 @@ def own_texts(model: nn.Module, num: int, length: int, batch_size: int, seed: in
         InputError: If the model has no token to begin with.
     """
     config: Any = model.config
-    settings = (getattr(model, "generation_config", None), config)
-    firsts = [getattr(s, f"{name}_token_id", None) for name in ("bos", "eos") for s in settings]
-    first = next((f[0] if isinstance(f, list) else f for f in firsts if f is not None), None)
-    if first is None or not 0 <= first < config.vocab_size:
-        raise InputError(
-            f"Expected a model with a token to begin texts with, but got {first} as bos_token_id of its config. "
-            "Set it, or give old_data of texts that you sampled yourself."
-        )
+    first = first_token(model, "Set it, or give old_data of texts that you sampled yourself.")
     length = min(length, getattr(config, "max_position_embeddings", None) or length)
     generator = torch.Generator(device).manual_seed(seed)
     with evaluated(model):

@@ -14,7 +14,7 @@ from forgetless.protection import PROTECTIONS, ProtectionOptions
 
 EXPERIMENT = "fine-tune"
 
-DEFAULT_PROTECTIONS = ("none", "l2", "wpl")
+DEFAULT_PROTECTIONS = ("none", "slower", "wise-ft", "l2", "wpl", "wpl-tolerance", "lwf", "replay")
 
 Past = Literal["own-samples", "old-data", "new-inputs"]
 """What protections may see of what a model was trained on before."""
@@ -168,7 +168,7 @@ class FineTuneConfig(Configuration):
     def __post_init__(self) -> None:
         super().__post_init__()
         asked = default_protections(*DEFAULT_PROTECTIONS) if self.protections is None else self.protections
-        protections = fitted_protections(asked, EXPERIMENT, several_strengths=True)
+        protections = fitted_protections(asked, EXPERIMENT, several_strengths=True, may_replace_layers=True)
         for each in protections:
             if each.kind.matches is not None or each.kind.watches:
                 why = "tries several learning rates" if each.kind.matches else "has to see the pretraining"
