@@ -21,12 +21,10 @@ from transformers.trainer_callback import CallbackHandler
 from transformers.utils.generic import find_labels
 
 from forgetless.errors import InputError
-from forgetless.importance import FisherKind, LossFunction, diagonal_fisher, unwrapped
+from forgetless.importance import FisherKind, LossFunction, diagonal_fisher, evaluated, own_texts, unwrapped
 from forgetless.integrations.old_examples import (
     OldExamples,
-    evaluated,
     own_examples,
-    own_texts,
     token_loss,
     told_shift,
 )
