@@ -147,7 +147,7 @@ def test_a_budget_that_is_never_reached_leaves_training_alone(hold) -> None:
             report = keep.finish()
             assert report.share == 1
         ends.append(model.theta.detach().clone())
-    assert torch.allclose(ends[0], ends[1], rtol=0.02 if hold == "replay" else 0.0, atol=0.0)
+    assert torch.allclose(ends[0], ends[1], rtol=0.05 if hold == "replay" else 0.0, atol=0.0)
 
 
 def test_the_way_back_is_found_where_the_increase_is_not_a_square() -> None:
