@@ -44,7 +44,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from forgetless import Budget, WeightPlasticity, sample_text
-from forgetless.experiments.fine_tune.text import Windows, WordPieces, load_lines, mean_loss, next_token_loss
+from forgetless.experiments.fine_tune.text import Windows, WordPieces, load_lines, next_token_loss
 from forgetless.experiments.fine_tune.transformer import SmallTransformer
 from forgetless.runs import environment, write_atomically
 
@@ -161,7 +161,8 @@ class Arm:
 
 def losses(model: nn.Module, to: str, split: str = "test") -> tuple[float, float]:
     """Of the old and the new text, in nats per token."""
-    return tuple(mean_loss(model, texts()[name].windows(split, MOST_WINDOWS)) for name in (OLD, to))  # type: ignore[return-value]
+    old, new = (texts()[name].error(model, split, MOST_WINDOWS) for name in (OLD, to))
+    return old, new
 
 
 def fine_tune(arm: Arm) -> dict[str, Any]:
@@ -189,7 +190,7 @@ def fine_tune(arm: Arm) -> dict[str, Any]:
         "increase": old - old_before,
         "new_before": new_before,
         "new": new,
-        "new_validation": mean_loss(model, texts()[arm.to].windows("validation", MOST_WINDOWS)),
+        "new_validation": losses(model, arm.to, "validation")[1],
     }
     finite = {key: value if math.isfinite(value) else None for key, value in found.items()}
     path = back(model, weights, arm.to, old_before) if arm.protection == "none" else None

@@ -1,6 +1,5 @@
 """What there is to measure the old loss on, and to hold it by: the old model's own texts, or old batches."""
 
-import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from forgetless.errors import InputError
 from forgetless.importance import Batch, LossFunction, evaluated
 from forgetless.importance.labels import logits_of
 from forgetless.importance.request import call
+from forgetless.orders import endless_order
 
 _HELD_OUT = 4
 """Every so many-th text or batch is for measuring only."""
@@ -216,7 +216,7 @@ class OwnTexts(Past):
             anchors: Of the old model.
             step: Decides which texts.
         """
-        chosen = _drawn(len(self._seen), self._batch_size, self._seed, step)
+        chosen = endless_order(len(self._seen), step * self._batch_size, self._batch_size, self._seed)
         texts = self._seen[chosen.to(self._seen.device)]
         return relative_entropy(call(model, texts), anchors.outputs(model, texts)).mean()
 
@@ -276,7 +276,7 @@ class OldBatches(Past):
             anchors: Of the old model.
             step: Decides which batch.
         """
-        place = int(_drawn(len(self._seen), 1, self._seed, step))
+        place = int(endless_order(len(self._seen), step, 1, self._seed))
         inputs, targets = self._seen[place]
         return _mean(self._loss_fn(call(model, inputs), targets), targets)[0] - self._seen_losses[place][0]
 
@@ -339,19 +339,6 @@ def _mean(losses: Tensor, targets: Any) -> tuple[Tensor, float]:
     else:
         count = float(targets.numel() if isinstance(targets, Tensor) else losses.numel())
     return (losses.sum() / max(count, 1.0) if losses.numel() > 1 else losses.sum()), count
-
-
-def _drawn(num: int, wanted: int, seed: int, step: int) -> Tensor:
-    """Places for a step; each round goes through all in another order. A resumed run draws what a whole one did."""
-    places = range(step * wanted, (step + 1) * wanted)
-    return torch.tensor([_order(num, seed, place // num)[place % num] for place in places])
-
-
-@functools.lru_cache(4)
-def _order(num: int, seed: int, turn: int) -> list[int]:
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
-    order: list[int] = torch.randperm(num, generator=generator).tolist()
-    return order
 
 
 def as_batches(on: Any) -> list[Batch]:

@@ -22,6 +22,7 @@ from forgetless.errors import InputError
 _COMMANDS = {
     "two-model": "Train B on layers of A, and follow what A loses (the paper's figures 1 and 3).",
     "landscape": "Draw where B's training moves shared weights, over A's and B's loss (figure 2).",
+    "fine-tune": "Fine-tune a language model on new text, and measure what it loses of the old.",
     "search": "Search an architecture on shared weights, and measure forgetting (figure 4).",
     "compare": "Compare protections, strategies and seeds on one space, in one ranked table.",
     "resume": "Go on with an interrupted run, to the same numbers as if it had never stopped.",
@@ -47,7 +48,7 @@ def _expect_whole_numbers(_app: App, _commands: tuple[str, ...], arguments: Argu
                     )
 
 
-_CONFIGURED = frozenset({"two-model", "landscape", "search", "compare", "evaluate"})
+_CONFIGURED = frozenset({"two-model", "landscape", "fine-tune", "search", "compare", "evaluate"})
 """Commands that have an option for each field of a configuration."""
 
 _HELP_ALL, _PLUGIN = "--help-all", "--plugin"

@@ -72,6 +72,28 @@ def sample_text(
         return text
 
 
+def first_token(model: nn.Module, advice: str) -> int:
+    """The token that a model of transformers begins texts with: that of the beginning, or else of the end.
+
+    Args:
+        model: With a `config`, and a `generation_config`, which goes first.
+        advice: For the message: what to do without one.
+
+    Raises:
+        InputError: If it has none within its vocabulary.
+    """
+    config: Any = model.config
+    settings = (getattr(model, "generation_config", None), config)
+    firsts = [getattr(s, f"{name}_token_id", None) for name in ("bos", "eos") for s in settings]
+    first = next((f[0] if isinstance(f, list) else f for f in firsts if f is not None), None)
+    if first is None or not 0 <= first < config.vocab_size:
+        raise InputError(
+            f"Expected a model with a token to begin texts with, but got {first} as bos_token_id of its config. "
+            f"{advice}"
+        )
+    return int(first)
+
+
 def own_texts(model: nn.Module, num: int, length: int, batch_size: int, seed: int, device: torch.device) -> Tensor:
     """Texts that a causal language model writes, each from its first token on, in (num, length).
 
@@ -87,14 +109,7 @@ def own_texts(model: nn.Module, num: int, length: int, batch_size: int, seed: in
         InputError: If the model has no token to begin with.
     """
     config: Any = model.config
-    settings = (getattr(model, "generation_config", None), config)
-    firsts = [getattr(s, f"{name}_token_id", None) for name in ("bos", "eos") for s in settings]
-    first = next((f[0] if isinstance(f, list) else f for f in firsts if f is not None), None)
-    if first is None or not 0 <= first < config.vocab_size:
-        raise InputError(
-            f"Expected a model with a token to begin texts with, but got {first} as bos_token_id of its config. "
-            "Set it, or give old_data of texts that you sampled yourself."
-        )
+    first = first_token(model, "Set it, or give old data, or texts that you sampled yourself.")
     length = min(length, getattr(config, "max_position_embeddings", None) or length)
     generator = torch.Generator(device).manual_seed(seed)
     with evaluated(model):

@@ -128,10 +128,13 @@ class Protection(Kind, ABC):
         unit: Of the strength; empty if it has none.
         decays: Whether a smaller strength protects less, so that it may decay over epochs.
         uses_fisher: Whether `consolidate` asks for the Fisher information.
+        uses_examples: Whether `consolidate` asks for examples of what the model learned: `Evidence.batches`.
+        acts_after: Whether it acts only when a model's training has ended, by `finish`.
         protects: Whether it keeps anything of earlier models at all.
         watches: Whether a model can be consolidated only if it was trained inside `during`, the first one too.
         holds_all: Whether it holds all weights of earlier models, not only those that several use.
         matches: The protection whose steps this one takes without its pull; None for most.
+        replaces_layers: Whether it trains other layers in place of a model's own, so that no models can share them.
         strength: Of the pull; may be set at any time. 0 where there is none.
     """
 
@@ -144,10 +147,13 @@ class Protection(Kind, ABC):
     unit: ClassVar[str] = ""
     decays: ClassVar[bool] = True
     uses_fisher: ClassVar[bool] = False
+    uses_examples: ClassVar[bool] = False
+    acts_after: ClassVar[bool] = False
     protects: ClassVar[bool] = True
     watches: ClassVar[bool] = False
     holds_all: ClassVar[bool] = False
     matches: ClassVar[str | None] = None
+    replaces_layers: ClassVar[bool] = False
     strength: float
 
     def __init__(
@@ -185,6 +191,17 @@ class Protection(Kind, ABC):
         return 0
 
     @classmethod
+    def passes(cls, options: Any) -> float:  # noqa: ARG003
+        """About what a training step costs with one earlier model, relative to plain training.
+
+        The unit is a forward and backward pass on a training batch, of which a forward pass is about a third.
+
+        Args:
+            options: Its options.
+        """
+        return 1.0
+
+    @classmethod
     def sizes(cls, options: Any) -> dict[str, object]:  # noqa: ARG003
         """The options that decide how much memory it takes, for a message.
 
@@ -192,6 +209,18 @@ class Protection(Kind, ABC):
             options: Its options.
         """
         return {}
+
+    @classmethod
+    def check_model(cls, model: nn.Module, options: Any) -> None:
+        """Refuse a model that it cannot train, before anything is trained; most train any.
+
+        Args:
+            model: As it will be when training begins; its weights may be others.
+            options: Of the protection.
+
+        Raises:
+            InputError: If it cannot, or a package that it needs is missing.
+        """
 
     @classmethod
     def told(cls, strength: str) -> str:
@@ -222,6 +251,17 @@ class Protection(Kind, ABC):
             optimizer: Of the next model's weights, shared ones among them.
         """
 
+    def adapted(self, model: nn.Module) -> nn.Module:
+        """What is to be trained in place of a model, asked for before its optimizer is made.
+
+        Args:
+            model: The next model.
+
+        Returns:
+            The model itself, or a module around it whose parameters that require a gradient are trained instead.
+        """
+        return model
+
     def extra_loss(self, batch: Any) -> Tensor | None:  # noqa: ARG002
         """What earlier models add to the next model's loss on a training batch, inside `during`.
 
@@ -232,6 +272,16 @@ class Protection(Kind, ABC):
             A differentiable scalar, or None for nothing.
         """
         return None
+
+    def finish(self, strength: float) -> None:
+        """Set the shared weights to what a strength makes of a finished training; only where it `acts_after`.
+
+        The end of `during` does so at the present strength. Until the next model trains or this one is consolidated,
+        every further call starts from where training ended, so that one training serves several strengths.
+
+        Args:
+            strength: In place of the present one, which stays as it is.
+        """
 
     @abstractmethod
     def consolidate(self, model: nn.Module, evidence: Evidence) -> None:

@@ -46,7 +46,8 @@ def colours(labels: Mapping[str, str]) -> list[Patch]:
 def grid(titles: Sequence[str], columns: int, height: float, share: str) -> tuple[Figure, list[Axes]]:
     """A figure, its rows of a height in inches, and one styled axes per title, filled row by row.
 
-    With `share` (`x`, `y` or `both`) axes have the same limits, and numbers at the outer panels only.
+    With `share` (`x`, `y` or `both`) axes have the same limits, and numbers at the outer panels only; with `none`
+    each panel has its own.
     """
     rows = math.ceil(len(titles) / columns)
     figure = Figure(figsize=(_WIDTH, rows * height + 0.9), layout="constrained", facecolor="white", dpi=100)
@@ -67,8 +68,8 @@ def grid(titles: Sequence[str], columns: int, height: float, share: str) -> tupl
             labelcolor=INK,
             labelsize=10,
             labelfontfamily="DejaVu Sans",
-            labelleft=i % columns == 0 or share == "x",
-            labelbottom=i + columns >= len(titles),
+            labelleft=i % columns == 0 or share in {"x", "none"},
+            labelbottom=i + columns >= len(titles) or share == "none",
         )
         ax.set_title(titles[i], loc="left", fontsize=10.5, pad=7, **FONT)
     return figure, axes

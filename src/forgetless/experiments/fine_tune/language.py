@@ -45,6 +45,7 @@ class StartModel(Protocol):
         language: How it reads.
         context: T, the most tokens that it reads at a time.
         is_trained: Whether it is trained already; otherwise it is pretrained on the old text.
+        num_weights: About how many weights it has.
     """
 
     @property
@@ -55,6 +56,9 @@ class StartModel(Protocol):
 
     @property
     def is_trained(self) -> bool: ...  # noqa: D102
+
+    @property
+    def num_weights(self) -> int: ...  # noqa: D102
 
     def make(self, seed: int) -> nn.Module:
         """A model that maps tokens (B, T) to logits (B, T, V), or to outputs that hold them as `logits`.

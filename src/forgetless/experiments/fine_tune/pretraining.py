@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from forgetless.experiments.fine_tune.text import Windows, next_token_loss
 from forgetless.protection.none import NoProtection
@@ -19,17 +18,24 @@ if TYPE_CHECKING:
 
 
 def falling(optimizer: Optimizer, num_steps: int) -> Callable[[int], None]:
-    """Let the learning rate fall linearly to 0.
+    """Let the learning rate fall linearly, to 0 were there another step.
+
+    Step t of n has (n − t + 1)/n of the rate that the optimizer has in its first step, whoever set that.
 
     Args:
         optimizer: Whose rate.
-        num_steps: After so many steps it is 0.
+        num_steps: n.
 
     Returns:
-        What to call after each step.
+        What to call after each step, with its number from 1.
     """
-    schedule = LambdaLR(optimizer, lambda step: 1 - step / num_steps)
-    return lambda _: schedule.step()
+
+    def fall(step: int) -> None:
+        if step < num_steps:
+            for group in optimizer.param_groups:
+                group["lr"] *= (num_steps - step) / (num_steps - step + 1)
+
+    return fall
 
 
 def pretrain(

@@ -32,7 +32,9 @@ SPLITS = ("train", "importance", "validation", "test")
 MOST_UNKNOWN = 0.5
 """The share of a text that may be outside a model's vocabulary."""
 
-_EVALUATION_WINDOWS = 128
+EVALUATION_WINDOWS = 128
+"""Windows that go through a model at a time where nothing is trained."""
+
 _UNKNOWN, _FIRST = 0, 1  # tokens of word pieces that are no text
 
 
@@ -127,10 +129,10 @@ class WordPieces:
                 minloglevel=2,
             )
         except RuntimeError as error:
-            reason = " ".join(str(error).split())
+            reason = str(error).rpartition("] ")[2].strip()  # after the place in the library's sources
             raise InputError(
-                f"Expected word pieces of the old training text, but got {reason} Choose another num_tokens than "
-                f"{num_tokens}, or a longer text."
+                f"Expected {num_tokens} word pieces of the old training text, but got: {reason} Choose another "
+                "num_tokens, or a longer text."
             ) from error
         self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
         self.num_tokens: int = self._processor.vocab_size()
@@ -237,7 +239,8 @@ class Windows:
             split: Its name.
             most: Only so many windows; None: all.
         """
-        return mean_loss(model, self.windows(split, most))
+        windows = self.windows(split, most)
+        return mean_loss(model, windows[:, :-1], windows[:, 1:])
 
 
 def next_token_loss(outputs: Any, targets: Tensor) -> Tensor:
@@ -247,7 +250,7 @@ def next_token_loss(outputs: Any, targets: Tensor) -> Tensor:
         outputs: Logits (B, T, V), or what holds them as `logits`.
         targets: The next tokens (B, T).
     """
-    return F.cross_entropy(_logits(outputs).flatten(0, -2), targets.flatten())
+    return F.cross_entropy(logits_in(outputs).flatten(0, -2), targets.flatten())
 
 
 def next_token_losses(outputs: Any, targets: Tensor) -> Tensor:
@@ -257,23 +260,30 @@ def next_token_losses(outputs: Any, targets: Tensor) -> Tensor:
         outputs: Logits (B, T, V), or what holds them as `logits`.
         targets: The next tokens (B, T).
     """
-    return F.cross_entropy(_logits(outputs).transpose(1, -1), targets, reduction="none")
+    return F.cross_entropy(logits_in(outputs).transpose(1, -1), targets, reduction="none")
 
 
-def mean_loss(model: nn.Module, windows: Tensor) -> float:
-    """Cross entropy in nats per token over windows, in eval mode.
+def mean_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
+    """Cross entropy in nats per token, in eval mode.
 
     Args:
         model: Maps tokens (B, T) to logits.
-        windows: Tokens (N, T + 1).
+        inputs: Tokens (N, T).
+        targets: The tokens after them, (N, T).
     """
     total = 0.0
     with evaluating(model):
-        for chunk in torch.split(windows, _EVALUATION_WINDOWS):
-            total += float(next_token_loss(model(chunk[:, :-1]), chunk[:, 1:])) * len(chunk)
-    return total / len(windows)
+        parts = zip(torch.split(inputs, EVALUATION_WINDOWS), torch.split(targets, EVALUATION_WINDOWS), strict=True)
+        for some, after in parts:
+            total += float(next_token_loss(model(some), after)) * len(some)
+    return total / len(inputs)
 
 
-def _logits(outputs: Any) -> Tensor:
+def logits_in(outputs: Any) -> Tensor:
+    """Logits (B, T, V) of a model's outputs.
+
+    Args:
+        outputs: They, or what holds them as `logits`.
+    """
     logits: Tensor = getattr(outputs, "logits", outputs)
     return logits

@@ -107,6 +107,7 @@ class FreshTransformer:
         language: Word pieces.
         context: T.
         is_trained: It is not.
+        num_weights: Without biases and norms.
     """
 
     is_trained = False
@@ -117,6 +118,7 @@ class FreshTransformer:
         self.language = WordPieces(lines, num_tokens)
         self.context = context
         self._sizes = (width, layers, heads, context)
+        self.num_weights = 12 * layers * width * width + width * (self.language.num_tokens + context)
 
     def make(self, seed: int) -> SmallTransformer:
         """A model with weights drawn.
