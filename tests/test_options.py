@@ -30,7 +30,7 @@ READERS = {
     "compare": (ComparisonConfig, comparison_config),
     "evaluate": (EvaluateConfig, evaluate_config),
 }
-ALL = " ".join(name for name in PROTECTIONS)
+ALL = " ".join(kind.name for kind in PROTECTIONS.values() if not kind.replaces_layers)
 COMMANDS = [
     "two-model",
     "two-model --protection wpl none --wpl.strength 1 2 0.5 --seeds 1 --first-seed 4",

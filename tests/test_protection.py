@@ -32,6 +32,9 @@ STRENGTHS = {
     "wpl-tolerance": 1e-6,
 }
 
+# Those that go without the layers that models share; tests/test_adapters.py is about the others.
+IN_CHAINS = [kind.name for kind in PROTECTIONS.values() if not kind.replaces_layers]
+
 
 def loss_of(model):
     return lambda batch: F.cross_entropy(model(batch[0]), batch[1])
@@ -120,14 +123,14 @@ def test_each_holds_shared_weights_as_it_says(optimizer):
 
 
 def test_private_weights_train_under_every_protection():
-    for name in PROTECTIONS:
+    for name in IN_CHAINS:
         (_, b), _, _ = trained(name, STRENGTHS.get(name, 1e4))
         fresh = chain_of_models(Wiring.CROSSED, 2, num_inputs=12, num_classes=3, width=16)[1]
         assert not torch.equal(b.classifier.weight, fresh.classifier.weight)
         assert all(p.requires_grad for p in b.parameters())
 
 
-@pytest.mark.parametrize("name", [kind.name for kind in PROTECTIONS.values() if kind.protects])
+@pytest.mark.parametrize("name", [name for name in IN_CHAINS if PROTECTIONS[name].protects])
 def test_without_a_consolidated_model_it_is_plain_training(name):
     def empty(_protection, shared, models):
         return made(name, shared, STRENGTHS.get(name, 1e4), models)
@@ -255,7 +258,7 @@ def test_outputs_decide_importance_without_labels():
         torch.testing.assert_close(protection.plasticity.importance(p), wanted)
 
 
-@pytest.mark.parametrize("name", PROTECTIONS)
+@pytest.mark.parametrize("name", IN_CHAINS)
 def test_state_dict_round_trip_continues_bit_for_bit(name):
     def restored(protection, shared, models):
         twin = made(name, shared, protection.strength, models)
@@ -291,10 +294,10 @@ def test_the_strength_that_is_not_given_is_the_protection_s_own(name):
     kind = PROTECTIONS[name]
     assert make_protection(name, []).strength == kind([]).strength == (kind.Options().fitted().strength_or_none or 0.0)
     if kind.has_strength():
-        one, other = (0.2, 0.3) if name == "wise-ft" else (2.0, 3.0)
-        assert make_protection(name, [], strength=one).strength == one
-        assert make_protection(kind.Options(strength=other), []).strength == other
-        assert make_protection(kind.Options(strength=other), [], strength=one).strength == one
+        low, high = {"osf": (0.25, 0.75), "wise-ft": (0.2, 0.3)}.get(name, (2.0, 3.0))
+        assert make_protection(name, [], strength=low).strength == low
+        assert make_protection(kind.Options(strength=high), []).strength == high
+        assert make_protection(kind.Options(strength=high), [], strength=low).strength == low
 
 
 def test_unknown_name_gets_the_nearest():

@@ -161,7 +161,10 @@ class ClusterResources(Resources):
 
 
 def fitted_protections(
-    options: Sequence[ProtectionOptions], *contexts: str, several_strengths: bool = False
+    options: Sequence[ProtectionOptions],
+    *contexts: str,
+    several_strengths: bool = False,
+    may_replace_layers: bool = False,
 ) -> tuple[ProtectionOptions, ...]:
     """The protections that an experiment is asked for, complete, each once.
 
@@ -169,12 +172,15 @@ def fitted_protections(
         options: As they are asked for.
         *contexts: Of the experiment; see `Options.fits`.
         several_strengths: Whether one protection may come with several strengths.
+        may_replace_layers: Whether layers may be replaced, as in the fine-tuning of one model; not where models share
+            them.
 
     Returns:
         The same, with what fits in the place of what was left out.
 
     Raises:
-        InputError: If there is none, or one comes twice, or a control arm comes without what it is matched to.
+        InputError: If there is none, or one comes twice, or a control arm comes without what it is matched to, or one
+            replaces layers that models share.
     """
     found = tuple(dict.fromkeys(each.fitted(*contexts) for each in options))
     if not found:
@@ -185,6 +191,11 @@ def fitted_protections(
         if key in keys[:i]:
             raise InputError(f"Expected each protection once, but got {key[0]} with different options. Leave one out.")
     for each in found:
+        if each.kind.replaces_layers and not may_replace_layers:
+            raise InputError(
+                f"Expected protections that keep shared weights in place, but got {each.kind.name}, which trains other "
+                "layers instead. Use it in fine-tune."
+            )
         matched = each.kind.matches
         if matched is not None and matched not in names:
             raise InputError(

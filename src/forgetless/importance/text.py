@@ -1,5 +1,9 @@
 """Examples from the model itself, where those that it was trained on are not there any more."""
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -66,3 +70,72 @@ def sample_text(
             drawn = torch.multinomial(logits[:, -1].float().softmax(-1), 1, generator=generator)
             text = torch.cat([text, drawn.to(text.dtype)], 1)
         return text
+
+
+def first_token(model: nn.Module, advice: str) -> int:
+    """The token that a model of transformers begins texts with: that of the beginning, or else of the end.
+
+    Args:
+        model: With a `config`, and a `generation_config`, which goes first.
+        advice: For the message: what to do without one.
+
+    Raises:
+        InputError: If it has none within its vocabulary.
+    """
+    config: Any = model.config
+    settings = (getattr(model, "generation_config", None), config)
+    firsts = [getattr(s, f"{name}_token_id", None) for name in ("bos", "eos") for s in settings]
+    first = next((f[0] if isinstance(f, list) else f for f in firsts if f is not None), None)
+    if first is None or not 0 <= first < config.vocab_size:
+        raise InputError(
+            f"Expected a model with a token to begin texts with, but got {first} as bos_token_id of its config. "
+            f"{advice}"
+        )
+    return int(first)
+
+
+def own_texts(model: nn.Module, num: int, length: int, batch_size: int, seed: int, device: torch.device) -> Tensor:
+    """Texts that a causal language model writes, each from its first token on, in (num, length).
+
+    Args:
+        model: With a `config` of transformers.
+        num: How many texts.
+        length: Tokens of each, the first included; fewer where the model has fewer positions.
+        batch_size: Texts at a time.
+        seed: Of what is drawn.
+        device: Of the model.
+
+    Raises:
+        InputError: If the model has no token to begin with.
+    """
+    config: Any = model.config
+    first = first_token(model, "Set it, or give old data, or texts that you sampled yourself.")
+    length = min(length, getattr(config, "max_position_embeddings", None) or length)
+    generator = torch.Generator(device).manual_seed(seed)
+    with evaluated(model):
+        prompts = torch.split(torch.full((num, 1), first, device=device), batch_size)
+        return torch.cat([sample_text(model, each, length - 1, generator=generator) for each in prompts])
+
+
+@contextlib.contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Eval mode, without the caches of keys and values that only generation needs.
+
+    Args:
+        model: Left in the modes that it was found in.
+    """
+    config: Any = getattr(model, "config", None)
+    configs = {id(c): c for c in (config, _text_config(config)) if getattr(c, "use_cache", False)}.values()
+    for each in configs:
+        each.use_cache = False
+    try:
+        with evaluating(model):
+            yield
+    finally:
+        for each in configs:
+            each.use_cache = True
+
+
+def _text_config(config: Any) -> Any:
+    find = getattr(config, "get_text_config", None)
+    return find() if callable(find) else None

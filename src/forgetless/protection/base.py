@@ -134,6 +134,7 @@ class Protection(Kind, ABC):
         watches: Whether a model can be consolidated only if it was trained inside `during`, the first one too.
         holds_all: Whether it holds all weights of earlier models, not only those that several use.
         matches: The protection whose steps this one takes without its pull; None for most.
+        replaces_layers: Whether it trains other layers in place of a model's own, so that no models can share them.
         strength: Of the pull; may be set at any time. 0 where there is none.
     """
 
@@ -152,6 +153,7 @@ class Protection(Kind, ABC):
     watches: ClassVar[bool] = False
     holds_all: ClassVar[bool] = False
     matches: ClassVar[str | None] = None
+    replaces_layers: ClassVar[bool] = False
     strength: float
 
     def __init__(
@@ -207,6 +209,18 @@ class Protection(Kind, ABC):
             options: Its options.
         """
         return {}
+
+    @classmethod
+    def check_model(cls, model: nn.Module, options: Any) -> None:
+        """Refuse a model that it cannot train, before anything is trained; most train any.
+
+        Args:
+            model: As it will be when training begins; its weights may be others.
+            options: Of the protection.
+
+        Raises:
+            InputError: If it cannot, or a package that it needs is missing.
+        """
 
     @classmethod
     def told(cls, strength: str) -> str:

@@ -47,13 +47,14 @@ def run(
 
     Raises:
         InputError: If a text is missing, damaged, too short or in no words that the model knows, the model cannot be
-            read, the sizes do not fit the memory, a budget is above the loss on the old text, or the checkpoint is of
-            another configuration.
+            read, the sizes do not fit the memory, a protection does not fit the model, a budget is above the loss on
+            the old text, or the checkpoint is of another configuration.
     """
     if checkpoint is not None:
         config.expect_own_state(checkpoint, FORMAT)
     texts = load_texts(config)
     check_memory(config, texts)
+    check_model(config, texts)
     made = {record.arm: record for record in finished}
     todo = arms(config)
     checkpoints = checkpoints or no_checkpoints()
@@ -155,11 +156,13 @@ def check(config: FineTuneConfig) -> None:
         config: What is asked for.
 
     Raises:
-        InputError: As `load_texts`; or if sizes do not fit the memory, or a budget is above the loss of guessing.
+        InputError: As `load_texts`; or if sizes do not fit the memory, a protection does not fit the model, or a budget
+            is above the loss of guessing.
     """
     texts = load_texts(config)
     check_memory(config, texts)
-    check_budgets(config, math.log(texts.start.language.num_tokens))
+    check_model(config, texts)
+    check_budgets(config, math.log(texts.start.language.num_tokens), "guessing")
 
 
 def check_memory(config: FineTuneConfig, texts: Texts) -> None:
@@ -186,3 +189,18 @@ def check_memory(config: FineTuneConfig, texts: Texts) -> None:
     for each in config.protections:
         sizes |= each.kind.sizes(each)
     expect_memory(round(4 * numbers), config.run.device, "a model that fits", sizes)
+
+
+def check_model(config: FineTuneConfig, texts: Texts) -> None:
+    """Refuse protections that cannot be used with the model.
+
+    Args:
+        config: With its protections.
+        texts: The model.
+
+    Raises:
+        InputError: If one cannot, or a package that it needs is missing.
+    """
+    model = texts.start.make(config.run.first_seed)
+    for each in config.protections:
+        each.kind.check_model(model, each)
