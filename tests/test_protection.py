@@ -17,7 +17,20 @@ from forgetless.training import train
 X, Y = torch.randn(64, 12, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
 
 
-STRENGTHS = {"coupling": 1e3, "nsas": 1.0, "ogl": 50, "mas": 100.0, "si": 100.0, "wpl-tolerance": 1e-6}
+STRENGTHS = {
+    "coupling": 1e3,
+    "lwf": 1.0,
+    "mas": 100.0,
+    "nsas": 1.0,
+    "ogl": 50,
+    "replay": 1.0,
+    "si": 100.0,
+    "slower": 10.0,
+    "wise-ft": 0.5,
+    "wpl-lwf": 1.0,
+    "wpl-replay": 1.0,
+    "wpl-tolerance": 1e-6,
+}
 
 # Those that go without the layers that models share; tests/test_adapters.py is about the others.
 IN_CHAINS = [kind.name for kind in PROTECTIONS.values() if not kind.replaces_layers]
@@ -111,7 +124,7 @@ def test_each_holds_shared_weights_as_it_says(optimizer):
 
 def test_private_weights_train_under_every_protection():
     for name in IN_CHAINS:
-        (_, b), _, _ = trained(name)
+        (_, b), _, _ = trained(name, STRENGTHS.get(name, 1e4))
         fresh = chain_of_models(Wiring.CROSSED, 2, num_inputs=12, num_classes=3, width=16)[1]
         assert not torch.equal(b.classifier.weight, fresh.classifier.weight)
         assert all(p.requires_grad for p in b.parameters())
@@ -123,7 +136,7 @@ def test_without_a_consolidated_model_it_is_plain_training(name):
         return made(name, shared, STRENGTHS.get(name, 1e4), models)
 
     _, _, free = unprotected()
-    _, _, unconsolidated = trained(name, before=empty)
+    _, _, unconsolidated = trained(name, STRENGTHS.get(name, 1e4), before=empty)
     _, _, held = trained(name, STRENGTHS.get(name, 1e4))
     assert all(torch.equal(p, q) for p, q in zip(free, unconsolidated, strict=True))
     assert distance(held, free) > 0
@@ -281,10 +294,10 @@ def test_the_strength_that_is_not_given_is_the_protection_s_own(name):
     kind = PROTECTIONS[name]
     assert make_protection(name, []).strength == kind([]).strength == (kind.Options().fitted().strength_or_none or 0.0)
     if kind.has_strength():
-        low, high = {"osf": (0.25, 0.75)}.get(name, (2.0, 3.0))
-        assert make_protection(name, [], strength=low).strength == low
-        assert make_protection(kind.Options(strength=high), []).strength == high
-        assert make_protection(kind.Options(strength=high), [], strength=low).strength == low
+        one, other = (0.2, 0.3) if name in {"osf", "wise-ft"} else (2.0, 3.0)
+        assert make_protection(name, [], strength=one).strength == one
+        assert make_protection(kind.Options(strength=other), []).strength == other
+        assert make_protection(kind.Options(strength=other), [], strength=one).strength == one
 
 
 def test_unknown_name_gets_the_nearest():

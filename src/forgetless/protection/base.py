@@ -128,7 +128,7 @@ class Protection(Kind, ABC):
         unit: Of the strength; empty if it has none.
         decays: Whether a smaller strength protects less, so that it may decay over epochs.
         uses_fisher: Whether `consolidate` asks for the Fisher information.
-        uses_examples: Whether it asks for examples of what earlier models learned, to train on: `Evidence.batches`.
+        uses_examples: Whether `consolidate` asks for examples of what the model learned: `Evidence.batches`.
         acts_after: Whether it acts only when a model's training has ended, by `finish`.
         protects: Whether it keeps anything of earlier models at all.
         watches: Whether a model can be consolidated only if it was trained inside `during`, the first one too.

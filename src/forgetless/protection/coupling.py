@@ -72,6 +72,7 @@ class Coupling(Protection):
     label: ClassVar[str] = "coupled curvature"
     colour: ClassVar[str | None] = "#56B4E9"
     Options: ClassVar[type[ProtectionOptions]] = CouplingOptions
+    uses_examples: ClassVar[bool] = True
     options: CouplingOptions
 
     def _set_up(self) -> None:

@@ -39,6 +39,7 @@ class MAS(QuadraticProtection):
     label: ClassVar[str] = "memory aware (MAS)"
     colour: ClassVar[str | None] = "#8C510A"
     Options: ClassVar[type[ProtectionOptions]] = MASOptions
+    uses_examples: ClassVar[bool] = True
 
     def importance(self, model: nn.Module, evidence: Evidence) -> Mapping[str, Tensor]:
         """Ω on held-out batches."""

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from forgetless.protection.base import PROTECTIONS, Decisions, Evidence, Protection, ProtectionOptions, StrengthOptions
+from forgetless.protection.rehearsal import rehearsed_loss
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -82,6 +83,11 @@ class NSAS(Protection):
         """The decisions of the archived models, from the oldest to the newest."""
         return [member.decisions for member in self._archive]
 
+    @classmethod
+    def passes(cls, options: Any) -> float:  # noqa: ARG003
+        """A forward and backward pass of the archived model beside that of the present one."""
+        return 2.0
+
     @contextlib.contextmanager
     def during(self, optimizer: Optimizer) -> Iterator[None]:  # noqa: ARG002
         """A context in which `extra_loss` follows the archived models, each with a state of its own."""
@@ -99,15 +105,7 @@ class NSAS(Protection):
         Args:
             batch: The training batch of the present model.
         """
-        import torch
-
-        if self.strength == 0 or not self._losses:
-            return None
-        devices = {parameter.device for parameter in self.shared_parameters if parameter.is_cuda}
-        with torch.random.fork_rng(devices):
-            losses = [loss(batch) for loss in self._losses]
-        finite = [loss for loss in losses if torch.isfinite(loss)]
-        return self.strength * torch.stack(finite).mean() if finite else None
+        return rehearsed_loss(self._losses, batch, self.strength, self.shared_parameters)
 
     def consolidate(self, model: nn.Module, evidence: Evidence) -> None:  # noqa: ARG002
         """Take the model into the archive, and let the least novel one go if there are too many."""

@@ -62,6 +62,7 @@ class OGL(Protection):
     label: ClassVar[str] = "orthogonal gradients"
     colour: ClassVar[str | None] = "#A6D854"
     Options: ClassVar[type[ProtectionOptions]] = OGLOptions
+    uses_examples: ClassVar[bool] = True
     symbol: ClassVar[str] = "directions"
 
     @classmethod

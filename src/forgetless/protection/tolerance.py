@@ -96,6 +96,7 @@ class ToleranceWPL(WPL):
     in_sentence: ClassVar[str] = ""
     colour: ClassVar[str | None] = "#7B3294"
     Options: ClassVar[type[ProtectionOptions]] = ToleranceOptions
+    uses_examples: ClassVar[bool] = True
     symbol: ClassVar[str] = "tolerance"
     unit: ClassVar[str] = "nats"
     decays: ClassVar[bool] = False

@@ -1,7 +1,7 @@
 """What protections may ask about an architecture of a supernet."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,6 +52,14 @@ class BoundArchitecture(nn.Module):
         """The outputs of the architecture; of those that give a state as well, without it."""
         outputs = self.supernet(inputs, self.architecture)
         return outputs[0] if isinstance(outputs, tuple) else outputs
+
+    def recalibrate(self, batches: Iterable[Tensor]) -> None:
+        """Make it ready for eval mode, as `Supernet.recalibrate` does.
+
+        Args:
+            batches: Inputs.
+        """
+        self.supernet.recalibrate(self.architecture, batches)
 
 
 class EvidenceOf:
