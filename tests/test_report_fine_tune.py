@@ -252,7 +252,7 @@ def test_the_page_has_a_line_for_each_arm_and_each_run():
     rows = section["panels"][0][1]
     assert [row.is_chosen for row in rows] == [arm not in PALE for arm in ARMS]
     wpl = next(row for row in rows if row.cells[:2] == ["own samples", "1"])
-    assert list(wpl.cells[2:]) == ["+0.700 ±0.025", "+0.630", "3.140 ±0.025", "×1.20", "1", "2"]
+    assert list(wpl.cells[2:]) == ["+0.700 ±0.025", "+0.630 ±0.022", "3.140 ±0.025", "×1.20", "1", "2"]
     assert len(section["columns"]) == len(wpl.cells)
     assert section["num_runs"] == len(section["seeds"]) == 2 * 3 * len(ARMS)
 

@@ -73,7 +73,7 @@ class Table:
     first: str = "protection"
 
 
-def of_protection(protection: str, cells: Sequence[str], *, is_chosen: bool = False, name: str = "") -> Row:
+def of_protection(protection: str, cells: Sequence[str | Cell], *, is_chosen: bool = False, name: str = "") -> Row:
     """A line that tells of a protection, called `name` on the page."""
     return Row(protection, cells, name or label(protection), colour(protection), is_chosen)
 

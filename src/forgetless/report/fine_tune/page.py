@@ -8,7 +8,7 @@ from rich import table as rich
 from forgetless.experiments.fine_tune.config import FineTuneConfig
 from forgetless.experiments.fine_tune.records import FineTuneRecord, MethodSummary
 from forgetless.experiments.fine_tune.result import FineTuneResult
-from forgetless.forgetting import Interval, interval_of_known
+from forgetless.forgetting import Interval
 from forgetless.options import number
 from forgetless.protection import BASELINE
 from forgetless.report import formats
@@ -38,15 +38,15 @@ def fine_tune_table(result: FineTuneResult) -> rich.Table:
     entries = result.summary()
     strength = formats.strength_heading(entry.protection for entry in entries)
     # Where all see the same, a note says what: the table is as wide as a terminal already.
-    sees = {"sees": lambda entry: seen(entry.on).partition(" ")[0]} if len(_evidence(result)) > 1 else {}
+    differs = len(_evidence(result)) > 1
+    columns = (*(["sees"] if differs else []), strength, "old loss", "new loss", *_COST)
     tables = []
     for to in targets(result):
-        mine = [entry for entry in entries if entry.to == to]
-        rows = [
-            of_protection(e.protection, [*(told(e) for told in sees.values()), *_measured(e), *_cost(result, e)])
-            for e in mine
-        ]
-        tables.append(Table(f"Fine-tuned on {text_name(to)}", (*sees, strength, "old loss", "new loss", *_COST), rows))
+        rows = []
+        for entry in [entry for entry in entries if entry.to == to]:
+            sees = [seen(entry.on).partition(" ")[0]] if differs else []
+            rows.append(of_protection(entry.protection, [*sees, *_measured(entry), *_cost(result, entry)]))
+        tables.append(Table(f"Fine-tuned on {text_name(to)}", columns, rows))
     return in_terminal(tables, _notes(result))
 
 
@@ -64,7 +64,7 @@ def _measured(entry: MethodSummary) -> list[str | Cell]:
 def _rise(interval: Interval, decimals: int = 3) -> str:
     """`+0.289 ±0.021`."""
     text = formats.plus_minus(interval, decimals)
-    return f"+{text}" if float(decimal(interval.mean, decimals).replace("−", "-")) > 0 else text
+    return f"+{text}" if round(interval.mean, decimals) > 0 else text
 
 
 def _cost(result: FineTuneResult, entry: FineTuneRecord | MethodSummary) -> list[str]:
@@ -149,14 +149,9 @@ def _caption(result: FineTuneResult) -> str:
 def _row(result: FineTuneResult, entry: MethodSummary) -> Row:
     """On the page, in colour where it is on the frontier."""
     strength, rise, new = map(str, _measured(entry))
-    cells = [seen(entry.on) or formats.NOTHING, strength, rise, _expected(result, entry), new, *_cost(result, entry)]
+    expected = formats.NOTHING if entry.expected_loss_increase is None else _rise(entry.expected_loss_increase)
+    cells = [seen(entry.on) or formats.NOTHING, strength, rise, expected, new, *_cost(result, entry)]
     return of_protection(entry.protection, cells, is_chosen=not entry.is_dominated)
-
-
-def _expected(result: FineTuneResult, entry: MethodSummary) -> str:
-    """How much what the protection saw of the past says that the old loss has risen."""
-    found = interval_of_known(run.expected_loss_increase for run in result.runs if arm_of(run) == arm_of(entry))
-    return formats.NOTHING if found is None else formats.signed(found.mean)
 
 
 def _seed_row(run: FineTuneRecord) -> list[str]:
