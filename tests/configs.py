@@ -11,6 +11,7 @@ from forgetless.comparison import ComparisonConfig
 from forgetless.configuration import NAME
 from forgetless.evaluation.config import EvaluateConfig
 from forgetless.evaluation.records import JudgedSearch
+from forgetless.experiments.fine_tune import FineTuneConfig
 from forgetless.experiments.landscape import LandscapeConfig
 from forgetless.experiments.two_model import TwoModelConfig
 from forgetless.options import command_options, tables_of
@@ -32,6 +33,11 @@ def two_model_config(words="", **options):
 def landscape_config(words="", **options):
     """The same of a landscape."""
     return _config(LandscapeConfig, words, options)
+
+
+def fine_tune_config(words="", **options):
+    """The same of a fine-tuning."""
+    return _config(FineTuneConfig, words, options)
 
 
 def comparison_config(words="", **options):

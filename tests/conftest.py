@@ -90,3 +90,18 @@ def forked_workers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("forgetless.workers._Recording", _Forked)
         yield
+
+
+@pytest.fixture(scope="session")
+def two_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two small texts, `old` and `new`: some verses of either Testament."""
+    from forgetless.data.text import kjv_verses
+
+    folder = tmp_path_factory.mktemp("texts")
+    for name, books in (("old", range(1, 2)), ("new", range(40, 41))):
+        splits = kjv_verses(books)
+        (folder / name).mkdir()
+        for split, file, number in (("train", "train", 300), ("validation", "valid", 12), ("test", "test", 12)):
+            text = "".join(f"{verse.strip()}\n" for verse in splits[split][:number])
+            (folder / name / f"{file}.txt").write_text(text, encoding="utf-8")
+    return folder

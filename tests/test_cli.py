@@ -18,6 +18,7 @@ from rich.cells import cell_len
 from forgetless.cli import _COMMANDS, main, terminal
 from forgetless.comparison import ComparisonConfig
 from forgetless.evaluation.config import EvaluateConfig
+from forgetless.experiments.fine_tune import FineTuneConfig
 from forgetless.experiments.landscape import LandscapeConfig
 from forgetless.experiments.two_model import TwoModelConfig
 from forgetless.options import command_options
@@ -217,6 +218,7 @@ def test_interrupted_at_any_moment_and_resumed(here, capfd):
 CONFIGS = {
     "two-model": TwoModelConfig,
     "landscape": LandscapeConfig,
+    "fine-tune": FineTuneConfig,
     "search": SearchConfig,
     "compare": ComparisonConfig,
     "evaluate": EvaluateConfig,

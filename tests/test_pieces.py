@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from configs import landscape_config, search_config, two_model_config
+from configs import fine_tune_config, landscape_config, search_config, two_model_config
 from forgetless.cli import main
 from forgetless.experiments import RUN_KINDS
 from forgetless.experiments.pieces import PIECES, Piece, run_piece
@@ -26,11 +26,17 @@ LANDSCAPE = (
     "--seeds 2 --protection none ewc freeze wpl --iterations 10 --iterations-a 20 --width 8 --evaluate-every 5 "
     "--points 3"
 )
+FINE_TUNE = (
+    "--old {texts}/old --to {texts}/new --seeds 2 --protection none wise-ft replay --wise-ft.strength 0.2 0.5 "
+    "--layers 1 --width 16 --heads 2 --context 8 --num-tokens 200 --steps 5 --pretraining 8 --batch-size 4 "
+    "--evaluate-every 4 --samples 8"
+)
 pytestmark = pytest.mark.usefixtures("forked_workers", "without_pictures")
 RUNS = {
     "search": (search_config, SEARCH),
     "two-model": (two_model_config, TWO_MODEL),
     "landscape": (landscape_config, LANDSCAPE),
+    "fine-tune": (fine_tune_config, FINE_TUNE),
 }
 
 

@@ -136,7 +136,7 @@ def test_without_a_consolidated_model_it_is_plain_training(name):
         return made(name, shared, STRENGTHS.get(name, 1e4), models)
 
     _, _, free = unprotected()
-    _, _, unconsolidated = trained(name, before=empty)
+    _, _, unconsolidated = trained(name, STRENGTHS.get(name, 1e4), before=empty)
     _, _, held = trained(name, STRENGTHS.get(name, 1e4))
     assert all(torch.equal(p, q) for p, q in zip(free, unconsolidated, strict=True))
     assert distance(held, free) > 0
@@ -294,7 +294,7 @@ def test_the_strength_that_is_not_given_is_the_protection_s_own(name):
     kind = PROTECTIONS[name]
     assert make_protection(name, []).strength == kind([]).strength == (kind.Options().fitted().strength_or_none or 0.0)
     if kind.has_strength():
-        low, high = {"osf": (0.25, 0.75), "wise-ft": (0.25, 0.75)}.get(name, (2.0, 3.0))
+        low, high = {"osf": (0.25, 0.75), "wise-ft": (0.2, 0.3)}.get(name, (2.0, 3.0))
         assert make_protection(name, [], strength=low).strength == low
         assert make_protection(kind.Options(strength=high), []).strength == high
         assert make_protection(kind.Options(strength=high), [], strength=low).strength == low

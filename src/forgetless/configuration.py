@@ -167,8 +167,9 @@ class Part:
                 self._set(**{field.name: value})
             if value is None or isinstance(value, Part) or _holds_parts(value):
                 continue
-            if get_origin(kind) is typing.Literal and isinstance(value, str):
-                expect_one_of(_called(field), value, map(str, get_args(kind)))
+            if words := _words_for(value, kind):
+                for each in words:
+                    expect_one_of(_called(field), each, map(str, get_args(_one_of(kind))))
             elif isinstance(kind, type) and issubclass(kind, Enum):
                 expect_one_of(_called(field), str(value), [each.value for each in kind])
                 self._set(**{field.name: kind(value)})
@@ -464,6 +465,20 @@ def part_in(kind: Any) -> type[Part] | None:
     return None
 
 
+def _one_of(kind: Any) -> Any:
+    """The type of one value of a field that holds several; that of the field if it holds one."""
+    return get_args(kind)[0] if get_origin(kind) is tuple else kind
+
+
+def _words_for(value: object, kind: Any) -> tuple[str, ...]:
+    """The word, or words, that stand for one or several of a `Literal`; none where it is of another type."""
+    if get_origin(_one_of(kind)) is not typing.Literal:
+        return ()
+    values = value if get_origin(kind) is tuple and isinstance(value, list | tuple) else (value,)
+    words = tuple(each for each in values if isinstance(each, str))
+    return words if len(words) == len(values) else ()
+
+
 def _holds_parts(value: object) -> bool:
     return isinstance(value, tuple) and any(isinstance(each, Part) for each in value)
 
@@ -479,8 +494,8 @@ def _read(kind: Any, value: Any, name: str) -> Any:
         read = part.read if issubclass(part, Options) else part.from_dict
         found = tuple(map(read, tables))
         return found if several else found[0]
-    is_choice = get_origin(kind) is typing.Literal or (isinstance(kind, type) and issubclass(kind, Enum))
-    is_word = isinstance(value, str) and is_choice  # checked by the part itself
+    is_enum = isinstance(kind, type) and issubclass(kind, Enum)
+    is_word = _words_for(value, kind) or (isinstance(value, str) and is_enum)  # checked by the part itself
     if not is_word and (wrong := _mismatch(value, kind, name)):
         raise InputError(f"Expected options of the types that they have, but {wrong}.")
     return value

@@ -162,7 +162,7 @@ def check(config: FineTuneConfig) -> None:
     texts = load_texts(config)
     check_memory(config, texts)
     check_model(config, texts)
-    check_budgets(config, math.log(texts.start.language.num_tokens))
+    check_budgets(config, math.log(texts.start.language.num_tokens), "guessing")
 
 
 def check_memory(config: FineTuneConfig, texts: Texts) -> None:

@@ -129,10 +129,10 @@ class WordPieces:
                 minloglevel=2,
             )
         except RuntimeError as error:
-            reason = " ".join(str(error).split())
+            reason = str(error).rpartition("] ")[2].strip()  # after the place in the library's sources
             raise InputError(
-                f"Expected word pieces of the old training text, but got {reason} Choose another num_tokens than "
-                f"{num_tokens}, or a longer text."
+                f"Expected {num_tokens} word pieces of the old training text, but got: {reason} Choose another "
+                "num_tokens, or a longer text."
             ) from error
         self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
         self.num_tokens: int = self._processor.vocab_size()

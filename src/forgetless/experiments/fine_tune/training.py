@@ -307,12 +307,13 @@ def steps_of(config: FineTuneConfig, options: ProtectionOptions) -> int:
     return max(1, round(config.schedule.steps / float(options.kind.passes(options))))
 
 
-def check_budgets(config: FineTuneConfig, loss: float) -> None:
+def check_budgets(config: FineTuneConfig, loss: float, of: str = "the model on the old text") -> None:
     """Refuse budgets that no training could use up.
 
     Args:
         config: With its protections.
-        loss: On the old text, in nats per token.
+        loss: That no budget may reach, in nats per token.
+        of: Whose loss that is, for the message.
 
     Raises:
         InputError: If one is not below the loss.
@@ -320,6 +321,6 @@ def check_budgets(config: FineTuneConfig, loss: float) -> None:
     for each in config.protections:
         if each.kind.unit == "nats" and each.strength_or_none is not None and each.strength_or_none >= loss:
             raise InputError(
-                f"Expected a budget of {each.kind.name} below the loss on the old text, {loss:.3g} nats per token, but "
-                f"got {each.strength_or_none:g}. Choose a smaller one."
+                f"Expected a budget of {each.kind.name} below the loss of {of}, {loss:.3g} nats per token, but got "
+                f"{each.strength_or_none:g}. Choose a smaller one."
             )
