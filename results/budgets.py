@@ -85,7 +85,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, float], list[Optimizer]]] = {
     "Muon, rest by AdamW": muon,
 }
 RATES: dict[str, tuple[float, ...]] = {
-    "SGD, momentum 0.9": (0.03, 0.1, 0.2),
+    "SGD, momentum 0.9": (0.01, 0.02, 0.05),
     "AdamW": (1e-3, 2e-3, 4e-3),
     "RMSprop": (3e-4, 1e-3, 2e-3),
     "Adagrad": (0.01, 0.02, 0.04),

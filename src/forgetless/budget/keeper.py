@@ -24,7 +24,7 @@ from forgetless.sharding import is_sharded
 
 # The added gradient is at most so many times as long as that of the loss: a λ that is too large for the learning rate
 # would otherwise throw the weights about, which raises λ further.
-_LONGEST = 2.0
+_LONGEST = 1.5
 # Measured after these steps, too.
 _FIRST_STEPS = frozenset({4, 8, 12})
 # One measurement takes one of so many parts of what there is for measuring.
