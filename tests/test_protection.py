@@ -136,7 +136,7 @@ def test_without_a_consolidated_model_it_is_plain_training(name):
         return made(name, shared, STRENGTHS.get(name, 1e4), models)
 
     _, _, free = unprotected()
-    _, _, unconsolidated = trained(name, before=empty)
+    _, _, unconsolidated = trained(name, STRENGTHS.get(name, 1e4), before=empty)
     _, _, held = trained(name, STRENGTHS.get(name, 1e4))
     assert all(torch.equal(p, q) for p, q in zip(free, unconsolidated, strict=True))
     assert distance(held, free) > 0

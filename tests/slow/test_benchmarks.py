@@ -22,6 +22,17 @@ def test_the_gpu_benchmark_runs_without_one(tmp_path: Path) -> None:
     assert all(0 < share < 2 for shares in found["shares_of_bandwidth"].values() for share in shares.values())
 
 
+def test_the_frontier_of_fine_tuning_runs_without_a_gpu_and_says_what_it_left_out(tmp_path: Path) -> None:
+    run("fine_tune_gpu.py", "--json", str(tmp_path / "all.json"))
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert not found["left_out"]
+    assert {each["protection"] for each in found["summary"]} >= {"none", "wise-ft", "replay", "lora", "osf"}
+    run("fine_tune_gpu.py", "--minutes", "0", "--json", str(tmp_path / "one.json"))
+    one = json.loads((tmp_path / "one.json").read_text())
+    assert len(one["summary"]) == 1
+    assert len(one["left_out"]) == len(found["summary"]) - 1
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to measure resident memory")
 @pytest.mark.parametrize("path", [(), ("--general",)])
 def test_a_fisher_stays_within_its_memory(path: tuple[str, ...], tmp_path: Path) -> None:
