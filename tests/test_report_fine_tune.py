@@ -10,11 +10,12 @@ from forgetless.experiments.fine_tune.config import FineTuneConfig
 from forgetless.experiments.fine_tune.records import FineTuneCurve, FineTuneRecord
 from forgetless.experiments.fine_tune.result import FineTuneResult
 from forgetless.forgetting import mean_interval
-from forgetless.report import canvas
+from forgetless.report import canvas, report_html
 from forgetless.report.fine_tune.figure import frontier_figure, pale
 from forgetless.report.fine_tune.findings import compared, sentences_of
 from forgetless.report.fine_tune.page import fine_tune_comparison, fine_tune_section, fine_tune_table
-from shown import expect_readable, line, printed
+from forgetless.runs import RunFolder
+from shown import expect_readable, expect_whole, line, printed
 
 OLD, NEW = 5.0, 4.4  # nats per token before
 ARMS = {  # (protection, sees, strength): (rise of the old loss, loss on the new text)
@@ -184,7 +185,8 @@ def test_sentences_have_the_numbers_of_the_records():
     assert "on kjv-nt without protection" in first
     assert "loss on kjv-ot rises by 1.200 [1.175, 1.225] nats per token (5.00 to 6.20)" in first
     assert "new text goes from 4.40 to 3.05" in first
-    assert "kept its budget in 6 of 6 runs (0.05 nats: 3 of 3, 80 % used; 0.2 nats: 3 of 3, 85 % used)." in kept
+    assert "lost no more than allowed in 6 of 6 runs" in kept
+    assert "(0.05 nats: 3 of 3, 80 % used; 0.2 nats: 3 of 3, 85 % used)." in kept
     assert "Of 7 arms none is better on both texts than these 4: no protection; " in best
     assert "weight plasticity on old data at α\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}1;" in best
     assert "plasticity on own samples at α" not in best
@@ -192,7 +194,7 @@ def test_sentences_have_the_numbers_of_the_records():
 
 def test_a_budget_that_is_passed_is_said_to_be():
     arms = {("wpl-tolerance", "own-samples", 0.05): (0.05, 4.0)}
-    (kept,) = [told for told in sentences_of(made_up(arms)) if "budget" in told]
+    (kept,) = [told for told in sentences_of(made_up(arms)) if "allowed" in told]
     assert "in 2 of 3 runs (0.05 nats: 100 % used)." in kept
 
 
@@ -278,3 +280,31 @@ def test_beside_other_runs_stand_the_arms_on_the_frontier():
     rows = fine_tune_comparison(made_up())
     assert len(rows) == len(ARMS) - len(PALE)
     assert rows[0] == ["kjv-nt", "no protection", "+1.200 ±0.025", "3.050", "×1.00"]
+
+
+def stored(path, result):
+    """A run folder that holds a result."""
+    folder = RunFolder.create(path, {"experiment": "fine-tune", **result.config.to_dict()})
+    for run in [*result.runs, *result.diverged]:
+        folder.append(run.to_dict())
+    return folder
+
+
+def test_the_page_is_whole_and_says_what_the_sentences_say(tmp_path):
+    result = made_up(to=("kjv-nt", "ptb"), keep=lambda run: run.seed < 2)
+    folder = stored(tmp_path / "run", result)
+    page = expect_whole(report_html([folder]))
+    for sentence in sentences_of(result):
+        assert sentence.replace("\N{NO-BREAK SPACE}", " ") in page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert f"28 of {result.progress[1]} runs are finished" in page.text
+    assert "pretraining and F is the model’s diagonal Fisher" in page.text
+    assert "matched-lr" not in page.text
+    assert "shared weights" not in page.text
+
+
+def test_runs_side_by_side(tmp_path):
+    folders = [stored(tmp_path / name, made_up(seeds=seeds)) for name, seeds in (("first", 2), ("second", 3))]
+    text = expect_whole(report_html(folders)).text
+    assert "2 runs: first , second" in text
+    assert "Arms on the frontier." in text
+    assert "Models that share weights" not in text

@@ -29,8 +29,25 @@ def test_tutorial(monkeypatch, tmp_path):
     assert names["accuracy"](names["model_b"], names["digits"].test, names["odd"]) > 0.85
 
 
-# Two processes run sharded.md in test_sharded.py.
+# Two processes run sharded.md in test_sharded.py; fine-tuning.md needs a model, below.
 @pytest.mark.parametrize("page", sorted(path.name for path in (DOCS / "how-to").glob("*.md")))
 def test_how_to(page, restored_registries, monkeypatch, tmp_path):
-    if page != "sharded.md" and "```python" in (DOCS / "how-to" / page).read_text(encoding="utf-8"):
+    if page not in {"sharded.md", "fine-tuning.md"} and "```python" in (DOCS / "how-to" / page).read_text(
+        encoding="utf-8"
+    ):
         run_page(f"how-to/{page}", monkeypatch, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:'pin_memory' argument")
+def test_how_to_fine_tune(monkeypatch, tmp_path):
+    for package in ("transformers", "accelerate"):
+        pytest.importorskip(package, reason="needs the extra `transformers`")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from small_gpt import pretrained_gpt
+
+    pretrained_gpt(tmp_path / "my-model", tmp_path / "new.txt")
+    names = run_page("how-to/fine-tuning.md", monkeypatch, tmp_path)
+    report = names["callback"].report
+    assert report.steps == 40
+    assert report.increase <= report.upper <= 0.05 + 1e-9
+    assert (tmp_path / "fine-tuned" / "model.safetensors").is_file()

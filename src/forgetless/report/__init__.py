@@ -2,6 +2,8 @@
 
 from forgetless.report.comparison.figures import forgetting_against_quality
 from forgetless.report.comparison.page import comparison_table
+from forgetless.report.fine_tune.figure import frontier_figure
+from forgetless.report.fine_tune.page import fine_tune_table
 from forgetless.report.page import report_html, write_report
 from forgetless.report.search.cells import cell_drawing
 from forgetless.report.search.figures import forgetting_curves
@@ -20,10 +22,12 @@ __all__ = [
     "forgetting_against_quality",
     "forgetting_bars",
     "forgetting_curves",
+    "frontier_figure",
     "interference_map",
     "trade_off",
     # the page and the terminal
     "comparison_table",
+    "fine_tune_table",
     "interference_table",
     "report_html",
     "search_table",

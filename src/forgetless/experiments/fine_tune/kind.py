@@ -28,6 +28,11 @@ class FineTuneRun(RunKind[FineTuneConfig, "FineTuneResult"]):
     template: ClassVar[str] = "fine_tune/section.html"
     counts: ClassVar[str] = "runs"
     title: ClassVar[str] = "Fine-tuning"
+    comparison_columns: ClassVar[tuple[str, ...]] = ("new text", "arm", "rise of the old loss", "new loss", "time")
+    comparison_note: ClassVar[str] = (
+        "Arms on the frontier. Losses in nats per token, ± half the width of the 95 % interval over seeds; that of the "
+        "new loss is of its difference to no protection."
+    )
 
     @staticmethod
     def data(config: FineTuneConfig) -> str:
@@ -116,3 +121,10 @@ class FineTuneRun(RunKind[FineTuneConfig, "FineTuneResult"]):
         from forgetless.report.fine_tune.page import fine_tune_section
 
         return fine_tune_section(result)
+
+    @staticmethod
+    def comparison_rows(result: FineTuneResult) -> list[list[str]]:
+        """A line for each arm on the frontier."""
+        from forgetless.report.fine_tune.page import fine_tune_comparison
+
+        return fine_tune_comparison(result)

@@ -78,7 +78,7 @@ def frontier_figure(result: FineTuneResult) -> Figure:
     entries = compared(result)
     panels = [_panel(result, [entry for entry in entries if entry.to == to]) for to in found]
     titles = [f"on {text_name(to)} (loss before: {decimal(p.before, 2)})" for to, p in zip(found, panels, strict=True)]
-    figure, axes = canvas.grid(titles, columns, 4.8 if columns == 1 else 3.8, "none")
+    figure, axes = canvas.grid(titles, columns, 4.8 if columns == 1 else 4.3, "none")
     for ax, panel in zip(axes, panels, strict=True):
         ax.set(xlim=panel.x, ylim=panel.y)
         _draw_frontier(ax, panel)

@@ -145,7 +145,7 @@ def budgets(result: FineTuneResult, to: str | None = None) -> list[str]:
             kept = f"{sum(map(_is_held, its))} of {len(its)}, " if len(its) < len(mine) else ""
             parts.append(f"{number(budget or 0)} nats: {kept}{points(used, 0)} % used")
         name, of = _name(*method), counted(len(mine), "run")
-        told.append(f"{name[0].upper()}{name[1:]} kept its budget in {held} of {of} ({'; '.join(parts)}).")
+        told.append(f"{name[0].upper()}{name[1:]} lost no more than allowed in {held} of {of} ({'; '.join(parts)}).")
     return told
 
 
