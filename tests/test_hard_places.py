@@ -201,7 +201,10 @@ DIVERGING = two_model_config(
     optimizer="sgd",
     learning_rate=1e30,
     models=3,
-    protection=("none", "freeze", "l2", "wpl", "matched-lr", "mas", "si", "nsas", "ogl", "coupling", "wpl-tolerance"),
+    protection=tuple(
+        "none freeze l2 wpl matched-lr mas si nsas ogl coupling wpl-tolerance "
+        "replay lwf wise-ft slower wpl-replay wpl-lwf".split()
+    ),
 )
 
 

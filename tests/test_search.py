@@ -287,6 +287,8 @@ def test_alpha_decays_from_the_first_epoch_with_protection_on_also_after_an_inte
 RIVALS = {
     **dict.fromkeys(("ewc", "mas", "nsas", "si", "wpl-tolerance"), SMALL_TEXT),
     **dict.fromkeys(("coupling", "ogl"), TINY),
+    **dict.fromkeys(("wpl-replay", "wise-ft"), SMALL_TEXT),
+    **dict.fromkeys(("wpl-lwf", "slower"), TINY),
 }
 
 

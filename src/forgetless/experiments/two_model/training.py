@@ -253,6 +253,10 @@ class Trainer:
 
             steps.start()
             self._train(model, config.schedule.iterations, arm.seed + 1000 * j, protection, shared_rate, follow)
+            if protection.acts_after:  # the curve ends with what is kept
+                curve["accuracy_a"][-1] = 1 - self.task.error(models[0], "test")
+                curve["accuracy_b"][-1] = 1 - self.task.error(model, "test")
+                self._observe(offset + config.schedule.iterations)
             first.append(self._accuracies(model))
             if j + 1 < len(models):
                 consolidate(protection, model, self._evidence(j))
