@@ -264,7 +264,7 @@ def command(folder, texts, *protections):
 
 def test_a_folder_is_fine_tuned_by_the_command_and_goes_on_where_it_was_stopped(texts, tmp_path, capsys):
     name = save(tmp_path / "llama", llama)[0]
-    path, protections = tmp_path / "run", ["none", "wpl", "l2", *ADAPTERS]
+    path, protections = tmp_path / "run", ["none", "wpl", "wise-ft", "replay", "lwf", *ADAPTERS]
     assert main([*command(name, texts, *protections), "--output", str(path)]) == 0
     assert "Fine-tuned on new" in capsys.readouterr().out
     folder = RunFolder(path)
