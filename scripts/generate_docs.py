@@ -16,6 +16,8 @@ from forgetless.comparison.records import ComparisonSummary, DifferenceTest, Row
 from forgetless.comparison.run import FailureRecord
 from forgetless.evaluation.config import EvaluateConfig
 from forgetless.evaluation.records import Evaluation, JudgedBy, JudgedSearch, JudgedSummary
+from forgetless.experiments.fine_tune import FineTuneConfig
+from forgetless.experiments.fine_tune.records import FineTuneCurve, FineTuneRecord, MethodSummary
 from forgetless.experiments.landscape import ArmRecord, LandscapeConfig, SurfaceRecord
 from forgetless.experiments.landscape.records import LandscapeSummary
 from forgetless.experiments.two_model import TwoModelConfig
@@ -40,6 +42,9 @@ RECORDS = {
     "model": ModelRecord,
     "curve": CurveRecord,
     "two-model-summary": ArmSummary,
+    "fine-tune": FineTuneRecord,
+    "fine-tune-curve": FineTuneCurve,
+    "method-summary": MethodSummary,
     "epoch": EpochRecord,
     "derived": DerivedRecord,
     "search-summary": SearchSummary,
@@ -60,6 +65,7 @@ RECORDS = {
 COMMANDS = {
     "two-model": TwoModelConfig,
     "landscape": LandscapeConfig,
+    "fine-tune": FineTuneConfig,
     "search": SearchConfig,
     "compare": ComparisonConfig,
     "evaluate": EvaluateConfig,

@@ -27,7 +27,7 @@ SIZES |= {"steps": 6, "pretraining": 12, "batch_size": 4, "evaluate_every": 4, "
 EVERY = {
     "protection": ("none", "wise-ft", "wpl", "replay", "lwf"),
     "wise_ft_strength": (0.25, 0.75),
-    "wpl_strength": (1.0, 1e4),
+    "wpl_strength": (1e4,),
     "on": ("own-samples", "old-data", "new-inputs"),
 }
 
@@ -60,8 +60,8 @@ def result(two_texts):
 def test_every_arm_is_run_once(result):
     made = [record.arm for record in result.runs]
     assert made == arms(result.config)
-    # none, wise-ft at 2, wpl at 2 on 3, replay on 3, lwf: only what asks for the past has an arm for each kind of it
-    assert len(made) == 2 * (1 + 2 + 2 * 3 + 3 + 1)
+    # none, wise-ft at 2, wpl on 3, replay on 3, lwf: only what asks for the past has an arm for each kind of it
+    assert len(made) == 2 * (1 + 2 + 3 + 3 + 1)
     assert {record.on for record in result.runs if record.protection in {"none", "wise-ft", "lwf"}} == {None}
     assert result.progress == (len(made), len(made))
 
@@ -148,9 +148,9 @@ def test_the_old_test_text_changes_nothing_but_the_reported_loss(result, two_tex
     """Nothing is chosen, held or trained by it; the same of the new test and validation texts."""
     lines = (two_texts / "new" / "train.txt").read_text(encoding="utf-8").splitlines()[:20]
     other = copied(two_texts, tmp_path / "texts", old_test=lines, new_test=lines, new_valid=lines)
-    asked = EVERY | {"on": ("own-samples",), "wpl_strength": (1.0,)}
+    asked = EVERY | {"on": ("own-samples",)}
     again = run(config_of(other, **asked)).runs
-    first = [r for r in result.runs if r.seed == 0 and r.on in {None, "own-samples"} and r.strength != 1e4]
+    first = [r for r in result.runs if r.seed == 0 and r.on in {None, "own-samples"}]
     assert told(again, "protection", "strength") == told(first, "protection", "strength")
     assert [str(each) for each in told(again, "expected_loss_increase")] == [
         str(each) for each in told(first, "expected_loss_increase")
@@ -296,8 +296,9 @@ def test_the_command_prints_json_resumes_and_overwrites(two_texts, tmp_path, cap
     lines = metrics.read_text().splitlines(keepends=True)
     metrics.write_text(lines[0])
     assert main(["resume", "run"]) == 0
-    again = [json.loads(line) for line in metrics.read_text().splitlines()]
-    assert [{**each, "seconds": 0} for each in again] == [{**json.loads(line), "seconds": 0} for line in lines]
+    timeless = {"seconds": 0, "digest": ""}
+    again = [json.loads(line) | timeless for line in metrics.read_text().splitlines()]
+    assert again == [json.loads(line) | timeless for line in lines]
 
 
 # ---- bad input -----------------------------------------------------------------------------------------------------
@@ -369,7 +370,8 @@ def test_the_summary_says_who_is_dominated(result):
     ]
     summary = FineTuneResult.of(result.config, runs).summary()
     assert [(each.protection, each.is_dominated) for each in summary] == [
-        *(("none", True), ("wpl", False), ("wpl", False))
+        ("none", True),
+        ("wpl", False),
     ]
     assert summary[0].old_increase.mean == 1
     assert summary[0].num_seeds == 2

@@ -9,9 +9,10 @@ from forgetless.errors import InputError
 from forgetless.experiments.fine_tune.config import FineTuneConfig
 from forgetless.experiments.fine_tune.records import FineTuneCurve, FineTuneRecord
 from forgetless.experiments.fine_tune.result import FineTuneResult
+from forgetless.forgetting import mean_interval
 from forgetless.report import canvas
 from forgetless.report.fine_tune.figure import frontier_figure, pale
-from forgetless.report.fine_tune.findings import sentences_of
+from forgetless.report.fine_tune.findings import compared, sentences_of
 from forgetless.report.fine_tune.page import fine_tune_comparison, fine_tune_section, fine_tune_table
 from shown import expect_readable, line, printed
 
@@ -49,7 +50,7 @@ def record(seed, to, arm, rise, new, **values):
 
 
 def made_up(arms=ARMS, *, to=("kjv-nt",), seeds=3, spread=0.01, keep=lambda run: True):
-    """A result with the two losses of each arm given; seeds differ by `spread`."""
+    """A result with the two losses of each arm given; seeds differ by `spread`, and wpl's new loss by twice as much."""
     strengths = {}
     for protection, _, strength in arms:
         strengths.setdefault(
@@ -65,7 +66,7 @@ def made_up(arms=ARMS, *, to=("kjv-nt",), seeds=3, spread=0.01, keep=lambda run:
         }
     )
     runs = [
-        record(seed, text, arm, rise + noise, new + noise)
+        record(seed, text, arm, rise + noise, new + noise * (2 if arm[0] == "wpl" else 1))
         for text in to
         for arm, (rise, new) in arms.items()
         for seed in range(seeds)
@@ -113,7 +114,7 @@ def test_every_budget_is_a_line_and_every_arm_on_the_frontier_has_its_strength()
 
 def test_intervals_need_seeds():
     drawn = [each for each in frontier_figure(made_up()).axes[0].lines if each.get_gid() == "interval"]
-    assert len(drawn) == 2 * len(ARMS)
+    assert len(drawn) == 2 * len(ARMS) - 1  # new losses are compared with that of the unprotected arm
     (ax,) = frontier_figure(made_up(seeds=1)).axes
     assert not [each for each in ax.lines if each.get_gid() == "interval"]
 
@@ -162,21 +163,37 @@ def test_without_a_run_there_is_no_figure():
 # Sentences
 
 
+def test_intervals_of_the_new_loss_are_of_its_difference_to_no_protection():
+    result = made_up()
+    by_arm = {(entry.protection, entry.on, entry.strength): entry for entry in compared(result)}
+    for arm, entry in by_arm.items():
+        own = {run.seed: run for run in result.runs if (run.protection, run.on, run.strength) == arm}
+        free = {run.seed: run for run in result.runs if run.protection == "none"}
+        apart = mean_interval([own[seed].new_after - free[seed].new_after for seed in own])
+        assert entry.new.mean == pytest.approx(ARMS[arm][1])
+        if arm[0] != "none":
+            assert entry.new.high - entry.new.mean == pytest.approx(apart.high - apart.mean)
+            assert entry.new.low - entry.new.mean == pytest.approx(apart.low - apart.mean)
+    assert by_arm["none", None, None].new.high is None
+    alone = made_up({arm: place for arm, place in ARMS.items() if arm[0] != "none"})
+    assert compared(alone) == alone.summary()
+
+
 def test_sentences_have_the_numbers_of_the_records():
     first, kept, best = sentences_of(made_up())
     assert "on kjv-nt without protection" in first
     assert "loss on kjv-ot rises by 1.200 [1.175, 1.225] nats per token (5.00 to 6.20)" in first
     assert "new text goes from 4.40 to 3.05" in first
-    assert "kept its budget in 6 of 6 runs: 0.05 nats in 3 of 3, 80 % used; 0.2 nats in 3 of 3, 85 % used." in kept
+    assert "kept its budget in 6 of 6 runs (0.05 nats: 3 of 3, 80 % used; 0.2 nats: 3 of 3, 85 % used)." in kept
     assert "Of 7 arms none is better on both texts than these 4: no protection; " in best
-    assert "weight plasticity on old data (α\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}1)" in best
-    assert "own samples (α" not in best
+    assert "weight plasticity on old data at α\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}1;" in best
+    assert "plasticity on own samples at α" not in best
 
 
 def test_a_budget_that_is_passed_is_said_to_be():
     arms = {("wpl-tolerance", "own-samples", 0.05): (0.05, 4.0)}
     (kept,) = [told for told in sentences_of(made_up(arms)) if "budget" in told]
-    assert "in 2 of 3 runs: 0.05 nats 100 % used." in kept
+    assert "in 2 of 3 runs (0.05 nats: 100 % used)." in kept
 
 
 def test_where_nothing_is_lost_or_the_old_loss_falls():
@@ -227,7 +244,7 @@ def test_the_table_fits_a_terminal_with_a_line_for_each_arm():
     lines = printed(fine_tune_table(made_up()))
     assert max(map(len, lines)) <= 80
     words = [" ".join(told.split()) for told in lines]
-    assert "none +1.200 ±0.025 3.050 ±0.025* ×1.00 1 0" in words
+    assert "none +1.200 ±0.025 3.050* ×1.00 1 0" in words
     assert "wpl own 10 +0.290 ±0.025 3.540 ±0.025 ×1.20 1 2" in words
     assert [told.split()[0] for told in lines[3 : 3 + len(ARMS)]] == [protection for protection, _, _ in ARMS]
 
@@ -260,4 +277,4 @@ def test_the_page_has_a_line_for_each_arm_and_each_run():
 def test_beside_other_runs_stand_the_arms_on_the_frontier():
     rows = fine_tune_comparison(made_up())
     assert len(rows) == len(ARMS) - len(PALE)
-    assert rows[0] == ["kjv-nt", "no protection", "+1.200 ±0.025", "3.050 ±0.025", "×1.00"]
+    assert rows[0] == ["kjv-nt", "no protection", "+1.200 ±0.025", "3.050", "×1.00"]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from forgetless.lazy import lazily
 
 if TYPE_CHECKING:
+    from forgetless.budget import Budget
     from forgetless.errors import InputError
     from forgetless.forgetting import ForgettingMeter, ForgettingSummary, Interval, reduction
     from forgetless.importance import TrainingFisher, diagonal_fisher, sample_text
@@ -20,6 +21,7 @@ __all__ = [
     "diagonal_fisher",
     "sample_text",
     # keeping it
+    "Budget",
     "WeightPlasticity",
     "proximal_step",
     "quadratic_penalty",
@@ -42,6 +44,7 @@ __getattr__ = lazily(
         "TrainingFisher": "importance",
         "diagonal_fisher": "importance",
         "sample_text": "importance",
+        "Budget": "budget",
         "WeightPlasticity": "plasticity",
         "proximal_step": "plasticity",
         "quadratic_penalty": "plasticity",

@@ -9,7 +9,7 @@ from forgetless.choices import FisherKind, Likelihood
 from forgetless.importance.fisher import diagonal_fisher, mean_absolute_gradient
 from forgetless.importance.model import unwrapped
 from forgetless.importance.request import Batch, LossFunction
-from forgetless.importance.text import sample_text
+from forgetless.importance.text import evaluated, own_texts, sample_text
 from forgetless.importance.training import TrainingFisher
 
 __all__ = [
@@ -18,6 +18,8 @@ __all__ = [
     "diagonal_fisher",
     "mean_absolute_gradient",
     # examples of its own
+    "evaluated",
+    "own_texts",
     "sample_text",
     # how it is asked for
     "Batch",

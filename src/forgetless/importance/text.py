@@ -1,5 +1,7 @@
 """Examples from the model itself, where those that it was trained on are not there any more."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -90,3 +92,50 @@ def first_token(model: nn.Module, advice: str) -> int:
             f"{advice}"
         )
     return int(first)
+
+
+def own_texts(model: nn.Module, num: int, length: int, batch_size: int, seed: int, device: torch.device) -> Tensor:
+    """Texts that a causal language model writes, each from its first token on, in (num, length).
+
+    Args:
+        model: With a `config` of transformers.
+        num: How many texts.
+        length: Tokens of each, the first included; fewer where the model has fewer positions.
+        batch_size: Texts at a time.
+        seed: Of what is drawn.
+        device: Of the model.
+
+    Raises:
+        InputError: If the model has no token to begin with.
+    """
+    config: Any = model.config
+    first = first_token(model, "Set it, or give old data, or texts that you sampled yourself.")
+    length = min(length, getattr(config, "max_position_embeddings", None) or length)
+    generator = torch.Generator(device).manual_seed(seed)
+    with evaluated(model):
+        prompts = torch.split(torch.full((num, 1), first, device=device), batch_size)
+        return torch.cat([sample_text(model, each, length - 1, generator=generator) for each in prompts])
+
+
+@contextlib.contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Eval mode, without the caches of keys and values that only generation needs.
+
+    Args:
+        model: Left in the modes that it was found in.
+    """
+    config: Any = getattr(model, "config", None)
+    configs = {id(c): c for c in (config, _text_config(config)) if getattr(c, "use_cache", False)}.values()
+    for each in configs:
+        each.use_cache = False
+    try:
+        with evaluating(model):
+            yield
+    finally:
+        for each in configs:
+            each.use_cache = True
+
+
+def _text_config(config: Any) -> Any:
+    find = getattr(config, "get_text_config", None)
+    return find() if callable(find) else None

@@ -5,9 +5,11 @@ from contextlib import ExitStack
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from forgetless.budget import Budget, BudgetReport, Keeper
 from forgetless.errors import InputError
 from forgetless.importance import Batch, FisherKind, LossFunction, diagonal_fisher
 from forgetless.plasticity import WeightPlasticity
@@ -132,6 +134,70 @@ class PlasticityCallback(Callback):
             state_dict: From `state_dict`, for the same shared weights in the same order.
         """
         self.plasticity.load_state_dict(state_dict)
+
+
+class BudgetCallback(Callback):
+    """Keeps what a module knows within a budget while `Trainer.fit` trains it on something new.
+
+    The module that `fit` starts from is what is to be kept. At the end of `fit` the weights go back as far as the
+    budget needs; checkpoints that were saved before are not within it. The state goes into the trainer's checkpoints
+    and comes back with `fit(..., ckpt_path=...)`.
+
+    Args:
+        budget: What the old loss may rise by. The module's `forward` gives logits for tokens, or what `loss_fn` takes.
+        prompts: As in `Budget.attach`, as are the next two.
+        context: See there.
+        loss_fn: See there.
+
+    Attributes:
+        report: What the last `fit` ended with; None before.
+
+    >>> callback = BudgetCallback(Budget(0.05), prompts=1)
+    >>> trainer = Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)  # then trainer.fit(...)
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        *,
+        prompts: int | Tensor | None = None,
+        context: int | None = None,
+        loss_fn: LossFunction | None = None,
+    ) -> None:
+        super().__init__()
+        self.budget = budget
+        self.report: BudgetReport | None = None
+        self._options: dict[str, Any] = {"prompts": prompts, "context": context, "loss_fn": loss_fn}
+        self._keep: Keeper | None = None
+        self._saved: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the module as it is, or as a checkpoint has it, and follow the optimizers."""
+        self._keep = Keeper(self.budget, pl_module, trainer.optimizers, state=self._saved, **self._options)
+        self._saved = None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the budget hold, while the module still is on its device."""
+        if self._keep is not None:
+            self.report, self._keep = self._keep.finish(), None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the optimizers of a `fit` that failed or was interrupted."""
+        if self._keep is not None:
+            self._keep.leave()
+            self._keep = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What goes into a checkpoint: the old weights and texts, and how far it is."""
+        return {} if self._keep is None else self._keep.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it from a checkpoint.
+
+        Args:
+            state_dict: From `state_dict`, of the same module.
+        """
+        self._saved = state_dict or None
 
 
 def _batches(trainer: Trainer, batches: Iterable[Batch]) -> Iterator[Batch]:

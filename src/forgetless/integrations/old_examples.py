@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from forgetless.errors import InputError
-from forgetless.importance import Batch, LossFunction, sample_text
+from forgetless.importance import Batch, LossFunction, evaluated
 from forgetless.importance.labels import logits_of
-from forgetless.importance.model import evaluating
-from forgetless.importance.text import first_token
 
 MOST_MEASURED = 64
 """Examples that the loss is measured on, at most; a quarter of them where there are fewer than four times as many."""
@@ -162,29 +160,6 @@ def told_shift(model: nn.Module, old: OldExamples, *, is_causal: bool) -> int:
     raise InputError(_no_loss(f"a loss of {float(own):.4g}", None))
 
 
-def own_texts(model: nn.Module, num: int, length: int, batch_size: int, seed: int, device: torch.device) -> Tensor:
-    """Texts that a causal language model writes, each from its first token on, in (num, length).
-
-    Args:
-        model: With a `config` of transformers.
-        num: How many texts.
-        length: Tokens of each, the first included; fewer where the model has fewer positions.
-        batch_size: Texts at a time.
-        seed: Of what is drawn.
-        device: Of the model.
-
-    Raises:
-        InputError: If the model has no token to begin with.
-    """
-    config: Any = model.config
-    first = first_token(model, "Set it, or give old_data of texts that you sampled yourself.")
-    length = min(length, getattr(config, "max_position_embeddings", None) or length)
-    generator = torch.Generator(device).manual_seed(seed)
-    with evaluated(model):
-        prompts = torch.split(torch.full((num, 1), first, device=device), batch_size)
-        return torch.cat([sample_text(model, each, length - 1, generator=generator) for each in prompts])
-
-
 def own_examples(texts: Tensor, like: OldExamples) -> OldExamples:
     """Texts as examples of themselves: every token after the first is a label that was drawn from the model.
 
@@ -198,25 +173,6 @@ def own_examples(texts: Tensor, like: OldExamples) -> OldExamples:
         return {"input_ids": tokens, "labels": tokens}
 
     return replace(like, examples=texts, collate=collate, label_names=("labels",))
-
-
-@contextlib.contextmanager
-def evaluated(model: nn.Module) -> Iterator[None]:
-    """Eval mode, without the caches of keys and values that only generation needs.
-
-    Args:
-        model: Left in the modes that it was found in.
-    """
-    config: Any = getattr(model, "config", None)
-    configs = {id(c): c for c in (config, _text_config(config)) if getattr(c, "use_cache", False)}.values()
-    for each in configs:
-        each.use_cache = False
-    try:
-        with evaluating(model):
-            yield
-    finally:
-        for each in configs:
-            each.use_cache = True
 
 
 @contextlib.contextmanager
@@ -236,11 +192,6 @@ def fixed_randomness(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
-
-
-def _text_config(config: Any) -> Any:
-    find = getattr(config, "get_text_config", None)
-    return find() if callable(find) else None
 
 
 def _are_classes(targets: Any) -> bool:

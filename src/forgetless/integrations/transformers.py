@@ -20,21 +20,19 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.trainer_callback import CallbackHandler
 from transformers.utils.generic import find_labels
 
+from forgetless.budget import Budget, BudgetReport
 from forgetless.errors import InputError
-from forgetless.importance import FisherKind, LossFunction, diagonal_fisher, unwrapped
+from forgetless.importance import FisherKind, LossFunction, diagonal_fisher, evaluated, own_texts, unwrapped
+from forgetless.integrations.budget_run import KEY, BudgetRun
 from forgetless.integrations.old_examples import (
     OldExamples,
-    evaluated,
     own_examples,
-    own_texts,
     token_loss,
     told_shift,
 )
 from forgetless.plasticity import WeightPlasticity
 from forgetless.plasticity.attaching import innermost
 
-# Where the callback's state is in that of the optimizer: what belongs to no weight is saved and loaded as it is.
-_KEY = "forgetless"
 # Under a tolerance the old loss is measured after these steps, too, and so often at a time until it is within.
 _FIRST_STEPS, _MOST_TRIES = frozenset({1, 2, 4, 8}), 8
 
@@ -75,9 +73,13 @@ class PlasticityCallback(TrainerCallback):
         loss_fn: Maps (outputs, labels) to one loss per target. None is the cross entropy, if that is the model's loss.
         kind: Of the Fisher information, as in `diagonal_fisher`.
         calibrate_every: Steps from one calibration of a tolerance to the next.
+        budget: In place of all of these but `loss_fn`: what the old loss may rise by, and what holds it. Its `on` may
+            be examples in the form of `old_data`. At the end of `train()` the weights go back as far as the budget
+            needs; checkpoints that were saved before are not within it.
 
     Attributes:
         plasticity: Anchors and importances; None before the first `train()` if it was not given.
+        report: What a `train()` under a budget ended with; None before.
 
     Raises:
         InputError: If there is nothing to protect, or options contradict each other. At the start of `train()`, if the
@@ -100,7 +102,16 @@ class PlasticityCallback(TrainerCallback):
         loss_fn: LossFunction | None = None,
         kind: FisherKind = "empirical",
         calibrate_every: int = 10,
+        budget: Budget | None = None,
     ) -> None:
+        if budget is not None and (plasticity, alpha, tolerance, damping, old_data, samples) != (None,) * 3 + (
+            0.0,
+            None,
+            None,
+        ):
+            raise InputError(
+                "Expected a budget or another protection, but got both. A budget has its own on=, hold= and samples=."
+            )
         if plasticity is not None and (alpha, tolerance, damping) != (None, None, 0.0):
             raise InputError(
                 "Expected a plasticity or its options, but got both. Give alpha, tolerance and damping to "
@@ -108,7 +119,8 @@ class PlasticityCallback(TrainerCallback):
             )
         if (old_data is not None) and (samples is not None):
             raise InputError("Expected old_data or samples, but got both. Leave samples out where there are old data.")
-        if old_data is None and samples is None and not (plasticity is not None and _is_consolidated(plasticity)):
+        is_consolidated = plasticity is not None and _is_consolidated(plasticity)
+        if budget is None and old_data is None and samples is None and not is_consolidated:
             raise InputError(
                 "Expected something to protect, but got none of old_data, samples and a consolidated plasticity. "
                 "samples=64 protects a language model without old data."
@@ -130,7 +142,10 @@ class PlasticityCallback(TrainerCallback):
         self.loss_fn = loss_fn
         self.kind: FisherKind = kind
         self.calibrate_every = calibrate_every
+        self.budget = budget
+        self.report: BudgetReport | None = None
         self._run: _Run | None = None
+        self._budget_run: BudgetRun | None = None
 
     # ---- the start ---------------------------------------------------------------------------------------------------
 
@@ -142,8 +157,11 @@ class PlasticityCallback(TrainerCallback):
         _refuse_shards(model)
         optimizer = innermost(kwargs["optimizer"])
         kept: dict[Any, Any] = optimizer.state
-        saved = kept.pop(_KEY, None)
+        saved = kept.pop(KEY, None)
         self._go_before_reporters()
+        if self.budget is not None:
+            self._begin_budget(self.budget, args, state, saved, model, optimizer, kwargs.get("train_dataloader"))
+            return
         if self._run is not None:
             self._run.leave()
         # After a batch that was too large for the memory, the same training begins again with smaller ones.
@@ -152,6 +170,30 @@ class PlasticityCallback(TrainerCallback):
         elif saved is not None:
             self._run.restore(saved)
         self._run.follow(optimizer)
+
+    def _begin_budget(
+        self,
+        budget: Budget,
+        args: TrainingArguments,
+        state: TrainerState,
+        saved: Any,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loader: Any,
+    ) -> None:
+        if state.global_step and saved is None:
+            raise InputError(
+                f"Expected the budget's state in the checkpoint of step {state.global_step}, but got none: it was "
+                "saved without this callback, or without the optimizer (save_only_model). Train from the start."
+            )
+        if (earlier := self._budget_run) is not None:
+            earlier.leave()
+            if saved is None and args.auto_find_batch_size and earlier.model is model:
+                saved = earlier.keep.state_dict()
+        old = None
+        if not isinstance(budget.on, (str, Tensor)):
+            old = self._collated(budget.on, args, model, loader)
+        self._budget_run = BudgetRun(budget, model, optimizer, saved, old)
 
     def _started(
         self, args: TrainingArguments, state: TrainerState, saved: Any, model: nn.Module, loader: Any
@@ -193,17 +235,7 @@ class PlasticityCallback(TrainerCallback):
         """The old examples with their loss; own ones are written now if the run has none yet."""
         if self.old_data is None and self.samples is None and run.texts is None:
             return None
-        base = _base(run.model)
-        names = args.label_names or find_labels(type(base)) or ["labels"]
-        data: Any = () if self.old_data is None else self.old_data
-        old = OldExamples(
-            data if hasattr(data, "__getitem__") and hasattr(data, "__len__") else list(data),
-            _collator(loader, base, names, args),
-            args.per_device_eval_batch_size,
-            next(run.model.parameters()).device,
-            names,
-            self.loss_fn or token_loss,
-        )
+        old = self._unshifted(() if self.old_data is None else self.old_data, args, run.model, loader)
         if self.old_data is None:
             if run.texts is None:
                 number = self.samples or 0
@@ -212,14 +244,39 @@ class PlasticityCallback(TrainerCallback):
             old = own_examples(run.texts, old)
         elif not len(old):
             raise InputError("Expected old_data with at least one example, but got none. Give samples= instead.")
-        if self.loss_fn is None:
-            is_causal = type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-            old = replace(old, shift=told_shift(run.model, old, is_causal=is_causal))
-            if self.old_data is None and not old.shift:
-                raise InputError(
-                    f"Expected a causal language model to write samples, but got {type(base).__name__}. Give old_data."
-                )
+        old = self._shifted(old, run.model)
+        if self.loss_fn is None and self.old_data is None and not old.shift:
+            raise InputError(
+                "Expected a causal language model to write samples, but got "
+                f"{type(_base(run.model)).__name__}. Give old_data."
+            )
         return old
+
+    def _unshifted(self, data: Any, args: TrainingArguments, model: nn.Module, loader: Any) -> OldExamples:
+        """Old examples as the Trainer collates its own."""
+        base = _base(model)
+        names = args.label_names or find_labels(type(base)) or ["labels"]
+        return OldExamples(
+            data if hasattr(data, "__getitem__") and hasattr(data, "__len__") else list(data),
+            _collator(loader, base, names, args),
+            args.per_device_eval_batch_size,
+            next(model.parameters()).device,
+            names,
+            self.loss_fn or token_loss,
+        )
+
+    def _shifted(self, old: OldExamples, model: nn.Module) -> OldExamples:
+        """The same with labels as the model's own loss reads them."""
+        if self.loss_fn is not None:
+            return old
+        is_causal = type(_base(model)).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        return replace(old, shift=told_shift(model, old, is_causal=is_causal))
+
+    def _collated(self, data: Any, args: TrainingArguments, model: nn.Module, loader: Any) -> OldExamples:
+        old = self._unshifted(data, args, model, loader)
+        if not len(old):
+            raise InputError("Expected old examples for the budget, but got none. Give on='own-samples' instead.")
+        return self._shifted(old, model)
 
     def _consolidate(self, plasticity: WeightPlasticity, model: nn.Module, old: OldExamples) -> None:
         shared = {id(parameter) for parameter in plasticity.shared_parameters}
@@ -285,15 +342,17 @@ class PlasticityCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Add what the protection does to the logs of a training loss, and to their history."""
-        if self._run is not None and logs is not None and "loss" in logs:
-            values = self._run.logs(state.global_step)
+        run = self._run or self._budget_run
+        if run is not None and logs is not None and "loss" in logs:
+            values = run.logs(state.global_step)
             logs.update(values)
             if state.log_history:
                 state.log_history[-1].update(values)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Tell of a checkpoint that does not have the callback's state."""
-        if self._run is not None and args.should_save and not args.save_only_model and not self._run.was_saved:
+        run = self._run or self._budget_run
+        if run is not None and args.should_save and not args.save_only_model and not run.was_saved:
             warnings.warn(
                 "The optimizer saves its state in a way of its own, without that of the plasticity: a run that is "
                 "resumed from this checkpoint will be refused.",
@@ -303,7 +362,10 @@ class PlasticityCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the optimizer; anchors and importances stay in `plasticity`."""
+        """Leave the optimizer; anchors and importances stay in `plasticity`. Make a budget hold."""
+        if self._budget_run is not None:
+            self.report = self._budget_run.finish()
+            self._budget_run = None
         if self._run is not None:
             self._run.leave()
             self._run = None
@@ -350,7 +412,7 @@ class _Run:
     def _add_to_state(self, _optimizer: Optimizer, state: dict[str, Any]) -> None:
         self.was_saved = True
         own = {"plasticity": self.plasticity.state_dict(), "first_loss": self.first_loss, "texts": self.texts}
-        state["state"][_KEY] = own
+        state["state"][KEY] = own
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Take up the state that a checkpoint holds; its options, too."""

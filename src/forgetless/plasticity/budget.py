@@ -119,7 +119,7 @@ def tolerance_step(
     return drawn.alpha
 
 
-class Budget:
+class Limit:
     """How much of a tolerance the quadratic form may take, as measured losses have it, and the multiplier α for that.
 
     It is the state of `WeightPlasticity` under a tolerance.
@@ -134,10 +134,10 @@ class Budget:
     Raises:
         ValueError: If the tolerance is not finite and at least `LEAST_TOLERANCE`.
 
-    >>> budget = Budget(0.02)
-    >>> budget.adapt(increase=0.04, present=0.02)  # twice as much was lost as the form predicts
+    >>> limit = Limit(0.02)
+    >>> limit.adapt(increase=0.04, present=0.02)  # twice as much was lost as the form predicts
     True
-    >>> budget.limit
+    >>> limit.limit
     0.01
     """
 
@@ -147,7 +147,7 @@ class Budget:
 
     @classmethod
     def restored(cls, tolerance: float, limit: Any, multiplier: float) -> Self:
-        """A budget as it was saved.
+        """A limit as it was saved.
 
         Args:
             tolerance: See above.
@@ -162,9 +162,9 @@ class Budget:
                 f"Expected a budget above 0 and at most the tolerance {tolerance}, but got {limit}. "
                 "The state is damaged."
             )
-        budget = cls(tolerance)
-        budget.limit, budget.multiplier = limit, multiplier
-        return budget
+        restored = cls(tolerance)
+        restored.limit, restored.multiplier = limit, multiplier
+        return restored
 
     @property
     def tolerance(self) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from forgetless.plasticity.block import Block, Columns
-from forgetless.plasticity.budget import Budget
+from forgetless.plasticity.budget import Limit
 from forgetless.plasticity.metric import Metric, group_metric, of_whole
 from forgetless.plasticity.moves import Moved
 from forgetless.plasticity.penalty import inverse
@@ -35,12 +35,12 @@ def draw(
 
 @torch.no_grad()
 def draw_within(
-    budget: Budget, weights: SharedWeights, optimizer: Optimizer, moved: Moved, metric: Metric | None = None
+    limit: Limit, weights: SharedWeights, optimizer: Optimizer, moved: Moved, metric: Metric | None = None
 ) -> None:
-    """Draw back what moved, by one multiplier, until all held weights together are within a budget.
+    """Draw back what moved, by one multiplier, until all held weights together are within a limit.
 
     Args:
-        budget: Its multiplier is set.
+        limit: Its multiplier is set.
         weights: The shared weights. Changed in place where they moved and are held.
         optimizer: After its step.
         moved: What its steps moved, then.
@@ -63,7 +63,7 @@ def draw_within(
     rest = sorted(places.difference(*(block.held for block in blocks)))
     other = weights.block((id(optimizer), "others"), rest)
     others = 0.0 if other is None else other.increase()
-    budget.draw(*columns, metrics, others)
+    limit.draw(*columns, metrics, others)
     for block in blocks:
         block.store()
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from forgetless.choices import AccumulationRule
 from forgetless.plasticity.attaching import Following, check_metric, innermost
-from forgetless.plasticity.budget import Budget, expected_increase
+from forgetless.plasticity.budget import Limit, expected_increase
 from forgetless.plasticity.held_weights import HeldWeights, Shared
 from forgetless.plasticity.metric import Metric
 from forgetless.plasticity.penalty import check_alpha, quadratic_penalty
@@ -122,7 +122,7 @@ class WeightPlasticity(HeldWeights):
                 f"Expected alpha or tolerance, but got both ({alpha} and {tolerance}). "
                 "Under a tolerance alpha is found, not chosen."
             )
-        self._budget = None if tolerance is None else Budget(tolerance)
+        self._limit = None if tolerance is None else Limit(tolerance)
         self._alpha = 0.0  # what is given where there is no budget
         if tolerance is None:
             self.alpha = _DEFAULT_ALPHA if alpha is None else alpha
@@ -138,12 +138,12 @@ class WeightPlasticity(HeldWeights):
     @property
     def alpha(self) -> float:
         """Strength α of the protection; may be set at any time, but under a tolerance, where it is the multiplier."""
-        return self._alpha if self._budget is None else self._budget.multiplier
+        return self._alpha if self._limit is None else self._limit.multiplier
 
     @alpha.setter
     def alpha(self, value: float) -> None:
         check_alpha(value)
-        if self._budget is not None:
+        if self._limit is not None:
             raise ValueError(
                 f"Expected no alpha under a tolerance, where it is the multiplier of the constraint, but got {value}. "
                 "Set the tolerance."
@@ -153,27 +153,27 @@ class WeightPlasticity(HeldWeights):
     @property
     def tolerance(self) -> float | None:
         """What earlier models may lose; None if α is given instead. May be set at any time if it is not None."""
-        return None if self._budget is None else self._budget.tolerance
+        return None if self._limit is None else self._limit.tolerance
 
     @tolerance.setter
     def tolerance(self, value: float) -> None:
-        if self._budget is None:
+        if self._limit is None:
             raise ValueError(
                 f"Expected no tolerance where alpha is given, but got {value}. "
                 "Build another WeightPlasticity(tolerance=...)."
             )
-        self._budget.tolerance = value
+        self._limit.tolerance = value
 
     @property
     def budget(self) -> float | None:
         """What ½ Σ F_i (θ_i − θ̂_i)² may be: the tolerance, or less after `calibrate`; None if α is given."""
-        return None if self._budget is None else self._budget.limit
+        return None if self._limit is None else self._limit.limit
 
     def reset(self) -> None:
         """Forget every anchor and importance; nothing is held until the next `consolidate`."""
         super().reset()
-        if self._budget is not None:
-            self._budget.reset()
+        if self._limit is not None:
+            self._limit.reset()
 
     # ---- while another model trains --------------------------------------------------------------------------
 
@@ -186,7 +186,7 @@ class WeightPlasticity(HeldWeights):
             ValueError: If an anchor is on another device or of another type than its weight, or there is a tolerance,
                 which only a step can keep.
         """
-        if self._budget is not None:
+        if self._limit is not None:
             raise ValueError(
                 "Expected a penalty of given alpha, but got a tolerance, whose alpha only steps can find. "
                 "Attach to the optimizer, or give alpha."
@@ -223,15 +223,15 @@ class WeightPlasticity(HeldWeights):
         Raises:
             ValueError: If there is no tolerance, or the optimizer is not attached.
         """
-        if self._budget is None:
+        if self._limit is None:
             raise ValueError("Expected a tolerance to calibrate, but got none. Give one in place of alpha.")
         optimizer = None if optimizer is None else innermost(optimizer)
         if optimizer is not None and optimizer not in self._following:
             raise ValueError("Expected an attached optimizer to calibrate with, but got one that is not. Attach it.")
         increase = largest(increase, self._weights.parameters)
-        is_too_much = self._budget.adapt(increase, self.expected_increase())
+        is_too_much = self._limit.adapt(increase, self.expected_increase())
         if is_too_much and optimizer is not None and (drawn := self._following[optimizer].drawn) is not None:
-            draw_within(self._budget, self._weights, optimizer, drawn, self._following[optimizer].metric)
+            draw_within(self._limit, self._weights, optimizer, drawn, self._following[optimizer].metric)
 
     def attach(self, optimizer: Optimizer, metric: Metric | None = None) -> Self:
         """Follow every step of an optimizer by a proximal step on the shared weights it moved.
@@ -300,17 +300,17 @@ class WeightPlasticity(HeldWeights):
 
     def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         following = self._following[optimizer]
-        if self._budget is None and self._alpha == 0:
+        if self._limit is None and self._alpha == 0:
             following.steps.clear()
         else:
             following.steps.note(self._weights.places, optimizer)
         if len(following.steps) >= self.every:
             moved = following.steps.take()
-            if self._budget is None:
+            if self._limit is None:
                 draw(self._alpha, self._weights, optimizer, moved, following.metric)
             else:
                 following.drawn = moved
-                draw_within(self._budget, self._weights, optimizer, moved, following.metric)
+                draw_within(self._limit, self._weights, optimizer, moved, following.metric)
         self._buffers.hold()
 
     def _forget_steps(self) -> None:
@@ -359,9 +359,9 @@ class WeightPlasticity(HeldWeights):
         every = state.get("every", self.every)  # older states have none
         WeightPlasticity((), alpha, every=every, **options)  # refuses bad ones
         tolerance = state.get("tolerance")  # older states have none
-        budget = None if tolerance is None else Budget.restored(tolerance, state.get("budget"), float(alpha))
+        limit = None if tolerance is None else Limit.restored(tolerance, state.get("budget"), float(alpha))
         self._buffers.load(state.get("buffers") or self._buffers.anchors)  # older states have none
-        self._budget, self._alpha = budget, float(alpha)
+        self._limit, self._alpha = limit, float(alpha)
         self.rule, self.decay, self.damping = options.values()
         self._weights.load(anchors, importances, state.get("used"))
         self.every = every

@@ -151,7 +151,8 @@ def distillation_loss(outputs: Tensor, wanted: Tensor, temperature: float = 1.0)
     0.6931
     """
     import torch
-    import torch.nn.functional as F
+
+    from forgetless.budget import relative_entropy
 
     if not isinstance(outputs, torch.Tensor) or outputs.dim() < 2 or outputs.shape[-1] < 2:
         shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
@@ -159,6 +160,4 @@ def distillation_loss(outputs: Tensor, wanted: Tensor, temperature: float = 1.0)
             f"Expected logits with at least 2 classes in the last dimension, but got {shape}. Distillation keeps "
             "classifiers and language models."
         )
-    present, past = (F.log_softmax(logits / temperature, dim=-1).flatten(0, -2) for logits in (outputs, wanted))
-    divergence = F.kl_div(present, past, reduction="batchmean", log_target=True)
-    return divergence * temperature**2
+    return relative_entropy(outputs / temperature, wanted / temperature).mean() * temperature**2

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from forgetless.configuration import fitting
 from forgetless.errors import InputError
+from forgetless.orders import endless_order
 from forgetless.protection.base import PROTECTIONS, Decisions, Evidence, ProtectionOptions
 from forgetless.protection.rehearsal import Rehearsal, RehearsalOptions, Term
 
@@ -130,24 +131,3 @@ def remembered(batches: Iterable[tuple[Any, Tensor]], num_targets: int) -> tuple
     if not kept:
         raise InputError("Expected examples of what the earlier model learned, to replay them, but got none.")
     return torch.cat([inputs for inputs, _ in kept]), torch.cat([targets for _, targets in kept])
-
-
-def endless_order(num_examples: int, start: int, number: int) -> Tensor:
-    """The places of the examples number `start`, `start` + 1, … of passes over all, each pass in an order of its own.
-
-    Args:
-        num_examples: Of a pass, at least 1.
-        start: How many to pass over.
-        number: How many, at least 1.
-
-    Returns:
-        Places (number,), on the CPU; a pass has every place once, and the same order whenever it is asked for.
-
-    >>> sorted(endless_order(4, 4, 4).tolist())
-    [0, 1, 2, 3]
-    """
-    import torch
-
-    passes = range(start // num_examples, (start + number - 1) // num_examples + 1)
-    orders = [torch.randperm(num_examples, generator=torch.Generator().manual_seed(each)) for each in passes]
-    return torch.cat(orders)[start % num_examples :][:number]

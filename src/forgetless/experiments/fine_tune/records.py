@@ -21,8 +21,8 @@ class FineTuneCurve(Record):
 
     Attributes:
         step: (steps) 0 is before the first.
-        old: (nats per token) Loss on 500 windows of the old test text.
-        new: (nats per token) Loss on 500 windows of the new test text.
+        old: (nats per token) Loss on 200 windows of the old test text.
+        new: (nats per token) Loss on 200 windows of the new test text.
     """
 
     step: list[int]

@@ -19,7 +19,16 @@ from forgetless.experiments.fine_tune.result import FineTuneResult
 from forgetless.options import number
 from forgetless.protection import BASELINE
 from forgetless.report import canvas, formats
-from forgetless.report.fine_tune.findings import EVIDENCE, Method, headline, is_budget, method_of, targets, text_name
+from forgetless.report.fine_tune.findings import (
+    EVIDENCE,
+    Method,
+    compared,
+    headline,
+    is_budget,
+    method_of,
+    targets,
+    text_name,
+)
 from forgetless.tasks.base import decimal
 
 _MARKERS = {None: "o", "own-samples": "o", "old-data": "s", "new-inputs": "^"}
@@ -66,7 +75,7 @@ def frontier_figure(result: FineTuneResult) -> Figure:
     if not found:
         raise InputError("Expected at least one finished run to draw, but got none. Finish a run first.")
     columns = min(len(found), 2)
-    entries = result.summary()
+    entries = compared(result)
     panels = [_panel(result, [entry for entry in entries if entry.to == to]) for to in found]
     titles = [f"on {text_name(to)} (loss before: {decimal(p.before, 2)})" for to, p in zip(found, panels, strict=True)]
     figure, axes = canvas.grid(titles, columns, 4.8 if columns == 1 else 3.8, "none")
@@ -128,16 +137,14 @@ def _draw_method(ax: Axes, panel: _Panel, method: Method) -> None:
     for entry in entries:
         tone = pale(shade) if entry.is_dominated else shade
         x, y = panel.place(entry)
-        order = 3.0 if entry.is_dominated else 6.0
         marker = _MARKERS.get(on, "o") if panel.is_inside(entry) else ">" if x == panel.x[1] else "^"
-        ax.plot(
-            x, y, marker=marker, color=tone, markersize=7, markeredgecolor="white", zorder=order, gid=gid, clip_on=False
-        )
+        style = {"marker": marker, "markersize": 7, "markeredgecolor": "white", "clip_on": False}
+        ax.plot(x, y, color=tone, zorder=3 if entry.is_dominated else 6, gid=gid, **style)
         if panel.is_inside(entry):
             canvas.draw_interval(ax, entry.old_increase, y, panel.x, vertical=False, shade=tone)
             canvas.draw_interval(ax, entry.new, x, panel.y, vertical=True, shade=tone)
         if is_budget(name) and entry.strength:
-            ax.axvline(entry.strength, color=tone, linewidth=1.1, linestyle=(0, (1, 2)), zorder=1.5, gid="budget")
+            ax.axvline(entry.strength, color=shade, linewidth=1.1, linestyle=(0, (1, 2)), zorder=1.5, gid="budget")
 
 
 def _draw_start(ax: Axes, panel: _Panel) -> None:
@@ -183,5 +190,5 @@ def _styles(entries: Sequence[MethodSummary]) -> list[Artist]:
 
 def pale(shade: str) -> str:
     """A colour for what is dominated: mostly white."""
-    red, green, blue = (0.3 * part + 0.7 for part in to_rgb(shade))
+    red, green, blue = (0.35 * part + 0.65 for part in to_rgb(shade))
     return to_hex((red, green, blue))

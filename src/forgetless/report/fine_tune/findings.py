@@ -1,5 +1,6 @@
 """What a fine-tuning found, in sentences that say no more than its records show."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -55,6 +56,29 @@ def targets(result: FineTuneResult) -> list[str]:
 def text_name(text: str | None) -> str:
     """A text by its name, a folder by the last part of its path."""
     return (text or "the old text").rstrip("/").rpartition("/")[2]
+
+
+def compared(result: FineTuneResult) -> list[MethodSummary]:
+    """The summary, with intervals of the new loss that are of its difference to no protection, seed by seed.
+
+    Seeds have models of their own, some better than others under every protection, which says nothing of protections.
+    The unprotected arm itself then has no interval. Without it on the same seeds, intervals are of the loss.
+    """
+    losses: dict[tuple[str, str, str | None, float | None], dict[int, float]] = {}
+    for run in result.runs:
+        losses.setdefault(arm_of(run), {})[run.seed] = run.new_after
+    entries = result.summary()
+    several = {entry.to for entry in entries if entry.protection != BASELINE}
+    found = []
+    for entry in entries:
+        mine, free = losses[arm_of(entry)], losses.get((entry.to, BASELINE, None, None), {})
+        if mine.keys() <= free.keys() and entry.to in several:
+            apart = mean_interval([loss - free[seed] for seed, loss in mine.items()])
+            both = (None if end is None else entry.new.mean + end - apart.mean for end in (apart.low, apart.high))
+            low, high = (None, None) if entry.protection == BASELINE else both
+            entry = dataclasses.replace(entry, new=Interval(entry.new.mean, low, high))
+        found.append(entry)
+    return found
 
 
 def sentences_of(result: FineTuneResult) -> list[str]:
@@ -118,12 +142,10 @@ def budgets(result: FineTuneResult, to: str | None = None) -> list[str]:
         for budget in dict.fromkeys(run.strength for run in mine):
             its = [run for run in mine if run.strength == budget]
             used = sum(run.increase for run in its) / len(its) / (budget or math.nan)
-            kept = f"in {sum(map(_is_held, its))} of {len(its)}, " if len(its) < len(mine) else ""
-            parts.append(f"{number(budget or 0)} nats {kept}{points(used, 0)} % used")
-        name = _name(*method)
-        told.append(
-            f"{name[0].upper()}{name[1:]} kept its budget in {held} of {counted(len(mine), 'run')}: {'; '.join(parts)}."
-        )
+            kept = f"{sum(map(_is_held, its))} of {len(its)}, " if len(its) < len(mine) else ""
+            parts.append(f"{number(budget or 0)} nats: {kept}{points(used, 0)} % used")
+        name, of = _name(*method), counted(len(mine), "run")
+        told.append(f"{name[0].upper()}{name[1:]} kept its budget in {held} of {of} ({'; '.join(parts)}).")
     return told
 
 
@@ -144,11 +166,11 @@ def _name(protection: str, on: str | None) -> str:
 
 
 def _with_strengths(entries: Sequence[MethodSummary]) -> str:
-    """A method with strengths of its, such as `L2 anchor (α = 1, 10)`."""
+    """A method with strengths of its, such as `L2 anchor at α = 1, 10`."""
     kind = PROTECTIONS.get(entries[0].protection)
     strengths = [number(entry.strength) for entry in entries if entry.strength is not None]
     name = label(entries[0].protection) + (f" on {seen(entries[0].on)}" if entries[0].on else "")
-    return name if kind is None or not strengths else f"{name} ({kind.told(', '.join(strengths))})"
+    return name if kind is None or not strengths else f"{name} at {kind.told(', '.join(strengths))}"
 
 
 def _change(rise: Interval, in_title: bool) -> str:

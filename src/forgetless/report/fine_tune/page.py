@@ -17,6 +17,7 @@ from forgetless.report.fine_tune.figure import frontier_figure
 from forgetless.report.fine_tune.findings import (
     arm_of,
     budgets,
+    compared,
     frontier,
     lost,
     method_label,
@@ -35,7 +36,7 @@ _MOST_ROWS = 1000
 
 def fine_tune_table(result: FineTuneResult) -> rich.Table:
     """What each arm kept of the old text and learned of the new one, over seeds, and what it cost."""
-    entries = result.summary()
+    entries = compared(result)
     strength = formats.strength_heading(entry.protection for entry in entries)
     # Where all see the same, a note says what: the table is as wide as a terminal already.
     differs = len(_evidence(result)) > 1
@@ -83,13 +84,21 @@ def _time(result: FineTuneResult, entry: FineTuneRecord | MethodSummary) -> str:
     return f"×{math.fsum(mine[seed] for seed in both) / math.fsum(free[seed] for seed in both):.2f}"
 
 
+def _of_difference(result: FineTuneResult) -> str:
+    """What the intervals of the new loss are of, where they are not of the loss."""
+    is_compared = any(run.protection == BASELINE for run in result.runs)
+    return ", that of the new loss of its difference to no protection" if is_compared else ""
+
+
 def _notes(result: FineTuneResult) -> list[str]:
     """How to read it, and what is missing."""
     notes = [*formats.unfinished(result.progress, "runs"), *budgets(result), *lost(result)]
     if not result.runs:
         return notes
     seeds = len({run.seed for run in result.runs})
-    interval = f"±: 95 % interval over {seeds} seeds" if seeds > 1 else "one seed gives no interval"
+    interval = (
+        f"±: 95 % interval over {seeds} seeds{_of_difference(result)}" if seeds > 1 else "one seed gives no interval"
+    )
     old = text_name(result.config.texts.old)
     evidence = _evidence(result)
     told = f"Seen of the past: {', '.join(evidence)}. " if evidence else ""
@@ -106,7 +115,7 @@ def _notes(result: FineTuneResult) -> list[str]:
 
 def fine_tune_section(result: FineTuneResult) -> dict[str, Any]:
     """What section.html shows of a fine-tuning, finished or not."""
-    found, entries = targets(result), result.summary()
+    found, entries = targets(result), compared(result)
     runs = [*result.runs, *result.diverged]
     strength = formats.strength_heading(entry.protection for entry in entries)
     told = [(f"On {text_name(to)}", " ".join(frontier(result, to))) for to in found]
@@ -121,6 +130,7 @@ def fine_tune_section(result: FineTuneResult) -> dict[str, Any]:
         "seeds": [_seed_row(run) for run in runs[:_MOST_ROWS]],
         "num_runs": len(runs),
         "num_seeds": len({run.seed for run in result.runs}),
+        "of_difference": _of_difference(result),
         "time": _total(result),
     }
 
@@ -137,7 +147,7 @@ def _settings(config: FineTuneConfig) -> str:
 
 def _caption(result: FineTuneResult) -> str:
     seeds = len({run.seed for run in result.runs})
-    over = f"means over {seeds} seeds with 95 % intervals" if seeds > 1 else "one seed"
+    over = f"means over {seeds} seeds with 95 % intervals{_of_difference(result)}" if seeds > 1 else "one seed"
     return (
         f"Lower and further to the left is better; {over}. A curve is one method over its strengths. Pale: another arm "
         "is better on both texts, by the means. The others are on the frontier, with their strength beside them. "
@@ -148,7 +158,7 @@ def _caption(result: FineTuneResult) -> str:
 
 def _row(result: FineTuneResult, entry: MethodSummary) -> Row:
     """On the page, in colour where it is on the frontier."""
-    strength, rise, new = map(str, _measured(entry))
+    strength, rise, new = (cell.text if isinstance(cell, Cell) else cell for cell in _measured(entry))
     expected = formats.NOTHING if entry.expected_loss_increase is None else _rise(entry.expected_loss_increase)
     cells = [seen(entry.on) or formats.NOTHING, strength, rise, expected, new, *_cost(result, entry)]
     return of_protection(entry.protection, cells, is_chosen=not entry.is_dominated)
@@ -176,7 +186,7 @@ def fine_tune_comparison(result: FineTuneResult) -> list[list[str]]:
     """A run beside others: a line for each arm on the frontier."""
     rows = []
     for to in targets(result):
-        for entry in result.summary():
+        for entry in compared(result):
             if entry.to == to and not entry.is_dominated:
                 rise, new = _rise(entry.old_increase), formats.plus_minus(entry.new)
                 rows.append([text_name(to), method_label(entry), rise, new, _time(result, entry)])
