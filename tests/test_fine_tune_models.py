@@ -264,7 +264,7 @@ def command(folder, texts, *protections):
 
 def test_a_folder_is_fine_tuned_by_the_command_and_goes_on_where_it_was_stopped(texts, tmp_path, capsys):
     name = save(tmp_path / "llama", llama)[0]
-    path, protections = tmp_path / "run", ["none", "wpl", "l2", *ADAPTERS]
+    path, protections = tmp_path / "run", ["none", "wpl", "wise-ft", "replay", "lwf", *ADAPTERS]
     assert main([*command(name, texts, *protections), "--output", str(path)]) == 0
     assert "Fine-tuned on new" in capsys.readouterr().out
     folder = RunFolder(path)
@@ -277,7 +277,7 @@ def test_a_folder_is_fine_tuned_by_the_command_and_goes_on_where_it_was_stopped(
     assert [replace(record, seconds=0.0) for record in again] == [replace(record, seconds=0.0) for record in made]
 
 
-def test_the_command_refuses_before_it_writes_anything(texts, folder, tmp_path, capsys):
+def test_the_command_refuses_before_it_writes_anything(texts, folder, tmp_path, capsys, monkeypatch):
     def told(*words):
         assert main([*words, "--output", str(tmp_path / "run")]) == 2
         assert not (tmp_path / "run").exists()
@@ -291,3 +291,6 @@ def test_the_command_refuses_before_it_writes_anything(texts, folder, tmp_path, 
     assert "are unknown to it" in told(*command(folder, texts, "none"), "--to", str(greek))
     if ADAPTERS:
         assert "but got GPT2LMHeadModel with Conv1D. Leave osf out" in told(*command(folder, texts, "none", "osf"))
+        find = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "peft" else find(name))
+        assert "Expected the package peft for lora, but got none" in told(*command(folder, texts, "none", "lora"))
