@@ -97,17 +97,23 @@ class Arm:
 
 
 def arms(seed: int) -> Iterator[Arm]:
-    """All of a seed; every second decade of every Fisher first, so that a seed that is not whole has whole curves."""
-    coarse, rest = STRENGTHS[::2], STRENGTHS[1::2]
+    """All of a seed, in such an order that one that is not whole has whole rows: a strength with every Fisher."""
+
+    def protected(*strengths: float) -> Iterator[Arm]:
+        yield from (Arm(seed, fisher, "proximal", s) for s, fisher in itertools.product(strengths, FISHERS))
+
+    def limited(*fishers: str) -> Iterator[Arm]:
+        yield from (Arm(seed, fisher, "tolerance", TOLERANCE) for fisher in fishers)
+
+    first, second, *others = FISHERS
     yield Arm(seed, "none", "none", 0.0)
-    for fisher in FISHERS:
-        yield from (Arm(seed, fisher, "proximal", strength) for strength in coarse)
-        yield Arm(seed, fisher, "tolerance", TOLERANCE)
-    for strengths in (coarse, rest):
-        if seed in SEEDS_IN_LOSS:
-            yield from (Arm(seed, "EXACT", "loss", strength) for strength in strengths)
-        if strengths is rest:
-            yield from (Arm(seed, fisher, "proximal", s) for s, fisher in itertools.product(rest, FISHERS))
+    yield from protected(1e4, 1.0, 1e6)
+    yield from limited(first, second)
+    yield from protected(1e8, 1e2, 1e10, 1e12)
+    yield from limited(*others)
+    if seed in SEEDS_IN_LOSS:
+        yield from (Arm(seed, "EXACT", "loss", strength) for strength in (*STRENGTHS[::2], *STRENGTHS[1::2]))
+    yield from protected(*STRENGTHS[1::2])
 
 
 # ---- data ----------------------------------------------------------------------------------------------------------
@@ -178,7 +184,7 @@ def batches(examples: Examples, steps: int, seed: int) -> Iterator[Examples]:
     made = 0
     while True:
         order = torch.randperm(len(examples.targets), generator=generator)
-        for rows in order.split(size)[: len(order) // size]:
+        for rows in torch.split(order, size)[: len(order) // size]:
             if made == steps:
                 return
             made += 1
@@ -270,7 +276,7 @@ def importance(network: Network, task: Task, fisher: Fisher, seed: int) -> dict[
         rows = torch.randperm(len(targets), generator=generator)[: fisher.num_images]
         images, targets = images[rows], targets[rows]
     size = BATCH if fisher.kind == "batch" else 1000
-    pairs = list(zip(images.split(size), targets.split(size), strict=True))
+    pairs = list(zip(*(torch.split(part, size) for part in (images, targets)), strict=True))
     return diagonal_fisher(Head(network, task.outputs), pairs, cross_entropy, fisher.kind, generator=generator)
 
 

@@ -11,6 +11,7 @@ import comparisons
 import one_alpha
 import peers
 import practice
+import published
 import searches
 import two_models
 from page import HERE, PAGES, Page
@@ -22,6 +23,7 @@ TOPICS = {
     "Searches": searches.pages,
     "Searches judged by a benchmark": comparisons.pages,
     "One α": one_alpha.pages,
+    "Published protocols": published.pages,
     "Practice": practice.pages,
     "Other libraries": peers.pages,
 }
