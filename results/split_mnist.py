@@ -26,6 +26,10 @@ Hypotheses, written after trials on seeds from 100 on and before any other seed:
    but perfectly have next to no Fisher information there.
 5. A tolerance of 0.01 nats, for which nothing is chosen, is within 1 point of the best of each curve, for each Fisher.
 
+`--weigh` tells how large the Fishers of the first task are, which explains the strengths that they need:
+
+$ FORGETLESS_DATA=FOLDER python results/split_mnist.py --weigh --seeds 1 4
+
 A row per run goes to results/split-mnist.json; rows that are there are not made again, and a seed is made whole before
 the next. `--until` stops before a run that would begin later.
 """
@@ -34,12 +38,13 @@ import argparse
 import copy
 import datetime as dt
 import functools
+import hashlib
 import itertools
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,6 +61,7 @@ from forgetless.data.sources import fetch
 from forgetless.runs import environment, write_atomically
 
 PATH = Path(__file__).with_name("split-mnist.json")
+WEIGHED = Path(__file__).with_name("split-mnist-importance.json")
 STEPS, BATCH, RATE, TASKS = 2000, 128, 1e-3, 5
 STRENGTHS = tuple(10.0**power for power in range(14))
 TOLERANCE, HELD_OUT, MOST_TRIES = 0.01, 500, 8
@@ -107,13 +113,14 @@ def arms(seed: int) -> Iterator[Arm]:
 
     first, second, *others = FISHERS
     yield Arm(seed, "none", "none", 0.0)
-    yield from protected(1e4, 1.0, 1e6)
+    yield from protected(1e4, 1e6, 1e8)
     yield from limited(first, second)
-    yield from protected(1e8, 1e2, 1e10, 1e12)
+    yield from protected(1.0, 1e10, 1e12, 1e2)
     yield from limited(*others)
-    if seed in SEEDS_IN_LOSS:
-        yield from (Arm(seed, "EXACT", "loss", strength) for strength in (*STRENGTHS[::2], *STRENGTHS[1::2]))
+    in_loss = STRENGTHS if seed in SEEDS_IN_LOSS else ()
+    yield from (Arm(seed, "EXACT", "loss", strength) for strength in in_loss[::2])
     yield from protected(*STRENGTHS[1::2])
+    yield from (Arm(seed, "EXACT", "loss", strength) for strength in in_loss[1::2])
 
 
 # ---- data ----------------------------------------------------------------------------------------------------------
@@ -320,8 +327,22 @@ class Calibration:
                 return
 
 
-def run(arm: Arm, tasks: Sequence[Task], network: Network, start: State, steps: int = STEPS) -> dict[str, Any]:
-    """Train on the tasks after the first, and tell how well each is known at the end and after its own training."""
+Trained = dict[tuple[str, ...], tuple[dict[str, Tensor], dict[str, Any]]]
+"""Digests of the importances so far, under one strength → network and optimizer as they were after training so."""
+
+
+def digest(values: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(b"".join(value.numpy().tobytes() for value in values.values())).hexdigest()
+
+
+def run(
+    arm: Arm, tasks: Sequence[Task], network: Network, start: State, steps: int = STEPS, trained: Trained | None = None
+) -> dict[str, Any]:
+    """Train on the tasks after the first, and tell how well each is known at the end and after its own training.
+
+    What was trained before with importances that are the same bit for bit is taken from `trained`: labels drawn from
+    networks that are as sure as these are the true ones, so that SAMPLE often is EMPIRICAL.
+    """
     began = time.perf_counter()
     network.load_state_dict(start.network)
     optimizer = Adam(network.parameters(), lr=RATE, fused=True)
@@ -333,29 +354,40 @@ def run(arm: Arm, tasks: Sequence[Task], network: Network, start: State, steps: 
     calibration = Calibration(network, plasticity, optimizer)
     if arm.form in {"proximal", "tolerance"}:
         plasticity.attach(optimizer)
-    learned = [start.learned]
+    learned, key = [start.learned], (arm.form, str(arm.strength))
     for t, (earlier, task) in enumerate(itertools.pairwise(tasks), start=1):
         if arm.fisher != "none":
             values = importance(network, earlier, FISHERS[arm.fisher], 10 * arm.seed + t)
-            if not all(bool(value.isfinite().all()) for value in values.values()):
-                break
             plasticity.consolidate(Head(network, earlier.outputs), values)
+            key = (*key, digest(values))
         if is_limited:
             calibration.add(earlier)
-        for step, batch in enumerate(batches(task.train, steps, 10 * arm.seed + t), start=1):
-            if arm.form == "loss":
-                optimizer.zero_grad()
-                loss = cross_entropy(network(batch.images)[:, task.outputs], batch.targets) + plasticity.penalty()
-                loss.backward()  # type: ignore[no-untyped-call]
-            else:
-                leave_gradients(network, batch, task.outputs)
-            optimizer.step()
-            if is_limited:
-                calibration.after(step, steps)
+        if trained is not None and key in trained:
+            network.load_state_dict(trained[key][0])
+            optimizer.load_state_dict(copy.deepcopy(trained[key][1]))
+        else:
+            train(arm, t, task, network, optimizer, calibration, steps)
+        if trained is not None:
+            trained[key] = copy.deepcopy((network.state_dict(), optimizer.state_dict()))
         learned.append(scores(network, task.test, task.outputs))
-        if not all(bool(weight.isfinite().all()) for weight in network.parameters()):
+        if not math.isfinite(sum(learned[-1])) or not all(bool(p.isfinite().all()) for p in network.parameters()):
             break
     return asdict(arm) | row(learned, [scores(network, task.test, task.outputs) for task in tasks], began)
+
+
+def train(
+    arm: Arm, t: int, task: Task, network: Network, optimizer: Adam, calibration: Calibration, steps: int
+) -> None:
+    for step, batch in enumerate(batches(task.train, steps, 10 * arm.seed + t), start=1):
+        if arm.form == "loss":
+            optimizer.zero_grad()
+            loss = cross_entropy(network(batch.images)[:, task.outputs], batch.targets)
+            (loss + calibration.plasticity.penalty()).backward()  # type: ignore[no-untyped-call]
+        else:
+            leave_gradients(network, batch, task.outputs)
+        optimizer.step()
+        if arm.form == "tolerance":
+            calibration.after(step, steps)
 
 
 def row(learned: Sequence[tuple[float, float]], final: Sequence[tuple[float, float]], began: float) -> dict[str, Any]:
@@ -392,11 +424,27 @@ def run_seed(
         network.load_state_dict(initial)
         return tasks, first_task(seed, tasks, network)
 
-    for arm in wanted:
-        if is_late():
-            return
-        tasks, start = begun(HELD_OUT if arm.form == "tolerance" else 0)
-        keep(run(arm, tasks, network, start))
+    for _, group in itertools.groupby(wanted, lambda arm: (arm.form, arm.strength)):
+        trained: Trained = {}
+        for arm in group:
+            if is_late():
+                return
+            tasks, start = begun(HELD_OUT if arm.form == "tolerance" else 0)
+            keep(run(arm, tasks, network, start, trained=trained if arm.form == "proximal" else None))
+
+
+def weigh(seed: int) -> dict[str, Any]:
+    """What each Fisher of the first task sums up to, and how many labels drawn of it are expected to be wrong."""
+    data = mnist()
+    tasks, network = split(seed, data), Network(seed, used_pixels([images for images, _ in data.values()]))
+    first_task(seed, tasks, network)
+    task = tasks[0]
+    with torch.no_grad():
+        chances = Head(network, task.outputs)(task.train.images).double().softmax(1)
+    right = chances[torch.arange(len(chances)), task.train.targets]
+    found = {fisher: importance(network, task, how, 10 * seed + 1) for fisher, how in FISHERS.items()}
+    sums = {fisher: float(sum(value.double().sum() for value in values.values())) for fisher, values in found.items()}
+    return {"seed": seed, "images": len(right), "wrong_labels": float((1 - right).sum()), "sums": sums}
 
 
 def written(found: dict[str, Any]) -> str:
@@ -411,8 +459,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs=2, metavar=("FIRST", "END"), default=(1, 31))
     parser.add_argument("--until", type=dt.datetime.fromisoformat, help="no run begins after this time, in UTC")
     parser.add_argument("--path", type=Path, default=PATH)
+    parser.add_argument("--weigh", action="store_true", help="only the Fishers of the first task, to another file")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.weigh:
+        rows = [weigh(seed) for seed in range(*options.seeds)]
+        write_atomically(WEIGHED, written({"environment": environment(), "rows": rows}))
+        return
     found: dict[str, Any] = {"environment": environment(), "rows": []}
     if options.path.exists():
         found = json.loads(options.path.read_text(encoding="utf-8"))

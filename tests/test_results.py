@@ -92,8 +92,11 @@ def test_a_run_of_split_mnist_is_the_usual_loop_on_all_pixels(split_mnist):
     ]
     network = split_mnist.Network(arm.seed, used, units=20)
     start = split_mnist.first_task(arm.seed, own, network, steps=12)
-    rows = [split_mnist.run(arm, own, network, start, steps=12) for _ in range(2)]
-    assert rows[0]["loss"] == rows[1]["loss"]  # an arm leaves what they share as it was
+    trained = {}
+    rows = [split_mnist.run(arm, own, network, start, steps=12, trained=known) for known in (None, trained, trained)]
+    # An arm leaves what they share as it was, and what was trained so before is taken.
+    assert rows[0]["loss"] == rows[1]["loss"] == rows[2]["loss"]
+    assert len(trained) == 1
     assert rows[0]["loss"] == pytest.approx(wanted, abs=2e-5)
 
 
