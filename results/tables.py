@@ -12,6 +12,7 @@ import comparisons
 import one_alpha
 import peers
 import practice
+import published
 import searches
 import two_models
 from page import HERE, PAGES, Page
@@ -24,6 +25,7 @@ TOPICS = {
     "Searches judged by a benchmark": comparisons.pages,
     "One α": one_alpha.pages,
     "Fine-tuning": budget_pages.pages,
+    "Published protocols": published.pages,
     "Practice": practice.pages,
     "Other libraries": peers.pages,
 }
