@@ -201,9 +201,9 @@ DIVERGING = two_model_config(
     optimizer="sgd",
     learning_rate=1e30,
     models=3,
-    protection=tuple(
-        "none freeze l2 wpl matched-lr mas si nsas ogl coupling wpl-tolerance "
-        "replay lwf wise-ft slower wpl-replay wpl-lwf".split()
+    protection=(
+        *("none", "freeze", "l2", "wpl", "matched-lr", "mas", "si", "nsas", "ogl", "coupling", "wpl-tolerance"),
+        *("replay", "lwf", "wise-ft", "slower", "wpl-replay", "wpl-lwf"),
     ),
 )
 
