@@ -46,25 +46,25 @@ def records_of(path):
 
 
 @pytest.fixture(scope="module", params=list(RUNS))
-def whole(request, tmp_path_factory, forked_workers, without_pictures):
-    """A run that one process made."""
+def whole(request, tmp_path_factory, forked_workers, without_pictures, two_texts):
+    """A run that one process made: its experiment, the words of its command, its folder."""
     path = tmp_path_factory.mktemp("whole") / "run"
-    assert main([request.param, *RUNS[request.param][1].split(), "--output", str(path)]) == 0
-    return request.param, path
+    words = RUNS[request.param][1].format(texts=two_texts)
+    assert main([request.param, *words.split(), "--output", str(path)]) == 0
+    return request.param, words, path
 
 
 def test_two_processes_make_the_records_of_one(whole, tmp_path):
-    name, path = whole
-    assert main([name, *RUNS[name][1].split(), "--workers", "2", "--output", str(tmp_path / "run")]) == 0
+    name, words, path = whole
+    assert main([name, *words.split(), "--workers", "2", "--output", str(tmp_path / "run")]) == 0
     assert records_of(tmp_path / "run") == records_of(path)
     assert not (tmp_path / "run" / PIECES).exists()
     assert {file.name for file in (tmp_path / "run").glob("*.pt")} >= {file.name for file in path.glob("trained-*.pt")}
 
 
 def test_pieces_are_disjoint_and_make_everything(whole):
-    name, path = whole
-    make, words = RUNS[name]
-    kind, config = RUN_KINDS[name], make(words)
+    name, words, path = whole
+    kind, config = RUN_KINDS[name], RUNS[name][0](words)
     pieces = kind.pieces(config)
     records = kind.read(config, RunFolder(path))
     for record in records:
@@ -75,9 +75,8 @@ def test_pieces_are_disjoint_and_make_everything(whole):
 
 def test_a_piece_that_was_begun_is_gone_on_with_and_put_in_its_place(whole, tmp_path):
     """Killed after a piece was made and before it was put together: resume does that, with any number of processes."""
-    name, path = whole
-    make, words = RUNS[name]
-    kind, config = RUN_KINDS[name], make(words)
+    name, words, path = whole
+    kind, config = RUN_KINDS[name], RUNS[name][0](words)
     folder = RunFolder.create(tmp_path / "run", {"experiment": name, **config.to_dict()})
     last = list(kind.pieces(config).items())[-1]
     run_piece(Piece(folder.path / PIECES / last[0], name, last[1]))
@@ -88,12 +87,11 @@ def test_a_piece_that_was_begun_is_gone_on_with_and_put_in_its_place(whole, tmp_
 
 def test_what_one_process_began_several_go_on_with(whole, tmp_path):
     """Records and checkpoint of a run that was begun without --workers go to the piece that they are of."""
-    name, path = whole
-    make, words = RUNS[name]
+    name, words, path = whole
     copy = tmp_path / "run"
     shutil.copytree(path, copy)
     folder = RunFolder(copy)
-    kind, config = RUN_KINDS[name], make(words)
+    kind, config = RUN_KINDS[name], RUNS[name][0](words)
     kept = kind.read(config, folder)[:5]
     with folder.writing():
         folder.replace_records(plain(kept))
