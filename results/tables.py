@@ -7,6 +7,7 @@ $ python results/tables.py --check  # exit code 1 and the names of the pages tha
 import sys
 from pathlib import Path
 
+import budget_pages
 import comparisons
 import one_alpha
 import peers
@@ -22,6 +23,7 @@ TOPICS = {
     "Searches": searches.pages,
     "Searches judged by a benchmark": comparisons.pages,
     "One α": one_alpha.pages,
+    "Fine-tuning": budget_pages.pages,
     "Practice": practice.pages,
     "Other libraries": peers.pages,
 }
@@ -50,6 +52,8 @@ def index(topics: dict[str, list[Page]]) -> str:
     """The page that has a line for each of the others."""
     parts = [INTRODUCTION]
     for topic, pages in topics.items():
+        if not pages:
+            continue
         parts.append("\n".join([f"## {topic}\n", *(page.line() for page in pages if page.is_listed), ""]))
     return "\n".join([*parts, REPRODUCTION])
 

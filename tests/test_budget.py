@@ -391,6 +391,19 @@ def test_lambda_follows_the_logarithm_and_the_ratio_what_is_measured() -> None:
     assert again == multiplier
 
 
+def test_old_inputs_without_targets_are_held_by_relative_entropy() -> None:
+    model = Bigrams()
+    tokens = torch.arange(NUM_TOKENS).repeat(8, 1)
+    batches = [(part, torch.full_like(part, -1)) for part in tokens.split(2)]
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    old = model.table.detach().clone()
+    keep = Budget(0.03, on=batches, by_targets=False, measure_every=10).attach(model, optimizer)
+    on_new_text(model, optimizer)
+    report = keep.finish()
+    assert report.increase == pytest.approx(float(relative_entropy(model.table.detach(), old).mean()), rel=1e-5)
+    assert 0.7 * 0.03 <= report.increase <= 0.03
+
+
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 
@@ -424,8 +437,11 @@ def test_what_cannot_be_held_is_refused() -> None:
         attached(Budget(0.1))
     with pytest.raises(InputError, match="Expected logits"):
         attached(Budget(0.1, **OWN), nn.Sequential(nn.Embedding(7, 3), nn.Flatten(), nn.Linear(3, 7)), prompts=0)
-    with pytest.raises(InputError, match=r"Expected a budget below the old loss of 1 nats per target, but got 2\."):
-        attached(Budget(2.0, on=OLD), Point(), loss_fn=old_loss)
+    with pytest.raises(InputError, match=r"Expected a budget below the old loss of 1\.\d+ nats .*, but got 2\."):
+        attached(Budget(2.0, **OWN), prompts=0)
+    tokens = torch.zeros(2, 3, dtype=torch.long)
+    with pytest.raises(InputError, match="Expected a budget below the old loss of"):
+        attached(Budget(9.0, on=[(tokens, tokens)]))
     with pytest.raises(InputError, match="Expected at least one old batch"):
         attached(Budget(0.1, on=[]))
     with pytest.raises(InputError, match="Expected old batches as pairs"):

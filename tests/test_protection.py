@@ -18,6 +18,7 @@ X, Y = torch.randn(64, 12, generator=torch.Generator().manual_seed(0)), torch.ar
 
 
 STRENGTHS = {
+    "budget": 0.02,
     "coupling": 1e3,
     "lwf": 1.0,
     "mas": 100.0,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from forgetless.budget.multiplier import Multiplier
-from forgetless.budget.past import Anchors, OldBatches, OwnTexts, Past, as_batches, cross_entropies, trained
+from forgetless.budget.past import Anchors, OldBatches, OldInputs, OwnTexts, Past, as_batches, cross_entropies, trained
 from forgetless.budget.path import Increase, share_within
 from forgetless.budget.terms import Budget
 from forgetless.errors import InputError
@@ -24,7 +24,7 @@ from forgetless.sharding import is_sharded
 
 # The added gradient is at most so many times as long as that of the loss: a λ that is too large for the learning rate
 # would otherwise throw the weights about, which raises λ further.
-_LONGEST = 2.0
+_LONGEST = 1.5
 # Measured after these steps, too.
 _FIRST_STEPS = frozenset({4, 8, 12})
 # One measurement takes one of so many parts of what there is for measuring.
@@ -195,12 +195,15 @@ class Keeper:
             past = OwnTexts(self._texts, self._model, self._anchors, budget.batch_size, budget.seed)
         else:
             batches = as_batches(budget.on)
-            past = OldBatches(batches, loss_fn or cross_entropies, self._model, self._anchors, budget.seed)
+            if budget.by_targets:
+                past = OldBatches(batches, loss_fn or cross_entropies, self._model, self._anchors, budget.seed)
+            else:
+                past = OldInputs(batches, self._model, self._anchors, budget.seed)
         if not math.isfinite(past.old_loss):
             raise InputError(
                 f"Expected a finite old loss, but got {past.old_loss}. Check the model and what it is given."
             )
-        if past.old_loss <= budget.nats:
+        if past.is_text and past.old_loss <= budget.nats:
             raise InputError(
                 f"Expected a budget below the old loss of {past.old_loss:.3g} nats per target, but got "
                 f"{budget.nats:g}. Choose what part of it may be lost."

@@ -135,6 +135,9 @@ class Past(ABC):
     num_held: int
     """Texts or batches for measuring."""
 
+    is_text: bool = True
+    """Whether it is text, whose loss has no way to 0: a budget above that of the old model is a mistake then."""
+
     @abstractmethod
     def increase_on(self, model: nn.Module, anchors: Anchors, step: int) -> Tensor:
         """The mean increase on a batch for holding: differentiable.
@@ -265,6 +268,8 @@ class OldBatches(Past):
                 [_mean(loss_fn(anchors.outputs(model, inputs), targets), targets) for inputs, targets in part]
                 for part in (self._seen, self._held)
             )
+        targets = batches[0][1]
+        self.is_text = isinstance(targets, Tensor) and not targets.is_floating_point() and targets.ndim > 1
         weights = [count for _, count in self._held_losses]
         self.old_loss = sum(float(loss) * n for loss, n in self._held_losses) / max(sum(weights), 1.0)
 
@@ -297,6 +302,53 @@ class OldBatches(Past):
     def batches(self) -> tuple[list[Batch], LossFunction]:
         """The batches for holding, and their loss."""
         return list(self._seen), self._loss_fn
+
+
+class OldInputs(OldBatches):
+    """Inputs of old batches, without their targets; the increase on them is the relative entropy to the old model.
+
+    Args:
+        batches: Pairs (inputs, targets), at least 1; targets do not count.
+        model: The old model, of class logits.
+        anchors: Of it.
+        seed: Of the draws.
+    """
+
+    def __init__(self, batches: Sequence[Batch], model: nn.Module, anchors: Anchors, seed: int) -> None:
+        super().__init__([(inputs, None) for inputs, _ in batches], _entropy, model, anchors, seed)
+
+    def increase_on(self, model: nn.Module, anchors: Anchors, step: int) -> Tensor:
+        """The mean relative entropy on the batch drawn for this step.
+
+        Args:
+            model: In eval mode.
+            anchors: Of the old model.
+            step: Decides which batch.
+        """
+        inputs = self._seen[int(endless_order(len(self._seen), step, 1, self._seed))][0]
+        return relative_entropy(call(model, inputs), anchors.outputs(model, inputs)).mean()
+
+    def measured(self, model: nn.Module, anchors: Anchors, part: slice) -> list[tuple[float, float]]:
+        """(mean relative entropy, number of predictions) of each example.
+
+        Args:
+            model: In eval mode, without gradients.
+            anchors: Of the old model.
+            part: Of the batches for measuring.
+        """
+        found = []
+        for inputs, _ in self._held[part]:
+            each = relative_entropy(call(model, inputs), anchors.outputs(model, inputs)).double()
+            each = each.reshape(len(each), -1)
+            found += [(value, float(each.shape[1])) for value in each.mean(1).tolist()]
+        return found
+
+
+def _entropy(outputs: Any, _targets: Any) -> Tensor:
+    """The mean entropy of the predictions: what the old model expects to lose on what it would say itself."""
+    log_p = _log_probabilities(outputs)
+    p = log_p.exp()
+    return -(p * log_p).where(p > 0, 0).sum(-1).mean()
 
 
 def cross_entropies(outputs: Any, targets: Tensor) -> Tensor:

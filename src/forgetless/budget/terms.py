@@ -44,6 +44,9 @@ class Budget:
             text lost less than that in most runs (see docs/budget.md).
         on: `own-samples`; own texts as integers (texts, tokens); or old batches, pairs (inputs, targets).
         hold: See above.
+        by_targets: Whether old batches are measured and held by the loss of their targets. Otherwise it is by the
+            relative entropy to the old model on their inputs, as with own texts: for inputs without right targets, and
+            with less noise.
         samples: Own texts, where there are none yet.
         sample_length: Tokens of each.
         batch_size: Own texts at a time.
@@ -61,6 +64,7 @@ class Budget:
     nats: float
     on: Literal["own-samples"] | Tensor | Iterable[Batch] = field(default="own-samples", repr=False)
     hold: Hold = "replay"
+    by_targets: bool = True
     samples: int = 256
     sample_length: int = 128
     batch_size: int = 8
