@@ -196,6 +196,9 @@ def test_a_budget_that_is_passed_is_said_to_be():
     arms = {("wpl-tolerance", "own-samples", 0.05): (0.05, 4.0)}
     (kept,) = [told for told in sentences_of(made_up(arms)) if "allowed" in told]
     assert "in 2 of 3 runs (0.05 nats: 100 % used)." in kept
+    improved = made_up({("budget", "own-samples", 0.1): (-0.2, 4.0)})
+    (gained,) = [told for told in sentences_of(improved) if "allowed" in told]
+    assert gained == "A budget on own samples lost no more than allowed in 3 of 3 runs (0.1 nats: 0 % used)."
 
 
 def test_where_nothing_is_lost_or_the_old_loss_falls():

@@ -141,7 +141,7 @@ def budgets(result: FineTuneResult, to: str | None = None) -> list[str]:
         parts = []
         for budget in dict.fromkeys(run.strength for run in mine):
             its = [run for run in mine if run.strength == budget]
-            used = sum(run.increase for run in its) / len(its) / (budget or math.nan)
+            used = max(0.0, sum(run.increase for run in its) / len(its) / (budget or math.nan))
             kept = f"{sum(map(_is_held, its))} of {len(its)}, " if len(its) < len(mine) else ""
             parts.append(f"{number(budget or 0)} nats: {kept}{points(used, 0)} % used")
         name, of = _name(*method), counted(len(mine), "run")
