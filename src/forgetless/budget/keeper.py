@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import ASGD, LBFGS, SGD, Optimizer
 
 from forgetless.budget.multiplier import Multiplier
 from forgetless.budget.past import Anchors, OldBatches, OldInputs, OwnTexts, Past, as_batches, cross_entropies, trained
@@ -23,8 +23,8 @@ from forgetless.plasticity.attaching import innermost
 from forgetless.sharding import is_sharded
 
 # The added gradient is at most so many times as long as that of the loss: a λ that is too large for the learning rate
-# would otherwise throw the weights about, which raises λ further.
-_LONGEST = 1.5
+# would otherwise throw the weights about, which raises λ further. The steps of SGD grow with it, and bear less.
+_LONGEST, _LONGEST_OF_SGD = 2.0, 1.5
 # Measured after these steps, too.
 _FIRST_STEPS = frozenset({4, 8, 12})
 # One measurement takes one of so many parts of what there is for measuring.
@@ -262,7 +262,8 @@ class Keeper:
         scale = getattr(optimizer, "grad_scale", None)
         scale = float(scale) if isinstance(scale, Tensor) else 1.0
         present = [weight.grad for weight in weights if weight.grad is not None]
-        longest = _LONGEST * _norm(present) / scale / max(_norm(gradients), 1e-30)
+        most = _LONGEST_OF_SGD if isinstance(optimizer, (SGD, ASGD)) else _LONGEST
+        longest = most * _norm(present) / scale / max(_norm(gradients), 1e-30)
         if not (math.isfinite(increase) and math.isfinite(longest)):
             return
         self._multiplier.value = min(self._multiplier.value, longest)
