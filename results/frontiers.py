@@ -1,4 +1,13 @@
-"""Pages of `forgetless fine-tune`: old against new loss of every remedy, what it costs, and which strength to take."""
+"""Pages of `forgetless fine-tune`: old against new loss of every remedy, what it costs, and which strength to take.
+
+Written before the seeds 0 to 4 were run, after trials on seed 100:
+
+1. On distant text, at equal training time, no other method dominates `budget` at 0.05, 0.2 or 0.5 nats.
+2. On near text `wise-ft` has the least sum of both losses.
+3. `wpl` with the Fisher of own samples is within 0.05 nats (sum) of `wpl` with that of old data, at every α and on both
+   texts.
+4. At no λ does plasticity add more than 0.05 nats (sum) to replay or to distillation.
+"""
 
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,8 +28,8 @@ WITHIN = 0.05
 
 READING = (
     "Old: the rise of the loss on held-out old text that nothing has seen. New: the loss on held-out new text. Both in "
-    "nats per token, mean (95 % interval) over seeds. *Time*: seconds relative to no protection, own samples and Fisher "
-    "included, on a machine with other work. *Passes*: what a step costs as declared; training takes that many times "
+    "nats per token, mean (95 % interval) over seeds. *Time*: seconds relative to no protection, with own samples and "
+    "the Fisher, on a machine with other work. *Passes*: what a step costs as declared; training takes that many times "
     "fewer steps. *Held*: numbers kept per weight. A bold method is dominated by none: no other loses less of the old "
     "text and learns more of the new."
 )
