@@ -18,6 +18,7 @@ from forgetless.parts import (
     fitted_protections,
 )
 from forgetless.protection import PROTECTIONS, ProtectionOptions
+from forgetless.search.rates import RateConfig
 from forgetless.spaces import SPACES, SpaceOptions
 from forgetless.strategies import STRATEGIES, StrategyOptions
 from forgetless.tasks import TASKS, TaskOptions
@@ -57,9 +58,14 @@ class Schedule(Part):
         self.expect_at_least(0, "evaluation_batches", "strategy_steps")
 
     @property
+    def batches_per_epoch(self) -> int:
+        """Training batches of an epoch."""
+        return self.models_per_epoch * self.batches_per_model
+
+    @property
     def num_batches(self) -> int:
         """Training batches of a whole arm."""
-        return self.epochs * self.models_per_epoch * self.batches_per_model
+        return self.epochs * self.batches_per_epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +178,7 @@ class SearchConfig(Configuration):
         importance: What protections learn of a trained model.
         schedule: How long a search trains and learns.
         optimizer: How weights are trained.
+        rates: How the learning rate of the supernet's weights changes over the search.
         selection: What a search ends with.
         interference: Measurements of who overwrites whom.
         run: Which runs are made.
@@ -189,6 +196,7 @@ class SearchConfig(Configuration):
     importance: ImportanceConfig = ImportanceConfig()
     schedule: Schedule = Schedule()
     optimizer: OptimizerConfig = OptimizerConfig()
+    rates: RateConfig = RateConfig()
     selection: SelectionConfig = SelectionConfig()
     interference: InterferenceConfig = InterferenceConfig()
     run: RunConfig = RunConfig()

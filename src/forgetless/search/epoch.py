@@ -19,6 +19,7 @@ from forgetless.protection import Protection, make_protection
 from forgetless.protection.none import NoProtection
 from forgetless.search.config import SearchArm, SearchConfig
 from forgetless.search.evidence import EvidenceOf
+from forgetless.search.rates import rate_factor
 from forgetless.search.records import DerivedRecord, EpochRecord
 from forgetless.search.rewards import Rewards
 from forgetless.search.scratch import train_from_scratch
@@ -149,11 +150,12 @@ class Search:
         """Propose, train, measure and consolidate the epoch's model number j."""
         config = self.config
         architecture = self._next_architecture()
-        self.matched.follow(wanted if self.is_matched else None)
-        self._set_rates()
+        number = self.epoch * config.schedule.models_per_epoch + j
+        scheduled = self._mean_rate_factor(number)
+        self.matched.follow(wanted if self.is_matched else None, scheduled)
         before = [weight.detach().clone() for weight in self._shared]
         with clock("train"):
-            gradients, step, skipped = self._train(architecture, self.epoch * config.schedule.models_per_epoch + j)
+            gradients, step, skipped = self._train(architecture, number)
         now.num_passed_over += skipped
         with clock("evaluate"):
             error = self.rewards.error(architecture, "forgetting")
@@ -164,7 +166,7 @@ class Search:
             moves = self._protects and self.protection.moves_weights
             now.consolidated.append(self.rewards.error(architecture, "forgetting") if moves else error)
         now.moved.append(Moved(step, _distance(before, self._shared) / config.schedule.batches_per_model))
-        self.matched.learn(self._measured_step(now.moved[-1]))
+        self.matched.learn(self._measured_step(now.moved[-1]), scheduled)
         now.architectures.append(architecture)
         now.first.append(error)
 
@@ -204,10 +206,26 @@ class Search:
             seconds=now.seconds,
         )
 
-    def _set_rates(self) -> None:
-        """Learning rates; in the control arm that of the shared weights is scaled."""
-        for i, group in enumerate(self.optimizer.param_groups):
-            group["lr"] = self.config.optimizer.learning_rate * (self.matched.scale if i == 0 else 1.0)
+    def _rate_factor(self, step: int) -> float:
+        """What the schedule multiplies the rate of the search's batch number `step` by."""
+        schedule = self.config.schedule
+        return rate_factor(self.config.rates, step, per_epoch=schedule.batches_per_epoch, total=schedule.num_batches)
+
+    def _mean_rate_factor(self, number: int) -> float:
+        """The same over the batches of the search's model number `number`."""
+        batches = self.config.schedule.batches_per_model
+        return sum(self._rate_factor(number * batches + batch) for batch in range(batches)) / batches
+
+    def _at_their_rates(self, batches: Iterator[Any], start: int) -> Iterator[Any]:
+        """Batches number `start`, … of the search; before each, learning rates are set.
+
+        In the control arm that of the shared weights is scaled.
+        """
+        for step, batch in enumerate(batches, start):
+            rate = self.config.optimizer.learning_rate * self._rate_factor(step)
+            for i, group in enumerate(self.optimizer.param_groups):
+                group["lr"] = rate * (self.matched.scale if i == 0 else 1.0)
+            yield batch
 
     def _measured_step(self, moved: Moved) -> float:
         """How far a model moved, as it counts for the control arm."""
@@ -249,8 +267,11 @@ class Search:
     ) -> int:
         """Train one architecture on the seed's batches number `start`, `start` + 1, … under the protection."""
         self.supernet.train()
+        batches = self.task.training_batches(num_batches, torch.Generator().manual_seed(self.arm.seed), start=start)
+        schedule = self.config.schedule
+        is_over = start >= schedule.num_batches  # as interference after the last epoch is
         return train(
-            self.task.training_batches(num_batches, torch.Generator().manual_seed(self.arm.seed), start=start),
+            self._at_their_rates(batches, schedule.num_batches - schedule.batches_per_epoch if is_over else start),
             self.task.loss_of(self.supernet, architecture),
             self.optimizer,
             self.protection if self._protects else NoProtection([]),
@@ -277,8 +298,8 @@ class Search:
     ) -> Interference:
         """How training each of some architectures from the present state changes the errors of all; it is undone.
 
-        Each trains under the protection on the first batches of the next epoch; none is consolidated, so that anchors
-        and importance stay what they are.
+        Each trains under the protection on the first batches of the next epoch and at their learning rates, after the
+        last epoch at those of the last; none is consolidated, so that anchors and importance stay what they are.
 
         Args:
             architectures: Members of the space, at least 2.
@@ -287,7 +308,7 @@ class Search:
             on_trained: Called with the number of architectures trained so far.
         """
         schedule = self.config.schedule
-        start = finished_epochs * schedule.models_per_epoch * schedule.batches_per_model
+        start = finished_epochs * schedule.batches_per_epoch
         return measure_interference(
             architectures,
             lambda architecture: self._train_on(architecture, start, num_batches or schedule.batches_per_model),
