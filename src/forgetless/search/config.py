@@ -123,6 +123,45 @@ class ImportanceConfig(FisherConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewardConfig(Part):
+    """How shared weights judge architectures, for the strategy and for the selection.
+
+    Attributes:
+        average: The weights that rewards are measured with: the newest (`none`), their mean over all batches since
+            `average_from` (`tail`), or one that forgets those older than about `average_batches` batches (`moving`).
+            Forgetting is measured on the newest in any case.
+        average_from: First epoch, from 0, whose weights are averaged; until then rewards are measured with the
+            newest. By default 0, of `tail` the middle of the search.
+        average_batches: Of a `moving` average.
+    """
+
+    title: ClassVar[str] = "Reward"
+
+    average: Literal["none", "tail", "moving"] = "none"
+    average_from: int = fitting()
+    average_batches: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.expect_at_least(0, "average_from")
+        self.expect_at_least(1, "average_batches")
+
+    def fitted(self, epochs: int) -> RewardConfig:
+        """The same, with a first epoch if none was given.
+
+        Args:
+            epochs: Of the search.
+        """
+        first = epochs // 2 if self.average == "tail" else 0
+        return self if self.average_from is not None else dataclasses.replace(self, average_from=first)
+
+    @property
+    def averages(self) -> bool:
+        """Whether weights are averaged."""
+        return self.average != "none"
+
+
+@dataclass(frozen=True, kw_only=True)
 class SelectionConfig(Part):
     """What a search ends with.
 
@@ -179,6 +218,7 @@ class SearchConfig(Configuration):
         schedule: How long a search trains and learns.
         optimizer: How weights are trained.
         rates: How the learning rate of the supernet's weights changes over the search.
+        reward: How shared weights judge architectures.
         selection: What a search ends with.
         interference: Measurements of who overwrites whom.
         run: Which runs are made.
@@ -197,6 +237,7 @@ class SearchConfig(Configuration):
     schedule: Schedule = Schedule()
     optimizer: OptimizerConfig = OptimizerConfig()
     rates: RateConfig = RateConfig()
+    reward: RewardConfig = RewardConfig()
     selection: SelectionConfig = SelectionConfig()
     interference: InterferenceConfig = InterferenceConfig()
     run: RunConfig = RunConfig()
@@ -238,6 +279,7 @@ class SearchConfig(Configuration):
             strategy=strategy.fitted(),
             data=DataConfig(name=self.data.name or task.default_data),
             optimizer=self.optimizer.fitted({"name": "sgd", **training}, rates),
+            reward=self.reward.fitted(self.schedule.epochs),
             run=self.run.fitted(1),
         )
         _expect_data(self.data.name, space)

@@ -17,6 +17,7 @@ from forgetless.interference import Interference, measure_interference
 from forgetless.matching import RunningMatch
 from forgetless.protection import Protection, make_protection
 from forgetless.protection.none import NoProtection
+from forgetless.search.averaging import AverageWeights
 from forgetless.search.config import SearchArm, SearchConfig
 from forgetless.search.evidence import EvidenceOf
 from forgetless.search.rates import rate_factor
@@ -54,7 +55,8 @@ class Search:
         self.epoch = 0
         self.space = space or make_search_space(config)
         self.supernet = make_supernet(config.run.device, task, self.space, arm.seed)
-        self.rewards = Rewards(task, self.supernet, config.schedule.evaluation_batches or None)
+        self.average = self._make_average()
+        self.rewards = Rewards(task, self.supernet, config.schedule.evaluation_batches or None, self.average)
         steps = config.schedule.epochs * config.schedule.strategy_steps
         self.strategy: Strategy[Any] = make_strategy(config.strategy, self.space.space, seed=arm.seed, num_steps=steps)
         if self.strategy.uses_gradients:
@@ -70,6 +72,11 @@ class Search:
         self._strength = self.protection.strength  # in the first epoch with protection
         self.optimizer = make_optimizer(config.optimizer, self.supernet, self._shared)
         self._only: Architecture | None = None
+
+    def _make_average(self) -> AverageWeights | None:
+        chosen = self.config.reward
+        window = chosen.average_batches if chosen.average == "moving" else None
+        return AverageWeights(self.supernet, window) if chosen.averages else None
 
     def _protection(self) -> Protection:
         options = self.config.options_of(self.arm.protection)
@@ -247,13 +254,20 @@ class Search:
         gradients = TrainingFisher(dict(self._evidence.bound(architecture).named_parameters()))
         is_wanted = config.importance.source == "training" and self.protection.uses_fisher and self._protects
         start = number * config.schedule.batches_per_model
+        average = self.average if self.epoch >= config.reward.average_from else None
+
+        def after_step(_: int) -> None:
+            steps.update()
+            if average is not None:
+                average.update()
+
         steps.start()
         skipped = self._train_on(
             architecture,
             start,
             config.schedule.batches_per_model,
             gradients.add if is_wanted else None,
-            lambda _: steps.update(),
+            after_step,
         )
         return gradients, steps.mean, skipped
 
@@ -433,6 +447,7 @@ class Search:
             "optimizer": self.optimizer.state_dict(),
             "strategy": self.strategy.state_dict(),
             "protection": self.protection.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "scale": self.matched.scale,
             "step_at_rate_1": self.matched.step_at_1,
             "protects": self._protects,
@@ -459,6 +474,8 @@ class Search:
         self.optimizer.load_state_dict(state["optimizer"])
         self.strategy.load_state_dict(state["strategy"])
         self.protection.load_state_dict(state["protection"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self._only = None if state["only"] is None else parse(state["only"])
         self._now = None if state["now"] is None else EpochState.from_dict(state["now"], parse)
         self._end = None if state["end"] is None else DerivationState.from_dict(state["end"], parse)
