@@ -76,7 +76,10 @@ def _as_words(kind: Any) -> tuple[Any, tuple[str, ...]]:
     return kind, ()
 
 
-_PARTS = ("Space", "Data", "Task", "Strategy", "Protection", "Importance", "Models", "Schedule", "Optimizer")
+_PARTS = (
+    *("Space", "Data", "Task", "Strategy", "Sampler", "Protection", "Importance"),
+    *("Models", "Schedule", "Optimizer", "Reward"),
+)
 
 
 def _place(option: CommandOption) -> tuple[int, str]:

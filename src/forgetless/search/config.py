@@ -18,6 +18,7 @@ from forgetless.parts import (
     fitted_protections,
 )
 from forgetless.protection import PROTECTIONS, ProtectionOptions
+from forgetless.sampling import SAMPLERS, SamplerOptions
 from forgetless.search.rates import RateConfig
 from forgetless.spaces import SPACES, SpaceOptions
 from forgetless.strategies import STRATEGIES, StrategyOptions
@@ -212,6 +213,7 @@ class SearchConfig(Configuration):
         task: Options of the task that the space's supernet learns.
         data: What is learnt.
         strategy: What proposes architectures. One that trains no shared weights (`random`) makes no epochs.
+        sampling: Which architectures train the shared weights.
         protections: Arms to compare.
         protect: What is protected, and when.
         importance: What protections learn of a trained model.
@@ -231,6 +233,7 @@ class SearchConfig(Configuration):
     task: TaskOptions = fitting()
     data: DataConfig = DataConfig()
     strategy: StrategyOptions = fitting(basic=True)
+    sampling: SamplerOptions = fitting()
     protections: tuple[ProtectionOptions, ...] = fitting(flag="protection", basic=True)
     protect: ProtectConfig = ProtectConfig()
     importance: ImportanceConfig = ImportanceConfig()
@@ -251,7 +254,10 @@ class SearchConfig(Configuration):
         )
         self._fit_parts()
         self._fit_protections()
-        self.strategy.kind.expect_space(self.space.kind(self.space).space)
+        space = self.space.kind(self.space).space
+        self.strategy.kind.expect_space(space)
+        if self.trains_shared_weights:
+            self.sampling.kind.expect_space(space)
         if not self.trains_shared_weights and self.selection.final_samples == 0:
             raise InputError(f"Expected final_samples of at least 1 for the strategy {self.strategy_name}, but got 0.")
         for each in self.protections:
@@ -271,12 +277,14 @@ class SearchConfig(Configuration):
         if options.kind is not task:
             raise InputError(f"Expected options of the task {task.name}, but got those of {options.kind.name}.")
         strategy = STRATEGIES["enas"].Options() if self.strategy is None else self.strategy
+        sampling = SAMPLERS["strategy"].Options() if self.sampling is None else self.sampling
         training = dict(kind.training)
         rates = training.pop("learning_rate", {})
         self._set(
             space=space,
             task=options.fitted(),
             strategy=strategy.fitted(),
+            sampling=sampling.fitted(),
             data=DataConfig(name=self.data.name or task.default_data),
             optimizer=self.optimizer.fitted({"name": "sgd", **training}, rates),
             reward=self.reward.fitted(self.schedule.epochs),

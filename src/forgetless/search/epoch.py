@@ -17,6 +17,7 @@ from forgetless.interference import Interference, measure_interference
 from forgetless.matching import RunningMatch
 from forgetless.protection import Protection, make_protection
 from forgetless.protection.none import NoProtection
+from forgetless.sampling import Sampler, make_sampler
 from forgetless.search.averaging import AverageWeights
 from forgetless.search.config import SearchArm, SearchConfig
 from forgetless.search.evidence import EvidenceOf
@@ -48,6 +49,7 @@ class Search:
         supernet: The shared weights.
         rewards: What they say of architectures.
         strategy: What proposes architectures.
+        sampler: What chooses those that train.
     """
 
     def __init__(self, config: SearchConfig, task: Task[Any], arm: SearchArm, space: SearchSpace | None = None) -> None:
@@ -59,6 +61,12 @@ class Search:
         self.rewards = Rewards(task, self.supernet, config.schedule.evaluation_batches or None, self.average)
         steps = config.schedule.epochs * config.schedule.strategy_steps
         self.strategy: Strategy[Any] = make_strategy(config.strategy, self.space.space, seed=arm.seed, num_steps=steps)
+        self.sampler: Sampler[Any] = make_sampler(
+            config.sampling,
+            self.space.space,
+            lambda: self.strategy.propose(1)[0],
+            generator_for(arm.seed, "sampling"),
+        )
         if self.strategy.uses_gradients:
             self.strategy.loss = self.rewards.loss
         self._now: EpochState | None = None  # within an epoch
@@ -242,9 +250,9 @@ class Search:
 
     def _next_architecture(self) -> Any:
         if not self.config.schedule.single:
-            return self.strategy.propose(1)[0]
+            return self.sampler.next()
         if self._only is None:
-            self._only = self.strategy.propose(1)[0]
+            self._only = self.sampler.next()
         return self._only
 
     def _train(self, architecture: Any, number: int) -> tuple[TrainingFisher, float, int]:
@@ -446,6 +454,7 @@ class Search:
             "supernet": self.supernet.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "strategy": self.strategy.state_dict(),
+            "sampler": self.sampler.state_dict(),
             "protection": self.protection.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "scale": self.matched.scale,
@@ -473,6 +482,8 @@ class Search:
         self.supernet.load_state_dict(state["supernet"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.strategy.load_state_dict(state["strategy"])
+        if "sampler" in state:  # not in states from before there were samplers, which draw nothing of their own
+            self.sampler.load_state_dict(state["sampler"])
         self.protection.load_state_dict(state["protection"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
