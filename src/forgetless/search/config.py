@@ -128,6 +128,8 @@ class RewardConfig(Part):
     """How shared weights judge architectures, for the strategy and for the selection.
 
     Attributes:
+        score: What rewards are made of: the `error`, or the `loss`, which of images is finer, on the same held-out
+            data. Of text they are the same.
         average: The weights that rewards are measured with: the newest (`none`), their mean over all batches since
             `average_from` (`tail`), or one that forgets those older than about `average_batches` batches (`moving`).
             Forgetting is measured on the newest in any case.
@@ -138,6 +140,7 @@ class RewardConfig(Part):
 
     title: ClassVar[str] = "Reward"
 
+    score: Literal["error", "loss"] = "error"
     average: Literal["none", "tail", "moving"] = "none"
     average_from: int = fitting()
     average_batches: int = 100

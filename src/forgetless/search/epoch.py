@@ -58,7 +58,13 @@ class Search:
         self.space = space or make_search_space(config)
         self.supernet = make_supernet(config.run.device, task, self.space, arm.seed)
         self.average = self._make_average()
-        self.rewards = Rewards(task, self.supernet, config.schedule.evaluation_batches or None, self.average)
+        self.rewards = Rewards(
+            task,
+            self.supernet,
+            config.schedule.evaluation_batches or None,
+            self.average,
+            by_loss=config.reward.score == "loss",
+        )
         steps = config.schedule.epochs * config.schedule.strategy_steps
         self.strategy: Strategy[Any] = make_strategy(config.strategy, self.space.space, seed=arm.seed, num_steps=steps)
         self.sampler: Sampler[Any] = make_sampler(

@@ -20,6 +20,7 @@ class Rewards:
         supernet: The shared weights.
         num_batches: On which each is evaluated; all of the split if None.
         average: The weights that rewards are measured with; the newest if None.
+        by_loss: Whether rewards are made of the loss, not of the error.
 
     Attributes:
         num_losses: How many batches the strategy has differentiated since `begin`.
@@ -31,7 +32,10 @@ class Rewards:
         supernet: Supernet[Any],
         num_batches: int | None,
         average: AverageWeights | None = None,
+        *,
+        by_loss: bool = False,
     ) -> None:
+        self._by_loss = by_loss
         self._task, self._supernet, self._num_batches, self._average = task, supernet, num_batches, average
         self._first, self.num_losses = 0, 0
 
@@ -60,6 +64,9 @@ class Rewards:
             architecture: A member of the space.
         """
         with self._average.applied() if self._average is not None else contextlib.nullcontext():
+            if self._by_loss:
+                loss = self._task.held_out_loss(self._supernet, "reward", architecture, self._num_batches)
+                return self._task.reward_of_loss(loss)
             return self._task.reward(self.error(architecture, "reward"))
 
     def of_all(self, architectures: Sequence[Any]) -> list[float]:
