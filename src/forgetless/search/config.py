@@ -231,6 +231,7 @@ class SearchConfig(Configuration):
     """
 
     shown_contexts: ClassVar[tuple[str, ...]] = (EXPERIMENT,)
+    has_presets: ClassVar[bool] = True
 
     space: SpaceOptions = fitting(basic=True)
     task: TaskOptions = fitting()

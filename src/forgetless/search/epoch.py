@@ -160,6 +160,7 @@ class Search:
         if self._now is None:
             if config.protect.reset_every and self.epoch % config.protect.reset_every == 0:
                 self.protection.reset()
+            self.protection.begin_epoch(self.epoch)
             self._protects |= self.epoch == config.protect.start
             self.rewards.begin(self._first_loss)
             self._now = EpochState()
