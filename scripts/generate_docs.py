@@ -26,6 +26,7 @@ from forgetless.interference import InterferenceRecord
 from forgetless.options import CommandOption, command_options, field_docs
 from forgetless.protection import PROTECTIONS
 from forgetless.records import Record
+from forgetless.sampling import SAMPLERS
 from forgetless.search import SearchConfig
 from forgetless.search.records import DerivedRecord, EpochRecord, SearchSummary
 from forgetless.search.scratch import TrainingResult
@@ -104,7 +105,7 @@ def _row(option: CommandOption) -> str:
 def kinds() -> str:
     """What registers itself: a table of each registry."""
     parts = []
-    for registry in (PROTECTIONS, STRATEGIES, SPACES, TASKS):
+    for registry in (PROTECTIONS, STRATEGIES, SAMPLERS, SPACES, TASKS):
         rows = [f"| `{name}` | {_cell(_first(registry[name]))} |" for name in registry]
         plural = f"{registry.what[:-1]}ies" if registry.what.endswith("y") else f"{registry.what}s"
         parts.append("\n".join([f"**{plural.capitalize()}**", "", "| name | what it does |", "|---|---|", *rows, ""]))

@@ -72,7 +72,7 @@ def changed(config, **options):
                 place = place.setdefault(part, {})
             if last == "strategies":
                 value = [{NAME: each} for each in value]
-            place[last] = {NAME: value} if last in {"space", "strategy"} else value
+            place[last] = {NAME: value} if last in {"space", "strategy", "sampling"} else value
             continue
         *parts, owner, last = option.path.split(".")
         place = tables

@@ -48,10 +48,11 @@ def restored_registries() -> Iterator[Callable[[], None]]:
     """What a test registers goes afterwards, or when it calls this."""
     from forgetless.data import IMAGE_DATA
     from forgetless.protection import PROTECTIONS
+    from forgetless.sampling import SAMPLERS
     from forgetless.spaces import SPACES
     from forgetless.strategies import STRATEGIES
 
-    registries = (PROTECTIONS, STRATEGIES, SPACES, IMAGE_DATA)
+    registries = (PROTECTIONS, STRATEGIES, SAMPLERS, SPACES, IMAGE_DATA)
     before = [dict(registry._load()) for registry in registries]
 
     def restore() -> None:

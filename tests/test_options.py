@@ -47,6 +47,7 @@ COMMANDS = [
     "search --strategy random --final-samples 5 --threads 2 --checkpoint-every 90s",
     "search --text.independent --text.num-steps 5 --optimizer adamw --learning-rate 1e-5 --single --workers 3",
     f"search --protection {ALL} --nsas.archive-size 4 --interference-every 2 --interference-models 3",
+    "search --learning-rate-schedule exponential --learning-rate-from 3 --average tail --sampling adjacent",
     "compare",
     "compare --strategy enas random --enas.temperature 2 --protection wpl none --wpl.strength 7 --reference wpl",
     "compare --space nas201 --truth nas201-digits --column test_error --seeds 3 --allow-few-seeds --workers 1",

@@ -340,11 +340,13 @@ class Configuration(Part):
         shown_contexts: Whose defaults the help shows, from the general to the particular; see `Options.fits`.
         several_strengths: Whether a protection may come with several strengths.
         unlisted: Parts that its command has no options for, by their paths.
+        has_presets: Whether its command takes a preset (`forgetless.presets`).
     """
 
     shown_contexts: ClassVar[tuple[str, ...]] = ()
     several_strengths: ClassVar[bool] = False
     unlisted: ClassVar[frozenset[str]] = frozenset()
+    has_presets: ClassVar[bool] = False
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -21,32 +21,34 @@ class RunningMatch:
 
     Attributes:
         scale: The factor.
-        step_at_1: What a factor of 1 gives; 0 before the first model.
+        step_at_1: What a factor of 1 gives where no schedule changes the rate; 0 before the first model.
     """
 
     def __init__(self) -> None:
         self.scale = 1.0
         self.step_at_1 = 0.0
 
-    def follow(self, wanted: float | None) -> None:
+    def follow(self, wanted: float | None, scheduled: float = 1.0) -> None:
         """Set the factor for the next model.
 
         Args:
             wanted: How far it is to move; None leaves the factor as it is.
+            scheduled: What a schedule multiplies the next model's rate by, its mean over batches.
         """
-        if wanted is not None and self.step_at_1 > 0:
-            self.scale = wanted / self.step_at_1
+        if wanted is not None and self.step_at_1 * scheduled > 0:
+            self.scale = wanted / (self.step_at_1 * scheduled)
 
-    def learn(self, found: float) -> None:
+    def learn(self, found: float, scheduled: float = 1.0) -> None:
         """Take in how far a model moved.
 
         Args:
             found: Not finite where it diverged.
+            scheduled: What a schedule multiplied its rate by.
         """
-        if not math.isfinite(found) or self.scale <= 0:
+        if not math.isfinite(found) or self.scale * scheduled <= 0:
             return
         share = 1.0 if self.step_at_1 == 0 else _NEWEST
-        self.step_at_1 += share * (found / self.scale - self.step_at_1)
+        self.step_at_1 += share * (found / (self.scale * scheduled) - self.step_at_1)
 
 
 def next_rate(first: float, wanted: float, found: Sequence[float]) -> float | None:

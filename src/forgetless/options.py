@@ -217,6 +217,31 @@ def tables_of(config: type[Configuration], given: Mapping[str, Any]) -> dict[str
     return tables
 
 
+def with_preset(config: type[Configuration], tables: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a command was given, over the options of a preset.
+
+    Args:
+        config: The class of the configuration.
+        tables: Of the preset.
+        given: Path of a `CommandOption` → value, of those that were given.
+
+    Returns:
+        The same with the preset's options that were not given. Options of kinds that the preset chose go where another
+        kind was chosen.
+    """
+    usual = _said_by(config, tables)
+    for path, base, _ in _choices(config):
+        names = given.get(path)
+        if is_chosen(base) and names is not None:
+            chosen = names if isinstance(names, tuple) else (names,)
+            kept = tuple(f"{path}.{name}." for name in chosen)
+            usual = {
+                key: value for key, value in usual.items() if not key.startswith(f"{path}.") or key.startswith(kept)
+            }
+    usual = {path: tuple(value) if isinstance(value, list) else value for path, value in usual.items()}
+    return {**usual, **given}
+
+
 def _choices(config: type[Part], path: str = "") -> Iterator[tuple[str, type[Options], bool]]:
     for name, kind in hints(config).items():
         below = part_in(kind)
@@ -272,14 +297,19 @@ def command_line(config: Configuration, command: str, **changes: Any) -> str:
 
 def _said(config: Configuration) -> dict[str, Any]:
     """Path of an option → its value; a protection that comes with several strengths has them all."""
+    return _said_by(type(config), config.to_dict())
+
+
+def _said_by(config: type[Configuration], tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of nested tables, which need not be complete."""
     found: dict[str, Any] = {}
-    for path, value in flattened(config.to_dict()).items():
+    for path, value in flattened(tables).items():
         plain = re.sub(r"\[\d+\]", "", path)
         if plain != path and plain.endswith(".strength"):
             found.setdefault(plain, []).append(value)
         else:
             found[plain] = value
-    for path, base, several in _choices(type(config)):
+    for path, base, several in _choices(config):
         if not several and f"{path}.{NAME}" in found:
             name = found.pop(f"{path}.{NAME}")
             found |= {

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, TypedDict, get_args, get_origin
 from cyclopts import Group, Parameter
 
 from forgetless.configuration import Configuration
-from forgetless.options import CommandOption, command_options, tables_of
+from forgetless.options import CommandOption, command_options, tables_of, with_preset
+from forgetless.presets import preset, preset_names
 
 Command = Callable[..., int | None]
 
@@ -34,8 +35,11 @@ def configured(function: Callable[..., int | None], *, show_all: bool) -> Comman
     given = TypedDict("given", {each.path: _annotated(each, show_all=show_all) for each in options}, total=False)  # type: ignore[misc]
 
     def command(*arguments: Any, **named: Any) -> int | None:
+        chosen = named.pop(_PRESET, None)
         bound = signature.bind_partial(*arguments, **named)
         values: Mapping[str, Any] = bound.arguments.get(place) or {}
+        if chosen is not None:
+            values = with_preset(kind, preset(chosen), values)
         bound.arguments[place] = kind.from_dict(tables_of(kind, values))
         return function(*bound.args, **bound.kwargs)
 
@@ -44,10 +48,22 @@ def configured(function: Callable[..., int | None], *, show_all: bool) -> Comman
         each.replace(annotation=annotation, default=None) if name == place else each
         for name, each in signature.parameters.items()
     ]
+    if kind.has_presets:
+        parameters.append(
+            inspect.Parameter(_PRESET, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_preset())
+        )
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     command.__doc__, command.__name__ = _without(function.__doc__ or "", place), function.__name__
     return command
+
+
+_PRESET = "preset"
+
+
+def _preset() -> Any:
+    text = f"Named options of a published search; those given beside it win. [choices: {', '.join(preset_names())}]"
+    return Annotated[str | None, Parameter(name=f"--{_PRESET}", help=text)]
 
 
 def _annotated(option: CommandOption, *, show_all: bool) -> Any:
@@ -76,7 +92,10 @@ def _as_words(kind: Any) -> tuple[Any, tuple[str, ...]]:
     return kind, ()
 
 
-_PARTS = ("Space", "Data", "Task", "Strategy", "Protection", "Importance", "Models", "Schedule", "Optimizer")
+_PARTS = (
+    *("Space", "Data", "Task", "Strategy", "Sampler", "Protection", "Importance"),
+    *("Models", "Schedule", "Optimizer", "Reward"),
+)
 
 
 def _place(option: CommandOption) -> tuple[int, str]:

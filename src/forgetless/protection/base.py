@@ -292,6 +292,13 @@ class Protection(Kind, ABC):
             evidence: What may be asked about it.
         """
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Told by a search at the beginning of each of its epochs; most protections do not mind.
+
+        Args:
+            epoch: From 0.
+        """
+
     def penalty(self) -> float:
         """The quadratic penalty at the present weights, in the unit of the loss; 0 for methods without one."""
         return 0.0

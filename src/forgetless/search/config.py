@@ -18,6 +18,8 @@ from forgetless.parts import (
     fitted_protections,
 )
 from forgetless.protection import PROTECTIONS, ProtectionOptions
+from forgetless.sampling import SAMPLERS, SamplerOptions
+from forgetless.search.rates import RateConfig
 from forgetless.spaces import SPACES, SpaceOptions
 from forgetless.strategies import STRATEGIES, StrategyOptions
 from forgetless.tasks import TASKS, TaskOptions
@@ -57,9 +59,14 @@ class Schedule(Part):
         self.expect_at_least(0, "evaluation_batches", "strategy_steps")
 
     @property
+    def batches_per_epoch(self) -> int:
+        """Training batches of an epoch."""
+        return self.models_per_epoch * self.batches_per_model
+
+    @property
     def num_batches(self) -> int:
         """Training batches of a whole arm."""
-        return self.epochs * self.models_per_epoch * self.batches_per_model
+        return self.epochs * self.batches_per_epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +124,48 @@ class ImportanceConfig(FisherConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewardConfig(Part):
+    """How shared weights judge architectures, for the strategy and for the selection.
+
+    Attributes:
+        score: What rewards are made of: the `error`, or the `loss`, which of images is finer, on the same held-out
+            data. Of text they are the same.
+        average: The weights that rewards are measured with: the newest (`none`), their mean over all batches since
+            `average_from` (`tail`), or one that forgets those older than about `average_batches` batches (`moving`).
+            Forgetting is measured on the newest in any case.
+        average_from: First epoch, from 0, whose weights are averaged; until then rewards are measured with the
+            newest. By default 0, of `tail` the middle of the search.
+        average_batches: Of a `moving` average.
+    """
+
+    title: ClassVar[str] = "Reward"
+
+    score: Literal["error", "loss"] = "error"
+    average: Literal["none", "tail", "moving"] = "none"
+    average_from: int = fitting()
+    average_batches: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.expect_at_least(0, "average_from")
+        self.expect_at_least(1, "average_batches")
+
+    def fitted(self, epochs: int) -> RewardConfig:
+        """The same, with a first epoch if none was given.
+
+        Args:
+            epochs: Of the search.
+        """
+        first = epochs // 2 if self.average == "tail" else 0
+        return self if self.average_from is not None else dataclasses.replace(self, average_from=first)
+
+    @property
+    def averages(self) -> bool:
+        """Whether weights are averaged."""
+        return self.average != "none"
+
+
+@dataclass(frozen=True, kw_only=True)
 class SelectionConfig(Part):
     """What a search ends with.
 
@@ -167,11 +216,14 @@ class SearchConfig(Configuration):
         task: Options of the task that the space's supernet learns.
         data: What is learnt.
         strategy: What proposes architectures. One that trains no shared weights (`random`) makes no epochs.
+        sampling: Which architectures train the shared weights.
         protections: Arms to compare.
         protect: What is protected, and when.
         importance: What protections learn of a trained model.
         schedule: How long a search trains and learns.
         optimizer: How weights are trained.
+        rates: How the learning rate of the supernet's weights changes over the search.
+        reward: How shared weights judge architectures.
         selection: What a search ends with.
         interference: Measurements of who overwrites whom.
         run: Which runs are made.
@@ -179,16 +231,20 @@ class SearchConfig(Configuration):
     """
 
     shown_contexts: ClassVar[tuple[str, ...]] = (EXPERIMENT,)
+    has_presets: ClassVar[bool] = True
 
     space: SpaceOptions = fitting(basic=True)
     task: TaskOptions = fitting()
     data: DataConfig = DataConfig()
     strategy: StrategyOptions = fitting(basic=True)
+    sampling: SamplerOptions = fitting()
     protections: tuple[ProtectionOptions, ...] = fitting(flag="protection", basic=True)
     protect: ProtectConfig = ProtectConfig()
     importance: ImportanceConfig = ImportanceConfig()
     schedule: Schedule = Schedule()
     optimizer: OptimizerConfig = OptimizerConfig()
+    rates: RateConfig = RateConfig()
+    reward: RewardConfig = RewardConfig()
     selection: SelectionConfig = SelectionConfig()
     interference: InterferenceConfig = InterferenceConfig()
     run: RunConfig = RunConfig()
@@ -202,7 +258,10 @@ class SearchConfig(Configuration):
         )
         self._fit_parts()
         self._fit_protections()
-        self.strategy.kind.expect_space(self.space.kind(self.space).space)
+        space = self.space.kind(self.space).space
+        self.strategy.kind.expect_space(space)
+        if self.trains_shared_weights:
+            self.sampling.kind.expect_space(space)
         if not self.trains_shared_weights and self.selection.final_samples == 0:
             raise InputError(f"Expected final_samples of at least 1 for the strategy {self.strategy_name}, but got 0.")
         for each in self.protections:
@@ -222,14 +281,17 @@ class SearchConfig(Configuration):
         if options.kind is not task:
             raise InputError(f"Expected options of the task {task.name}, but got those of {options.kind.name}.")
         strategy = STRATEGIES["enas"].Options() if self.strategy is None else self.strategy
+        sampling = SAMPLERS["strategy"].Options() if self.sampling is None else self.sampling
         training = dict(kind.training)
         rates = training.pop("learning_rate", {})
         self._set(
             space=space,
             task=options.fitted(),
             strategy=strategy.fitted(),
+            sampling=sampling.fitted(),
             data=DataConfig(name=self.data.name or task.default_data),
             optimizer=self.optimizer.fitted({"name": "sgd", **training}, rates),
+            reward=self.reward.fitted(self.schedule.epochs),
             run=self.run.fitted(1),
         )
         _expect_data(self.data.name, space)

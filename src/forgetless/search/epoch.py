@@ -17,8 +17,11 @@ from forgetless.interference import Interference, measure_interference
 from forgetless.matching import RunningMatch
 from forgetless.protection import Protection, make_protection
 from forgetless.protection.none import NoProtection
+from forgetless.sampling import Sampler, make_sampler
+from forgetless.search.averaging import AverageWeights
 from forgetless.search.config import SearchArm, SearchConfig
 from forgetless.search.evidence import EvidenceOf
+from forgetless.search.rates import rate_factor
 from forgetless.search.records import DerivedRecord, EpochRecord
 from forgetless.search.rewards import Rewards
 from forgetless.search.scratch import train_from_scratch
@@ -46,6 +49,7 @@ class Search:
         supernet: The shared weights.
         rewards: What they say of architectures.
         strategy: What proposes architectures.
+        sampler: What chooses those that train.
     """
 
     def __init__(self, config: SearchConfig, task: Task[Any], arm: SearchArm, space: SearchSpace | None = None) -> None:
@@ -53,9 +57,22 @@ class Search:
         self.epoch = 0
         self.space = space or make_search_space(config)
         self.supernet = make_supernet(config.run.device, task, self.space, arm.seed)
-        self.rewards = Rewards(task, self.supernet, config.schedule.evaluation_batches or None)
+        self.average = self._make_average()
+        self.rewards = Rewards(
+            task,
+            self.supernet,
+            config.schedule.evaluation_batches or None,
+            self.average,
+            by_loss=config.reward.score == "loss",
+        )
         steps = config.schedule.epochs * config.schedule.strategy_steps
         self.strategy: Strategy[Any] = make_strategy(config.strategy, self.space.space, seed=arm.seed, num_steps=steps)
+        self.sampler: Sampler[Any] = make_sampler(
+            config.sampling,
+            self.space.space,
+            lambda: self.strategy.propose(1)[0],
+            generator_for(arm.seed, "sampling"),
+        )
         if self.strategy.uses_gradients:
             self.strategy.loss = self.rewards.loss
         self._now: EpochState | None = None  # within an epoch
@@ -69,6 +86,11 @@ class Search:
         self._strength = self.protection.strength  # in the first epoch with protection
         self.optimizer = make_optimizer(config.optimizer, self.supernet, self._shared)
         self._only: Architecture | None = None
+
+    def _make_average(self) -> AverageWeights | None:
+        chosen = self.config.reward
+        window = chosen.average_batches if chosen.average == "moving" else None
+        return AverageWeights(self.supernet, window) if chosen.averages else None
 
     def _protection(self) -> Protection:
         options = self.config.options_of(self.arm.protection)
@@ -138,6 +160,7 @@ class Search:
         if self._now is None:
             if config.protect.reset_every and self.epoch % config.protect.reset_every == 0:
                 self.protection.reset()
+            self.protection.begin_epoch(self.epoch)
             self._protects |= self.epoch == config.protect.start
             self.rewards.begin(self._first_loss)
             self._now = EpochState()
@@ -149,11 +172,12 @@ class Search:
         """Propose, train, measure and consolidate the epoch's model number j."""
         config = self.config
         architecture = self._next_architecture()
-        self.matched.follow(wanted if self.is_matched else None)
-        self._set_rates()
+        number = self.epoch * config.schedule.models_per_epoch + j
+        scheduled = self._mean_rate_factor(number)
+        self.matched.follow(wanted if self.is_matched else None, scheduled)
         before = [weight.detach().clone() for weight in self._shared]
         with clock("train"):
-            gradients, step, skipped = self._train(architecture, self.epoch * config.schedule.models_per_epoch + j)
+            gradients, step, skipped = self._train(architecture, number)
         now.num_passed_over += skipped
         with clock("evaluate"):
             error = self.rewards.error(architecture, "forgetting")
@@ -164,7 +188,7 @@ class Search:
             moves = self._protects and self.protection.moves_weights
             now.consolidated.append(self.rewards.error(architecture, "forgetting") if moves else error)
         now.moved.append(Moved(step, _distance(before, self._shared) / config.schedule.batches_per_model))
-        self.matched.learn(self._measured_step(now.moved[-1]))
+        self.matched.learn(self._measured_step(now.moved[-1]), scheduled)
         now.architectures.append(architecture)
         now.first.append(error)
 
@@ -204,10 +228,26 @@ class Search:
             seconds=now.seconds,
         )
 
-    def _set_rates(self) -> None:
-        """Learning rates; in the control arm that of the shared weights is scaled."""
-        for i, group in enumerate(self.optimizer.param_groups):
-            group["lr"] = self.config.optimizer.learning_rate * (self.matched.scale if i == 0 else 1.0)
+    def _rate_factor(self, step: int) -> float:
+        """What the schedule multiplies the rate of the search's batch number `step` by."""
+        schedule = self.config.schedule
+        return rate_factor(self.config.rates, step, per_epoch=schedule.batches_per_epoch, total=schedule.num_batches)
+
+    def _mean_rate_factor(self, number: int) -> float:
+        """The same over the batches of the search's model number `number`."""
+        batches = self.config.schedule.batches_per_model
+        return sum(self._rate_factor(number * batches + batch) for batch in range(batches)) / batches
+
+    def _at_their_rates(self, batches: Iterator[Any], start: int) -> Iterator[Any]:
+        """Batches number `start`, … of the search; before each, learning rates are set.
+
+        In the control arm that of the shared weights is scaled.
+        """
+        for step, batch in enumerate(batches, start):
+            rate = self.config.optimizer.learning_rate * self._rate_factor(step)
+            for i, group in enumerate(self.optimizer.param_groups):
+                group["lr"] = rate * (self.matched.scale if i == 0 else 1.0)
+            yield batch
 
     def _measured_step(self, moved: Moved) -> float:
         """How far a model moved, as it counts for the control arm."""
@@ -217,9 +257,9 @@ class Search:
 
     def _next_architecture(self) -> Any:
         if not self.config.schedule.single:
-            return self.strategy.propose(1)[0]
+            return self.sampler.next()
         if self._only is None:
-            self._only = self.strategy.propose(1)[0]
+            self._only = self.sampler.next()
         return self._only
 
     def _train(self, architecture: Any, number: int) -> tuple[TrainingFisher, float, int]:
@@ -229,13 +269,20 @@ class Search:
         gradients = TrainingFisher(dict(self._evidence.bound(architecture).named_parameters()))
         is_wanted = config.importance.source == "training" and self.protection.uses_fisher and self._protects
         start = number * config.schedule.batches_per_model
+        average = self.average if self.epoch >= config.reward.average_from else None
+
+        def after_step(_: int) -> None:
+            steps.update()
+            if average is not None:
+                average.update()
+
         steps.start()
         skipped = self._train_on(
             architecture,
             start,
             config.schedule.batches_per_model,
             gradients.add if is_wanted else None,
-            lambda _: steps.update(),
+            after_step,
         )
         return gradients, steps.mean, skipped
 
@@ -249,8 +296,11 @@ class Search:
     ) -> int:
         """Train one architecture on the seed's batches number `start`, `start` + 1, … under the protection."""
         self.supernet.train()
+        batches = self.task.training_batches(num_batches, torch.Generator().manual_seed(self.arm.seed), start=start)
+        schedule = self.config.schedule
+        is_over = start >= schedule.num_batches  # as interference after the last epoch is
         return train(
-            self.task.training_batches(num_batches, torch.Generator().manual_seed(self.arm.seed), start=start),
+            self._at_their_rates(batches, schedule.num_batches - schedule.batches_per_epoch if is_over else start),
             self.task.loss_of(self.supernet, architecture),
             self.optimizer,
             self.protection if self._protects else NoProtection([]),
@@ -277,8 +327,8 @@ class Search:
     ) -> Interference:
         """How training each of some architectures from the present state changes the errors of all; it is undone.
 
-        Each trains under the protection on the first batches of the next epoch; none is consolidated, so that anchors
-        and importance stay what they are.
+        Each trains under the protection on the first batches of the next epoch and at their learning rates, after the
+        last epoch at those of the last; none is consolidated, so that anchors and importance stay what they are.
 
         Args:
             architectures: Members of the space, at least 2.
@@ -287,7 +337,7 @@ class Search:
             on_trained: Called with the number of architectures trained so far.
         """
         schedule = self.config.schedule
-        start = finished_epochs * schedule.models_per_epoch * schedule.batches_per_model
+        start = finished_epochs * schedule.batches_per_epoch
         return measure_interference(
             architectures,
             lambda architecture: self._train_on(architecture, start, num_batches or schedule.batches_per_model),
@@ -411,7 +461,9 @@ class Search:
             "supernet": self.supernet.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "strategy": self.strategy.state_dict(),
+            "sampler": self.sampler.state_dict(),
             "protection": self.protection.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "scale": self.matched.scale,
             "step_at_rate_1": self.matched.step_at_1,
             "protects": self._protects,
@@ -437,7 +489,11 @@ class Search:
         self.supernet.load_state_dict(state["supernet"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.strategy.load_state_dict(state["strategy"])
+        if "sampler" in state:  # not in states from before there were samplers, which draw nothing of their own
+            self.sampler.load_state_dict(state["sampler"])
         self.protection.load_state_dict(state["protection"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self._only = None if state["only"] is None else parse(state["only"])
         self._now = None if state["now"] is None else EpochState.from_dict(state["now"], parse)
         self._end = None if state["end"] is None else DerivationState.from_dict(state["end"], parse)

@@ -47,10 +47,11 @@ class EpochRecord(Record):
             `batches_per_model`, from before its training to after its consolidation. Shorter than `mean_step`,
             because steps partly cancel.
         num_passed_over: (count) Batches of the epoch whose gradient was not finite; no step was taken on them.
-        learning_rate: (learning rate) Of the shared weights, at the last model. The configured one, except under
-            `matched-lr`: there, in epochs in which `wpl` was protected, it is set before each model such that
-            `mean_step` becomes that of `wpl` in the same epoch (`mean_net_step` under the rule `merge`, which moves
-            weights when it consolidates), as a running mean over the models before predicts.
+        learning_rate: (learning rate) Of the shared weights, at the epoch's last batch. The configured one times the
+            factor of its schedule, except under `matched-lr`: there, in epochs in which `wpl` was protected, it is
+            scaled before each model such that `mean_step` becomes that of `wpl` in the same epoch (`mean_net_step`
+            under the rule `merge`, which moves weights when it consolidates), as a running mean over the models before
+            predicts.
         strategy: What the strategy tells of its steps: mean over the epoch's calls of `learn`, of which there are
             `strategy_steps`. A key is missing where no call had it.
         seconds: (seconds) Wall clock by phase: `train`, `evaluate` (err₁ and err₂), `consolidate` (the Fisher

@@ -1,5 +1,6 @@
 """The result of a search: its records by epoch, and a summary per protection over seeds."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,8 +47,10 @@ class SearchResult:
     @property
     def unit(self) -> Unit:
         """Of its errors, and of differences of errors."""
-        unit: Unit = TASKS[self.config.space.kind.task].unit
-        return unit
+        task = TASKS[self.config.space.kind.task]
+        unit: Unit = task.unit
+        by_loss = self.config.reward.score == "loss"
+        return dataclasses.replace(unit, reward=task.loss_score) if by_loss else unit
 
     @property
     def protections(self) -> list[str]:

@@ -1,10 +1,12 @@
 """What the shared weights say of architectures: errors, rewards, and the loss that a strategy differentiates."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
+from forgetless.search.averaging import AverageWeights
 from forgetless.supernet import Supernet
 from forgetless.tasks import Task
 from forgetless.tasks.base import SplitName
@@ -17,13 +19,24 @@ class Rewards:
         task: The data.
         supernet: The shared weights.
         num_batches: On which each is evaluated; all of the split if None.
+        average: The weights that rewards are measured with; the newest if None.
+        by_loss: Whether rewards are made of the loss, not of the error.
 
     Attributes:
         num_losses: How many batches the strategy has differentiated since `begin`.
     """
 
-    def __init__(self, task: Task[Any], supernet: Supernet[Any], num_batches: int | None) -> None:
-        self._task, self._supernet, self._num_batches = task, supernet, num_batches
+    def __init__(
+        self,
+        task: Task[Any],
+        supernet: Supernet[Any],
+        num_batches: int | None,
+        average: AverageWeights | None = None,
+        *,
+        by_loss: bool = False,
+    ) -> None:
+        self._by_loss = by_loss
+        self._task, self._supernet, self._num_batches, self._average = task, supernet, num_batches, average
         self._first, self.num_losses = 0, 0
 
     def begin(self, first: int, num_losses: int = 0) -> None:
@@ -36,7 +49,7 @@ class Rewards:
         self._first, self.num_losses = first, num_losses
 
     def error(self, architecture: Any, split: SplitName) -> float:
-        """The error of an architecture.
+        """The error of an architecture, with the newest weights.
 
         Args:
             architecture: A member of the space.
@@ -50,7 +63,11 @@ class Rewards:
         Args:
             architecture: A member of the space.
         """
-        return self._task.reward(self.error(architecture, "reward"))
+        with self._average.applied() if self._average is not None else contextlib.nullcontext():
+            if self._by_loss:
+                loss = self._task.held_out_loss(self._supernet, "reward", architecture, self._num_batches)
+                return self._task.reward_of_loss(loss)
+            return self._task.reward(self.error(architecture, "reward"))
 
     def of_all(self, architectures: Sequence[Any]) -> list[float]:
         """Rewards in order; an architecture that occurs twice is evaluated once.
@@ -63,6 +80,8 @@ class Rewards:
 
     def loss(self, architecture: Any, edge_weights: Tensor) -> Tensor:
         """What a strategy that uses gradients differentiates: batch after batch of the reward split.
+
+        It is taken at the newest weights, whether or not rewards are measured with averaged ones.
 
         Args:
             architecture: A member of the space.

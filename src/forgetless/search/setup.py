@@ -66,7 +66,7 @@ def memory_bytes(config: SearchConfig, task: Task[Any], space: SearchSpace | Non
     # have: gradients, their mean and squares, the pull. That is less than one copy, but for the smallest spaces. Then
     # what a protection holds: one arm runs at a time.
     held = max(each.kind.held_copies(each, task.num_outputs) for each in config.protections)
-    copies = 5 + state + held
+    copies = 5 + state + held + config.reward.averages
     copies += (1 + state + held) * bool(config.interference.every)  # what is restored afterwards
     return (space or make_search_space(config)).memory_bytes(task, round(copies))
 

@@ -94,6 +94,32 @@ class Space(ABC, Generic[A]):
     def _decode(self, decisions: tuple[int, ...]) -> A:
         """The architecture of decisions that are known to be in range."""
 
+    @property
+    def has_canonical_form(self) -> bool:
+        """Whether the space tells which of its architectures are the same function; see `canonical_form`."""
+        return False
+
+    @property
+    def orders_sizes(self) -> bool:
+        """Whether each decision is a size, its options from the smallest to the largest."""
+        return False
+
+    def canonical_form(self, architecture: A) -> str:  # noqa: ARG002
+        """A text that two architectures have in common if and only if they compute the same functions.
+
+        These are all that an architecture, trained alone, can become: which of two equal branches comes first does not
+        matter, which weights the supernet keeps for them does not either.
+
+        Args:
+            architecture: A member of this space.
+
+        Raises:
+            InputError: If the space has none.
+        """
+        raise InputError(
+            f"Expected a space with canonical forms, but got {self}. Compare what str() prints in their place."
+        )
+
     @cached_property
     def size(self) -> int:
         """The number of architectures, Π_d num_choices[d]."""

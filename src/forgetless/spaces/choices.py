@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from forgetless.errors import expect_one_of
@@ -37,6 +37,7 @@ class ChoiceSpace(Space[Choices]):
     Args:
         num_places: D, at least 1.
         options: K words to choose from at each place.
+        ordered: Whether they are sizes, from the smallest to the largest.
 
     Raises:
         InputError: If there is no place.
@@ -48,6 +49,7 @@ class ChoiceSpace(Space[Choices]):
 
     num_places: int
     options: tuple[str, ...]
+    ordered: bool = field(default=False, repr=False)  # states of a search know the space by what it prints
 
     def __post_init__(self) -> None:
         expect_at_least_one("places", self.num_places)
@@ -57,6 +59,11 @@ class ChoiceSpace(Space[Choices]):
     def num_choices(self) -> tuple[int, ...]:
         """As many for each place."""
         return (len(self.options),) * self.num_places
+
+    @property
+    def orders_sizes(self) -> bool:
+        """As asked for."""
+        return self.ordered
 
     def parse(self, text: str) -> Choices:
         """Read one option for each place.

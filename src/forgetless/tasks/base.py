@@ -116,6 +116,7 @@ class Task(Kind, ABC, Generic[Model]):
         error_name: What `error` measures.
         error_unit: Its unit.
         unit: How its errors are written.
+        loss_score: What a reward of the loss is, in words.
         data: Its splits.
         batch_size: Training examples per batch.
     """
@@ -127,6 +128,7 @@ class Task(Kind, ABC, Generic[Model]):
     error_name: ClassVar[str]
     error_unit: ClassVar[str]
     unit: ClassVar[Unit]
+    loss_score: ClassVar[str] = "exp(−loss)"
     data: Any
     batch_size: int
 
@@ -226,6 +228,34 @@ class Task(Kind, ABC, Generic[Model]):
             error: As `error` gives it; what is not finite gives NaN.
         """
         return -error
+
+    def held_out_loss(
+        self,
+        model: Model,  # noqa: ARG002
+        split: SplitName,  # noqa: ARG002
+        architecture: Any = None,  # noqa: ARG002
+        num_batches: int | None = None,  # noqa: ARG002
+    ) -> float:
+        """The mean loss on a split, in nats per prediction, measured as `error` is.
+
+        Args:
+            model: A module or supernet.
+            split: Its name.
+            architecture: The supernet's architecture.
+            num_batches: Only the first so many batches; all if None.
+
+        Raises:
+            InputError: If the task has none.
+        """
+        raise InputError(f"Expected a task with a loss to score by, but {self.name} has none. Score by the error.")
+
+    def reward_of_loss(self, loss: float) -> float:
+        """What a strategy is told of a loss: exp(−loss), in (0, 1], the geometric mean of the targets' probabilities.
+
+        Args:
+            loss: As `held_out_loss` gives it; what is not finite gives NaN.
+        """
+        return math.exp(-loss) if math.isfinite(loss) else math.nan
 
     def published_error(self, model: Model, split: SplitName, architecture: Any = None) -> float:
         """The error as it is published, which may be measured otherwise than `error` and more slowly.

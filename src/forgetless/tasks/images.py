@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
@@ -231,6 +231,32 @@ class ImageClassification(Task["nn.Module"]):
         Returns:
             The error in [0, 1]; NaN if a logit is not finite.
         """
+
+        def wrong(logits: Tensor, labels: Tensor) -> int:
+            return int((logits.argmax(-1) != labels).sum())
+
+        return self._mean(wrong, model, split, architecture, num_batches)
+
+    def held_out_loss(
+        self, model: nn.Module, split: SplitName, architecture: Any = None, num_batches: int | None = None
+    ) -> float:
+        """Mean cross entropy of a split's images, in nats, measured as `error` is; NaN if a logit is not finite."""
+        import torch.nn.functional as F
+
+        def nats(logits: Tensor, labels: Tensor) -> float:
+            return float(F.cross_entropy(logits, labels, reduction="sum"))
+
+        return self._mean(nats, model, split, architecture, num_batches)
+
+    def _mean(
+        self,
+        total_of: Callable[[Tensor, Tensor], float],
+        model: nn.Module,
+        split: SplitName,
+        architecture: Any,
+        num_batches: int | None,
+    ) -> float:
+        """The mean over a split's images of what is told of logits and labels of a batch, in eval mode."""
         import torch
 
         most = getattr(model, "inputs_at_a_time", None)
@@ -238,7 +264,7 @@ class ImageClassification(Task["nn.Module"]):
             first = self._splits["train"].images[:_RECALIBRATION_IMAGES]
             cast("Supernet[Any]", model).recalibrate(architecture, torch.split(first, most or len(first)))
         forward = bound(model, architecture)
-        wrong = seen = 0
+        total, seen = 0.0, 0
         with evaluating(model):
             for number, (images, labels) in enumerate(self.batches(split)):
                 if number == num_batches:
@@ -246,6 +272,6 @@ class ImageClassification(Task["nn.Module"]):
                 logits = torch.cat([forward(part) for part in torch.split(images, most or len(images))])
                 if not torch.isfinite(logits).all():
                     return math.nan
-                wrong += int((logits.argmax(-1) != labels).sum())
+                total += total_of(logits, labels)
                 seen += len(labels)
-        return wrong / seen
+        return total / seen

@@ -73,6 +73,7 @@ class LanguageModelling(Task["RecurrentSupernet"]):
     error_name: ClassVar[str] = "cross entropy"
     error_unit: ClassVar[str] = "nats per token"
     unit: ClassVar[Unit] = Unit("nats per token", 1.0, 3, "cross entropy", "80 / perplexity", "nats per token")
+    loss_score: ClassVar[str] = unit.reward  # the error is the loss
     data: TextData
 
     def __init__(
@@ -259,6 +260,20 @@ class LanguageModelling(Task["RecurrentSupernet"]):
                 total += float(value) * targets.numel()
                 seen += targets.numel()
         return total / seen
+
+    def held_out_loss(
+        self, model: RecurrentSupernet, split: SplitName, architecture: Any = None, num_batches: int | None = None
+    ) -> float:
+        """The error, which is the loss."""
+        return self.error(model, split, architecture, num_batches)
+
+    def reward_of_loss(self, loss: float) -> float:
+        """As that of the error, 80 / perplexity = 80 exp(−loss).
+
+        Args:
+            loss: Cross entropy.
+        """
+        return self.reward(loss)
 
     def published_error(self, model: RecurrentSupernet, split: SplitName, architecture: Any = None) -> float:
         """Cross entropy in nats per token over a whole split as one stream, whatever the batch size: what is published.

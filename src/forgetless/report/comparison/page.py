@@ -169,7 +169,8 @@ def _settings(result: ComparisonResult) -> str:
     return (
         f"{search.space.kind.label}, {search.data.name}, strategies {', '.join(result.config.strategy_names)}, "
         f"{schedule.epochs} epochs of {schedule.models_per_epoch} models × {schedule.batches_per_model} batches, "
-        f"{search.optimizer.name} at {search.optimizer.learning_rate:g}, {counted(search.run.seeds, 'seed')}"
+        f"{search.optimizer.name} at {search.optimizer.learning_rate:g}{search.rates.in_words}, "
+        f"{counted(search.run.seeds, 'seed')}"
     )
 
 

@@ -14,7 +14,7 @@ from rich import table as rich
 from forgetless.forgetting import ROUNDING
 from forgetless.interference import InterferenceRecord
 from forgetless.options import number
-from forgetless.protection import BASELINE, is_control
+from forgetless.protection import BASELINE
 from forgetless.report import formats
 from forgetless.report.canvas import picture
 from forgetless.report.search.cells import cell_drawing
@@ -199,14 +199,14 @@ def search_comparison(result: SearchResult) -> list[str]:
 
 def _settings(result: SearchResult) -> str:
     config, schedule = result.config, result.config.schedule
-    rates = [r.learning_rate for r in result.epochs() if not is_control(r.protection)]
+    rate = f" at {number(config.optimizer.learning_rate)}{config.rates.in_words}"
     epochs = f"{schedule.epochs} epochs of {schedule.models_per_epoch} models × {schedule.batches_per_model} batches"
     parts = [
         config.space.kind.label,
         config.data.name,
         f"strategy {config.strategy_name}",
         config.space.kind(config.space).size,
-        config.optimizer.name + (f" at {number(rates[0])}" if rates else ""),
+        f"{config.optimizer.name}{rate if config.trains_shared_weights else ''}",
         epochs if config.trains_shared_weights else "",
         formats.counted(config.run.seeds, "seed"),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -185,6 +185,29 @@ class CellSpace(Space[CellArchitecture]):
         second, second_input = scanner.call("an operation", self.operations, index + 2)
         return CellNode((first_input, second_input), (first, second))
 
+    @property
+    def has_canonical_form(self) -> bool:
+        """Blocks may be numbered in other ways, and their two halves swapped."""
+        return True
+
+    def canonical_form(self, architecture: CellArchitecture) -> str:
+        """The first notation in lexicographic order, over all orders of the blocks and of their halves.
+
+        Args:
+            architecture: A member of this space.
+
+        >>> space = CellSpace(2)
+        >>> reduction = "reduction: identity(0)+identity(0) identity(0)+identity(0)"
+        >>> one = space.parse(f"normal: identity(0)+identity(1) max_pool_3x3(0)+identity(0) {reduction}")
+        >>> other = space.parse(f"normal: identity(0)+max_pool_3x3(0) identity(1)+identity(0) {reduction}")
+        >>> space.canonical_form(one) == space.canonical_form(other)
+        True
+        """
+        cells = (architecture.normal, architecture.reduction)
+        return " ".join(
+            map(str, (_first_order(blocks, {0: 0, 1: 1}, frozenset(range(len(blocks)))) for blocks in cells))
+        )
+
     def _encode(self, architecture: CellArchitecture) -> tuple[int, ...]:
         decisions: list[int] = []
         for blocks in (architecture.normal, architecture.reduction):
@@ -200,6 +223,31 @@ class CellSpace(Space[CellArchitecture]):
             for first, second, left, right in fours
         )
         return CellArchitecture(blocks[: self.num_blocks], blocks[self.num_blocks :])
+
+
+def _first_order(
+    blocks: Sequence[CellNode], places: Mapping[int, int], left: frozenset[int]
+) -> tuple[tuple[tuple[int, str], ...], ...]:
+    """The least sequence of blocks, each as its sorted halves, in which no block comes before what it reads.
+
+    Args:
+        blocks: Of a cell.
+        places: Number of an input, or of a block plus 2 → where it came; of those before.
+        left: The blocks to come.
+    """
+    if not left:
+        return ()
+    halves = {
+        index: tuple(sorted((places[i], name) for i, name in zip(*blocks[index], strict=True)))
+        for index in left
+        if all(i in places for i in blocks[index].inputs)
+    }
+    least = min(halves.values())
+    read = {source for index in left for source in blocks[index].inputs}
+    ways = [index for index in halves if halves[index] == least]
+    # Equal blocks that nobody reads may be swapped, so that one of them is enough.
+    tried = [index for index in ways if index + 2 in read] + [index for index in ways if index + 2 not in read][:1]
+    return min((least, *_first_order(blocks, {**places, index + 2: len(places)}, left - {index})) for index in tried)
 
 
 @dataclass(frozen=True, kw_only=True)

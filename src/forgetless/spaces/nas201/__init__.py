@@ -125,6 +125,26 @@ class Nas201Space(Space[Nas201Architecture]):
         scanner.end("the end after the third node")
         return Nas201Architecture(tuple(operations))
 
+    @property
+    def has_canonical_form(self) -> bool:
+        """See `canonical_form`."""
+        return True
+
+    def canonical_form(self, architecture: Nas201Architecture) -> str:
+        """The cell's output as a sum, without `none` and `skip_connect`; see `spaces.nas201.isomorphism`.
+
+        Args:
+            architecture: A member of this space.
+
+        >>> space = Nas201Space()
+        >>> space.canonical_form(space.parse("|skip_connect~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|none~2|"))
+        'x'
+        """
+        from forgetless.spaces.nas201.isomorphism import canonical_form
+
+        self.encode(architecture)  # refuses strangers
+        return canonical_form(architecture)
+
     def _encode(self, architecture: Nas201Architecture) -> tuple[int, ...]:
         expect_count("edges", architecture.operations, len(NAS201_EDGES))
         return tuple(map(self.operations.index, architecture.operations))

@@ -140,6 +140,27 @@ class RecurrentSpace(Space[RecurrentArchitecture]):
         scanner.end(f"the end after {self.num_nodes} nodes")
         return RecurrentArchitecture(tuple(nodes))
 
+    @property
+    def has_canonical_form(self) -> bool:
+        """A cell is a tree, whose nodes may be numbered in other ways."""
+        return True
+
+    def canonical_form(self, architecture: RecurrentArchitecture) -> str:
+        """The tree with each node's readers in alphabetical order, such as `(relu(tanh),sigmoid)`.
+
+        Args:
+            architecture: A member of this space.
+
+        >>> space = RecurrentSpace(3)
+        >>> [space.canonical_form(space.parse(cell)) for cell in ("tanh(0) relu(0) relu(1)", "relu(0) tanh(0) relu(2)")]
+        ['(relu,tanh(relu))', '(relu,tanh(relu))']
+        """
+        readers: dict[int, list[str]] = {}
+        for index in range(len(architecture.nodes), 0, -1):  # the readers of a node come after it
+            node = architecture.nodes[index - 1]
+            readers.setdefault(node.predecessor, []).append(node.activation + _bracket(readers.get(index)))
+        return _bracket(readers.get(0))
+
     def _encode(self, architecture: RecurrentArchitecture) -> tuple[int, ...]:
         expect_count("nodes", architecture.nodes, self.num_nodes)
         return tuple(
@@ -153,6 +174,10 @@ class RecurrentSpace(Space[RecurrentArchitecture]):
         return RecurrentArchitecture(
             tuple(RecurrentNode(predecessor, self.activations[activation]) for predecessor, activation in pairs)
         )
+
+
+def _bracket(readers: list[str] | None) -> str:
+    return f"({','.join(sorted(readers))})" if readers else ""
 
 
 @dataclass(frozen=True, kw_only=True)
