@@ -116,6 +116,8 @@ class Task(Kind, ABC, Generic[Model]):
         error_name: What `error` measures.
         error_unit: Its unit.
         unit: How its errors are written.
+        fits_like: The task whose defaults (such as strengths of protections) fit this one, where it has none of its
+            own; None if there is none.
         data: Its splits.
         batch_size: Training examples per batch.
     """
@@ -127,6 +129,7 @@ class Task(Kind, ABC, Generic[Model]):
     error_name: ClassVar[str]
     error_unit: ClassVar[str]
     unit: ClassVar[Unit]
+    fits_like: ClassVar[str | None] = None
     data: Any
     batch_size: int
 
