@@ -50,9 +50,7 @@ def reference(name, w, x, adjacency):
     degree, nothing = adjacency.sum(1), torch.zeros(UNITS, dtype=torch.double)
 
     def symmetric(y):
-        return one_by_one(
-            adjacency, lambda i, j: nothing if i == j else y[j] / torch.sqrt(degree[i] * degree[j])
-        )
+        return one_by_one(adjacency, lambda i, j: nothing if i == j else y[j] / torch.sqrt(degree[i] * degree[j]))
 
     def total(y):
         return one_by_one(adjacency, lambda i, j: nothing if i == j else y[j])

@@ -47,11 +47,16 @@ class GraphArrays(NamedTuple):
     test: Integers
 
     def digest(self) -> str:
-        """SHA-256 of all numbers as 64-bit integers, in hexadecimal: whatever types and archive they came in."""
+        """SHA-256 of what it says, in hexadecimal: whatever its types, archive, and order of edges and nodes."""
         found = hashlib.sha256()
-        for name, array in sorted(self._asdict().items()):
+        pairs = {"feature": np.stack([self.row, self.column]), "edge": self.edge}
+        sets = {"train": self.train, "validation": self.validation, "test": self.test}
+        content = {"shape": self.shape, "label": self.label}
+        content |= {name: np.unique(array, axis=1) for name, array in pairs.items()}
+        content |= {name: np.sort(array) for name, array in sets.items()}
+        for name, array in sorted(content.items()):
             found.update(f"{name} {array.shape}".encode())
-            found.update(array.astype("<i8").tobytes())
+            found.update(np.ascontiguousarray(array).astype("<i8").tobytes())
         return found.hexdigest()
 
 
@@ -78,8 +83,8 @@ def read_arrays(path: Path) -> GraphArrays:
             missing = [name for name in GraphArrays._fields if name not in stored.files]
             if missing:
                 raise InputError(
-                    f"Expected {path} to have the arrays {', '.join(GraphArrays._fields)}, but {missing[0]} is missing. "
-                    "See docs/data.md for the format."
+                    f"Expected {path} to have the arrays {', '.join(GraphArrays._fields)}, but {missing[0]} is "
+                    "missing. See docs/data.md for the format."
                 )
             arrays = GraphArrays(*(stored[name] for name in GraphArrays._fields))
     except InputError:
@@ -101,7 +106,11 @@ def _check(path: Path, arrays: GraphArrays) -> None:
     for name, array in arrays._asdict().items():
         if not np.issubdtype(array.dtype, np.integer) or array.dtype.itemsize > 8:
             raise InputError(f"Expected integers in {name} of {path}, but got {array.dtype}. Convert them.")
-    expected = {"shape": (2,), "column": arrays.row.shape, "edge": (2, arrays.edge.shape[-1] if arrays.edge.ndim else 0)}
+    expected = {
+        "shape": (2,),
+        "column": arrays.row.shape,
+        "edge": (2, arrays.edge.shape[-1] if arrays.edge.ndim else 0),
+    }
     for name, array in arrays._asdict().items():
         wanted = expected.get(name, (array.size,))
         if array.shape != wanted or (array.size == 0 and name not in {"row", "column"}):

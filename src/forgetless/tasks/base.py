@@ -213,6 +213,11 @@ class Task(Kind, ABC, Generic[Model]):
         """The error of a model that knows nothing."""
 
     @property
+    def has_one_batch(self) -> bool:
+        """Whether every training batch is the whole training split: gradients of batches then do not vary."""
+        return False
+
+    @property
     def largest_error(self) -> float:
         """An error above it is worse than guessing, as of a model that diverged; infinite where chance does that."""
         return math.inf

@@ -93,6 +93,11 @@ class NodeClassification(Task["nn.Module"]):
         return self.data.num_classes
 
     @property
+    def has_one_batch(self) -> bool:
+        """Whether a batch has all training nodes."""
+        return self.batch_size == len(self.data.train)
+
+    @property
     def error_of_guessing(self) -> float:
         """1 − 1/K."""
         return 1 - 1 / self.data.num_classes

@@ -13,7 +13,7 @@ third and fourth are the benchmark's own conventions: a skip normalises what it 
 """
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache
 
 NUM_NODES = 4
 
@@ -39,7 +39,7 @@ Tree = tuple[int, tuple["Tree", ...]]
 """The number of a node's operation, and the trees that read it."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def canonical(links: tuple[int, ...], operations: tuple[str, ...]) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """The notation that the benchmark has for a function.
 
@@ -59,7 +59,7 @@ def canonical(links: tuple[int, ...], operations: tuple[str, ...]) -> tuple[tupl
     return _first_notation(forest or ((_FULLY_CONNECTED, ()),))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _first_notation(forest: tuple[Tree, ...]) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """As `canonical`, of the trees that read the input, filled up with skips."""
     for _ in range(NUM_NODES - _num_nodes(forest)):

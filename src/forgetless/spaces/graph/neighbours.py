@@ -39,15 +39,15 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         matrices = ctx.saved_tensors
         return (_Product.apply(gradient, *matrices[3:], *matrices[:3]), *(None for _ in matrices))  # type: ignore[no-untyped-call]
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, *matrices: Tensor) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple[int, ...], x: Tensor, *matrices: Tensor) -> tuple[Tensor, int]:
         x = x.movedim(in_dims[0], 1)  # (columns of S, examples, columns of X)
         found: Tensor = _Product.apply(x.flatten(1), *matrices)  # type: ignore[no-untyped-call]
-        return found.unflatten(1, (info.batch_size, -1)), 1
+        return found.view(len(found), info.batch_size, -1), 1
 
 
 def product(matrix: Sparse, transposed: Sparse, x: Tensor) -> Tensor:
@@ -80,6 +80,13 @@ class Features(nn.Module):
         num_features: F.
     """
 
+    columns: Tensor
+    offsets: Tensor
+    order: Tensor
+    rows: Tensor
+    back_offsets: Tensor
+    ones: Tensor
+
     def __init__(self, features: Tensor, num_nodes: int, num_features: int) -> None:
         super().__init__()
         rows, columns = features
@@ -103,8 +110,8 @@ class Features(nn.Module):
         """
         values = F.dropout(self.ones, share) if share else self.ones
         return Input(
-            Sparse(self.columns, self.offsets, values),  # type: ignore[arg-type]
-            Sparse(self.rows, self.back_offsets, values[self.order]),  # type: ignore[arg-type]
+            Sparse(self.columns, self.offsets, values),
+            Sparse(self.rows, self.back_offsets, values[self.order]),
         )
 
 
@@ -160,6 +167,7 @@ class Neighbours(nn.Module):
 
     sources: Tensor
     targets: Tensor
+    offsets: Tensor
 
     def __init__(self, edges: Tensor, num_nodes: int) -> None:
         super().__init__()
@@ -187,7 +195,7 @@ class Neighbours(nn.Module):
 
     def _product(self, values: str, x: Tensor, back: str | None = None) -> Tensor:
         """The edges lie both ways, so that only the values of the transposed matrix differ, if any do."""
-        here, there = (Sparse(self.sources, self.offsets, getattr(self, name)) for name in (values, back or values))  # type: ignore[arg-type]
+        here, there = (Sparse(self.sources, self.offsets, getattr(self, name)) for name in (values, back or values))
         return product(here, there, x)
 
     def sum(self, x: Tensor) -> Tensor:

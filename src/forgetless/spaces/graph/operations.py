@@ -180,7 +180,8 @@ class Attention(GraphOperation):
     def forward(self, inputs: Input | Hidden, neighbours: Neighbours) -> Tensor:
         """See the class."""
         sources, targets = neighbours.sources, neighbours.targets
-        values = inputs.times(self.weight).unflatten(1, self.source.shape)  # (N, heads, D / heads)
+        values = inputs.times(self.weight)
+        values = values.view(len(values), *self.source.shape)  # (N, heads, D / heads)
         from_source, to_target = (values * self.source).sum(-1), (values * self.target).sum(-1)
         scores = F.leaky_relu(from_source[sources] + to_target[targets], 0.2)  # (E + N, heads)
         # Any constant per target cancels; the largest keeps exp from overflow.

@@ -3,11 +3,9 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch.optim import SGD
 
 from forgetless.data.graphs import GraphData
@@ -61,9 +59,7 @@ class PublishedResult:
     seconds: float
 
 
-def train_as_published(
-    data: GraphData, recipe: Recipe, architecture: GraphArchitecture, seed: int
-) -> PublishedResult:
+def train_as_published(data: GraphData, recipe: Recipe, architecture: GraphArchitecture, seed: int) -> PublishedResult:
     """Train an architecture as the benchmark did, and measure it after every epoch.
 
     The table's accuracies are means of this over three seeds. The test accuracy is that of the epoch with the highest
@@ -106,10 +102,10 @@ def train_as_published(
 @torch.no_grad()
 def _accuracies(model: GraphSupernet, architecture: GraphArchitecture, data: GraphData) -> tuple[float, float]:
     """On validation and test, from one pass."""
-    right: Tensor = model(torch.cat([data.validation, data.test]), architecture).argmax(-1)
-    right = right == data.labels[torch.cat([data.validation, data.test])]
-    of_validation, of_test = right.split([len(data.validation), len(data.test)])
-    return float(of_validation.double().mean()), float(of_test.double().mean())
+    nodes = torch.cat([data.validation, data.test])
+    right = (model(nodes, architecture).argmax(-1) == data.labels[nodes]).double()
+    num_validation = len(data.validation)
+    return float(right[:num_validation].mean()), float(right[num_validation:].mean())
 
 
 def recipe_of(name: str) -> Recipe:
@@ -124,12 +120,3 @@ def recipe_of(name: str) -> Recipe:
     if name not in RECIPES:
         raise InputError(f"Expected one of {', '.join(RECIPES)}, whose recipe is known, but got {name!r}.")
     return RECIPES[name]
-
-
-def settings(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain numbers, for a file of results.
-
-    Args:
-        recipe: Of a graph.
-    """
-    return dict(vars(recipe))

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from forgetless.data.graphs import GraphData
 from forgetless.errors import InputError
-from forgetless.spaces.graph import NUM_NODES, GraphArchitecture, GraphSpace
+from forgetless.spaces.graph import GraphArchitecture, GraphSpace
+from forgetless.spaces.graph.canonical import NUM_NODES
 from forgetless.spaces.graph.neighbours import Features, Hidden, Input, Neighbours
-from forgetless.spaces.graph.operations import OPERATIONS, GraphOperation, drawn
+from forgetless.spaces.graph.operations import OPERATIONS, drawn
 from forgetless.supernet import Supernet
 
 Statistics = Literal["graph", "running"]
@@ -177,6 +178,3 @@ def parameters_of_table(supernet: GraphSupernet, architecture: GraphArchitecture
     units = supernet.classifier.in_features
     num_raw = sum(architecture.are_raw[link] for link in architecture.links)
     return used + 2 * units * num_raw + units**2 * architecture.operations.count("arma")
-
-
-__all__ = ["GraphOperation", "GraphSupernet", "Statistics", "parameters_of_table"]

@@ -109,11 +109,7 @@ class _Numbers(pickle.Unpickler):
             return _Double
         if module in {"numpy.core.multiarray", "numpy._core.multiarray"} and name == "scalar":
             return _double
-        raise pickle.UnpicklingError(f"it has {module}.{name}")  # noqa: TRY003, EM102
-
-    def persistent_load(self, pid: Any) -> Any:
-        """Nothing outside of the file is read."""
-        raise pickle.UnpicklingError("it has a reference to something outside")  # noqa: TRY003, EM101
+        raise pickle.UnpicklingError(f"it has {module}.{name}")
 
 
 class _Double:
@@ -121,11 +117,11 @@ class _Double:
 
     def __init__(self, code: str, *_: object) -> None:
         if code != "f8":
-            raise pickle.UnpicklingError(f"it has numbers of type {code}")  # noqa: TRY003, EM102
+            raise pickle.UnpicklingError(f"it has numbers of type {code}")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         if tuple(state[1:2]) != ("<",):
-            raise pickle.UnpicklingError("it has numbers in another byte order")  # noqa: TRY003, EM101
+            raise pickle.UnpicklingError("it has numbers in another byte order")
 
 
 def _double(_: _Double, content: bytes) -> float:
@@ -149,7 +145,7 @@ def read_pickle(file: Path) -> dict[int, dict[str, float]]:
     try:
         found = _Numbers(io.BytesIO(content)).load()
         if type(found) is not dict:
-            raise pickle.UnpicklingError(f"it has a {type(found).__name__}")  # noqa: TRY003, EM102, TRY301
+            raise pickle.UnpicklingError(f"it has a {type(found).__name__}")
     except Exception as error:  # a damaged pickle raises anything
         reason = str(error) or type(error).__name__
         raise InputError(
