@@ -99,7 +99,8 @@ def moved(module):
 
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("is_raw", [True, False])
-def test_an_operation_and_its_gradient(name, is_raw, data):
+@pytest.mark.parametrize("how", ["all", "some"])
+def test_an_operation_and_its_gradient(name, is_raw, how, data):
     features, adjacency = dense(data)
     neighbours = Neighbours(data.edges, data.num_nodes).double()
     operation = moved(OPERATIONS[name](NUM_FEATURES if is_raw else UNITS, UNITS))
@@ -107,8 +108,14 @@ def test_an_operation_and_its_gradient(name, is_raw, data):
     sparse = Features(data.features, data.num_nodes, data.num_features).double().dropped(0.0)
     weights = dict(operation.named_parameters())
     expected = reference(name, weights, x, adjacency)
-    found = operation(sparse if is_raw else Hidden(x), neighbours)
+    inputs = sparse if is_raw else Hidden(x)
+    found = operation(inputs, neighbours.at(None))
     torch.testing.assert_close(found, expected, **CLOSE)
+    nodes = torch.tensor([7, 0, 59, 3, 7])  # in any order, one without neighbours, one twice
+    some = operation(inputs, neighbours.at(nodes))
+    torch.testing.assert_close(some, expected[nodes], **CLOSE)
+    if how == "some":
+        found, expected = some, expected[nodes]
     direction = torch.randn_like(expected)
     wanted = torch.autograd.grad((expected * direction).sum(), list(weights.values()))
     got = torch.autograd.grad((found * direction).sum(), list(weights.values()))
@@ -121,14 +128,15 @@ def test_the_gradient_with_respect_to_inputs(name, data):
     neighbours = Neighbours(data.edges, data.num_nodes).double()
     operation = moved(OPERATIONS[name](UNITS, UNITS))
     x = torch.randn(data.num_nodes, UNITS, dtype=torch.double, requires_grad=True)
-    assert gradcheck(lambda values: operation(Hidden(values), neighbours), x, fast_mode=True)
+    for nodes in (None, torch.tensor([7, 0, 59, 3, 7])):
+        assert gradcheck(lambda values: operation(Hidden(values), neighbours.at(nodes)), x, fast_mode=True)  # noqa: B023
 
 
 def test_attention_does_not_overflow(data):
     neighbours = Neighbours(data.edges, data.num_nodes)
     operation = OPERATIONS["gat"](UNITS, UNITS)
     operation.source.data.fill_(1e4)
-    assert operation(Hidden(torch.randn(data.num_nodes, UNITS)), neighbours).isfinite().all()
+    assert operation(Hidden(torch.randn(data.num_nodes, UNITS)), neighbours.at(None)).isfinite().all()
 
 
 def test_dropout_of_features_is_that_of_the_dense_ones(data):
@@ -184,7 +192,12 @@ def test_the_network_is_the_dense_one(text, data):
     assert str(architecture) == text
     model = moved(GraphSupernet(data, UNITS, dropout=0.5)).eval()
     nodes = torch.tensor([3, 0, 7, 59])
-    torch.testing.assert_close(model(nodes, architecture), plain_network(model, architecture, data)[nodes], **CLOSE)
+    expected = plain_network(model, architecture, data)[nodes]
+    torch.testing.assert_close(model(nodes, architecture), expected, **CLOSE)
+    with torch.no_grad():  # leaves at these nodes alone, as in training
+        torch.testing.assert_close(model(nodes, architecture), expected, **CLOSE)
+    model.dropout = 0.0
+    torch.testing.assert_close(model.train()(nodes, architecture), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("text", ARCHITECTURES)

@@ -42,7 +42,7 @@ def graph(tmp_path):
 def test_killed_at_any_point_the_records_are_the_same(graph):
     """With dropout, whose random numbers a state has to have."""
     config = search_config(**TINY | {"epochs": 1}, data=graph, protection=("wpl",))
-    assert killed_at_every_point(config, 4) > 6
+    assert killed_at_every_point(config, 5) > 6
 
 
 @pytest.mark.parametrize("importance", ["training", "held-out"])

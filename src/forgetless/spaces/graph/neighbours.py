@@ -136,7 +136,7 @@ class Input(NamedTuple):
 
 
 class Hidden(NamedTuple):
-    """What a node has computed, as the input of another.
+    """What a node has computed, as the input of another; or sums of it over neighbours.
 
     Attributes:
         values: H, (N, D).
@@ -153,24 +153,49 @@ class Hidden(NamedTuple):
         return self.values @ weight
 
 
+class Summed(NamedTuple):
+    """S X of features, which is not computed before it is multiplied: X W has fewer columns, and S X is less sparse.
+
+    Attributes:
+        matrix: S; None for rows of X as they are.
+        transposed: Sᵀ.
+        features: X.
+        rows: Those of X if there is no S; all if None.
+    """
+
+    matrix: Sparse | None
+    transposed: Sparse | None
+    features: Input
+    rows: Tensor | None = None
+
+    def times(self, weight: Tensor) -> Tensor:
+        """S (X W).
+
+        Args:
+            weight: W, (F, D).
+        """
+        found = self.features.times(weight)
+        if self.matrix is not None and self.transposed is not None:
+            return product(self.matrix, self.transposed, found)
+        return found if self.rows is None else found[self.rows]
+
+
 class Neighbours(nn.Module):
-    """Weighted sums over neighbours: A for edges, d_i for the number of i's neighbours.
+    """A graph for sums over neighbours, with d_i for the number of i's neighbours.
 
     Args:
         edges: (2, E) source and target, sorted by target; each edge in both directions, no loops.
         num_nodes: N.
-
-    Attributes:
-        sources: (E + N,) of all edges and a loop at each node, sorted by target.
-        targets: (E + N,).
     """
 
     sources: Tensor
     targets: Tensor
     offsets: Tensor
+    counts: Tensor
 
     def __init__(self, edges: Tensor, num_nodes: int) -> None:
         super().__init__()
+        self.num_nodes = num_nodes
         loops = torch.arange(num_nodes)
         sources, targets = torch.cat([edges, loops.expand(2, -1)], dim=1)
         order = targets.argsort(stable=True)
@@ -183,49 +208,110 @@ class Neighbours(nn.Module):
             "sources": sources,
             "targets": targets,
             "offsets": _offsets(targets, num_nodes),
-            "adjacent_values": is_edge,
-            "mean_values": is_edge / alone[targets],
-            "mean_back_values": is_edge / alone[sources],
-            "symmetric_values": is_edge / (alone[sources] * alone[targets]).sqrt(),
-            "looped_values": 1 / ((degree[sources] + 1) * (degree[targets] + 1)).sqrt(),
+            "counts": degree.long() + 1,
+            "adjacent": is_edge,
+            "mean": is_edge / alone[targets],
+            "mean_transposed": is_edge / alone[sources],
+            "symmetric": is_edge / (alone[sources] * alone[targets]).sqrt(),
+            "with_loops": 1 / ((degree[sources] + 1) * (degree[targets] + 1)).sqrt(),
         }
         for name, tensor in constants.items():
             as_made = tensor if tensor.dtype == torch.long else tensor.float()
             self.register_buffer(name, as_made.contiguous(), persistent=False)
 
-    def _product(self, values: str, x: Tensor, back: str | None = None) -> Tensor:
-        """The edges lie both ways, so that only the values of the transposed matrix differ, if any do."""
-        here, there = (Sparse(self.sources, self.offsets, getattr(self, name)) for name in (values, back or values))
-        return product(here, there, x)
-
-    def sum(self, x: Tensor) -> Tensor:
-        """A X: y_i = Σ_j x_j over the neighbours j of i.
+    def at(self, nodes: Tensor | None) -> "Sums":
+        """Sums for some nodes only.
 
         Args:
-            x: (N, D).
+            nodes: (B,) their numbers; all N in their order if None.
         """
-        return self._product("adjacent_values", x)
+        return Sums(self, nodes)
 
-    def mean(self, x: Tensor) -> Tensor:
-        """D⁻¹ A X: y_i = Σ_j x_j / d_i; 0 for a node without neighbours.
+
+class Sums:
+    """Weighted sums over the neighbours of some nodes; each is a matrix that is still to be multiplied by weights.
+
+    Sums come before products with weights, which then are of the wanted nodes alone: S H W = (S H) W. Of features it is
+    the other way round, see `Summed`.
+
+    Args:
+        graph: The whole graph.
+        nodes: (B,) those that are wanted; all N if None.
+
+    Attributes:
+        nodes: As given.
+        sources: (M,) all neighbours of these nodes, and they themselves.
+        places: (M,) for each the place of the node whose neighbour it is, 0 … B − 1, ascending.
+    """
+
+    def __init__(self, graph: Neighbours, nodes: Tensor | None) -> None:
+        self.nodes, self._graph = nodes, graph
+        if nodes is None:
+            self.sources, self.places = graph.sources, graph.targets
+            return
+        counts = graph.counts[nodes]
+        self._offsets = counts.cumsum(0) - counts
+        self.places = torch.arange(len(nodes), device=nodes.device).repeat_interleave(counts)
+        within = torch.arange(len(self.places), device=nodes.device) - self._offsets[self.places]
+        self._entries = graph.offsets[nodes][self.places] + within
+        self.sources = graph.sources[self._entries]
+        self._order = self.sources.argsort(stable=True)
+        self._back = self.places[self._order], _offsets(self.sources[self._order], graph.num_nodes)
+
+    def _matrices(self, name: str, transposed: str | None) -> tuple[Sparse, Sparse]:
+        """S and Sᵀ."""
+        graph = self._graph
+        values: Tensor = getattr(graph, name)
+        if self.nodes is None:  # edges lie both ways, so that only the values of Sᵀ differ, if any do
+            back: Tensor = getattr(graph, transposed or name)
+            return Sparse(graph.sources, graph.offsets, values), Sparse(graph.sources, graph.offsets, back)
+        values = values[self._entries]
+        return Sparse(self.sources, self._offsets, values), Sparse(*self._back, values[self._order])
+
+    def _sum(self, name: str, inputs: Input | Hidden, transposed: str | None = None) -> Summed | Hidden:
+        here, there = self._matrices(name, transposed)
+        if isinstance(inputs, Hidden):
+            return Hidden(product(here, there, inputs.values))
+        return Summed(here, there, inputs)
+
+    def own(self, inputs: Input | Hidden) -> Summed | Hidden:
+        """H: the nodes themselves.
 
         Args:
-            x: (N, D).
+            inputs: Of all nodes.
         """
-        return self._product("mean_values", x, "mean_back_values")
+        if isinstance(inputs, Hidden):
+            return inputs if self.nodes is None else Hidden(inputs.values[self.nodes])
+        return Summed(None, None, inputs, self.nodes)
 
-    def symmetric(self, x: Tensor) -> Tensor:
-        """D^(-1/2) A D^(-1/2) X: y_i = Σ_j x_j / √(d_i d_j).
+    def sum(self, inputs: Input | Hidden) -> Summed | Hidden:
+        """A H: Σ_j h_j over the neighbours j of i.
 
         Args:
-            x: (N, D).
+            inputs: Of all nodes.
         """
-        return self._product("symmetric_values", x)
+        return self._sum("adjacent", inputs)
 
-    def with_loops(self, x: Tensor) -> Tensor:
-        """The same of A + I: y_i = Σ_j x_j / √((d_i + 1)(d_j + 1)) over i and its neighbours.
+    def mean(self, inputs: Input | Hidden) -> Summed | Hidden:
+        """D⁻¹ A H: Σ_j h_j / d_i; 0 for a node without neighbours.
 
         Args:
-            x: (N, D).
+            inputs: Of all nodes.
         """
-        return self._product("looped_values", x)
+        return self._sum("mean", inputs, "mean_transposed")
+
+    def symmetric(self, inputs: Input | Hidden) -> Summed | Hidden:
+        """D^(-1/2) A D^(-1/2) H: Σ_j h_j / √(d_i d_j).
+
+        Args:
+            inputs: Of all nodes.
+        """
+        return self._sum("symmetric", inputs)
+
+    def with_loops(self, inputs: Input | Hidden) -> Summed | Hidden:
+        """The same of A + I: Σ_j h_j / √((d_i + 1)(d_j + 1)) over i and its neighbours.
+
+        Args:
+            inputs: Of all nodes.
+        """
+        return self._sum("with_loops", inputs)

@@ -1,8 +1,7 @@
 """The operations of NAS-Bench-Graph, each of the features or units of all nodes, H with rows h_i.
 
 The benchmark takes them from PyTorch Geometric with its defaults; here they are written anew. Initial weights are drawn
-as there: `glorot` is uniform in ±√(6 / (in + out)), `uniform` in ±1/√in. H W is computed before the sum over
-neighbours, which is the same, and cheaper where features are sparse.
+as there: `glorot` is uniform in ±√(6 / (in + out)), `uniform` in ±1/√in.
 """
 
 import math
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forgetless.spaces.graph.neighbours import Hidden, Input, Neighbours
+from forgetless.spaces.graph.neighbours import Hidden, Input, Sums
 
 HEADS = 2
 """Attention heads of `gat`, which share the units."""
@@ -43,15 +42,15 @@ class GraphOperation(nn.Module, ABC):
         self.bias = nn.Parameter(drawn((units,), self.bias_drawn, num_inputs))
 
     @abstractmethod
-    def forward(self, inputs: Input | Hidden, neighbours: Neighbours) -> Tensor:
-        """What each node gets.
+    def forward(self, inputs: Input | Hidden, sums: Sums) -> Tensor:
+        """What some nodes get.
 
         Args:
-            inputs: H.
-            neighbours: Sums over them.
+            inputs: H, of all nodes.
+            sums: Over the neighbours of the B nodes that are wanted.
 
         Returns:
-            (N, D).
+            (B, D).
         """
 
 
@@ -76,9 +75,9 @@ class FullyConnected(GraphOperation):
     bias_drawn: ClassVar[Drawn] = "uniform"
     weight: Tensor
 
-    def forward(self, inputs: Input | Hidden, neighbours: Neighbours) -> Tensor:  # noqa: ARG002
+    def forward(self, inputs: Input | Hidden, sums: Sums) -> Tensor:
         """See the class."""
-        return inputs.times(self.weight) + self.bias
+        return sums.own(inputs).times(self.weight) + self.bias
 
 
 class Convolution(GraphOperation):
@@ -88,9 +87,9 @@ class Convolution(GraphOperation):
     bias_drawn: ClassVar[Drawn] = "zero"
     weight: Tensor
 
-    def forward(self, inputs: Input | Hidden, neighbours: Neighbours) -> Tensor:
+    def forward(self, inputs: Input | Hidden, sums: Sums) -> Tensor:
         """See the class."""
-        return neighbours.with_loops(inputs.times(self.weight)) + self.bias
+        return sums.with_loops(inputs).times(self.weight) + self.bias
 
 
 class Isomorphism(GraphOperation):
@@ -100,10 +99,9 @@ class Isomorphism(GraphOperation):
     bias_drawn: ClassVar[Drawn] = "uniform"
     weight: Tensor
 
-    def forward(self, inputs: Input | Hidden, neighbours: Neighbours) -> Tensor:
+    def forward(self, inputs: Input | Hidden, sums: Sums) -> Tensor:
         """See the class."""
-        own = inputs.times(self.weight)
-        return own + neighbours.sum(own) + self.bias
+        return sums.own(inputs).times(self.weight) + sums.sum(inputs).times(self.weight) + self.bias
 
 
 class Chebyshev(GraphOperation):
@@ -117,9 +115,10 @@ class Chebyshev(GraphOperation):
     weight: Tensor
     first_order: Tensor
 
-    def forward(self, inputs: Input | Hidden, neighbours: Neighbours) -> Tensor:
+    def forward(self, inputs: Input | Hidden, sums: Sums) -> Tensor:
         """See the class."""
-        return inputs.times(self.weight) - neighbours.symmetric(inputs.times(self.first_order)) + self.bias
+        first_order = sums.symmetric(inputs).times(self.first_order)
+        return sums.own(inputs).times(self.weight) - first_order + self.bias
 
 
 class Sage(GraphOperation):
@@ -130,9 +129,9 @@ class Sage(GraphOperation):
     weight: Tensor
     root: Tensor
 
-    def forward(self, inputs: Input | Hidden, neighbours: Neighbours) -> Tensor:
+    def forward(self, inputs: Input | Hidden, sums: Sums) -> Tensor:
         """See the class."""
-        return neighbours.mean(inputs.times(self.weight)) + inputs.times(self.root) + self.bias
+        return sums.mean(inputs).times(self.weight) + sums.own(inputs).times(self.root) + self.bias
 
 
 class Arma(GraphOperation):
@@ -143,9 +142,10 @@ class Arma(GraphOperation):
     weight: Tensor
     root: Tensor
 
-    def forward(self, inputs: Input | Hidden, neighbours: Neighbours) -> Tensor:
+    def forward(self, inputs: Input | Hidden, sums: Sums) -> Tensor:
         """See the class."""
-        return F.relu(neighbours.symmetric(inputs.times(self.weight)) + inputs.times(self.root) + self.bias)
+        near = sums.symmetric(inputs).times(self.weight)
+        return F.relu(near + sums.own(inputs).times(self.root) + self.bias)
 
 
 class HigherOrder(GraphOperation):
@@ -156,9 +156,9 @@ class HigherOrder(GraphOperation):
     weight: Tensor
     root: Tensor
 
-    def forward(self, inputs: Input | Hidden, neighbours: Neighbours) -> Tensor:
+    def forward(self, inputs: Input | Hidden, sums: Sums) -> Tensor:
         """See the class."""
-        return neighbours.sum(inputs.times(self.weight)) + inputs.times(self.root) + self.bias
+        return sums.sum(inputs).times(self.weight) + sums.own(inputs).times(self.root) + self.bias
 
 
 class Attention(GraphOperation):
@@ -177,20 +177,20 @@ class Attention(GraphOperation):
         heads = HEADS if units % HEADS == 0 else 1
         self.source, self.target = (nn.Parameter(drawn((heads, units // heads), "glorot")) for _ in range(2))
 
-    def forward(self, inputs: Input | Hidden, neighbours: Neighbours) -> Tensor:
+    def forward(self, inputs: Input | Hidden, sums: Sums) -> Tensor:
         """See the class."""
-        sources, targets = neighbours.sources, neighbours.targets
+        sources, places = sums.sources, sums.places
         values = inputs.times(self.weight)
         values = values.view(len(values), *self.source.shape)  # (N, heads, D / heads)
-        from_source, to_target = (values * self.source).sum(-1), (values * self.target).sum(-1)
-        scores = F.leaky_relu(from_source[sources] + to_target[targets], 0.2)  # (E + N, heads)
+        wanted = values if sums.nodes is None else values[sums.nodes]
+        from_source, to_target = (values * self.source).sum(-1), (wanted * self.target).sum(-1)
+        scores = F.leaky_relu(from_source[sources] + to_target[places], 0.2)  # (neighbours, heads)
         # Any constant per target cancels; the largest keeps exp from overflow.
-        index = targets.unsqueeze(1).expand_as(scores)
+        index = places.unsqueeze(1).expand_as(scores)
         most = torch.zeros_like(to_target).scatter_reduce(0, index, scores.detach(), "amax", include_self=False)
-        shares = (scores - most[targets]).exp()
-        totals = torch.zeros_like(to_target).index_add(0, targets, shares)
-        shares = shares / totals[targets]
-        found = torch.zeros_like(values).index_add(0, targets, shares.unsqueeze(-1) * values[sources])
+        shares = (scores - most[places]).exp()
+        shares = shares / torch.zeros_like(to_target).index_add(0, places, shares)[places]
+        found = torch.zeros_like(wanted).index_add(0, places, shares.unsqueeze(-1) * values[sources])
         return found.flatten(1) + self.bias
 
 

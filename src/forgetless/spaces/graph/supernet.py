@@ -98,18 +98,26 @@ class GraphSupernet(Supernet[GraphArchitecture]):
         """
         self.space.encode(architecture)  # refuses strangers
         share = self.dropout if self.training else 0.0
+        # Leaves are needed at the wanted nodes only. Where gradients of single nodes are mapped over (in eval mode,
+        # with gradients), how many neighbours there are would differ between examples: there all are computed.
+        whole = self.neighbours.at(None)
+        some = whole if torch.is_grad_enabled() and not self.training else self.neighbours.at(inputs)
         values: list[Input | Tensor] = [self.features.dropped(share)]
         for node, (link, name) in enumerate(zip(architecture.links, architecture.operations, strict=True), 1):
             read = values[link]
             if isinstance(read, Tensor):
                 read = F.dropout(F.relu(self.norms[str(node)](read)), share)
+            sums = some if node in architecture.leaves else whole
             if name != "skip":
                 operation = self.operations[_key(node, name, is_raw=not isinstance(read, Tensor))]
-                read = operation(Hidden(read) if isinstance(read, Tensor) else read, self.neighbours)
+                read = operation(Hidden(read) if isinstance(read, Tensor) else read, sums)
+            elif sums.nodes is not None and isinstance(read, Tensor):
+                read = read[sums.nodes]
             values.append(read)
         found = self.after["bias"]
         for leaf in architecture.leaves:
-            found = found + F.relu(cast("Tensor", values[leaf])[inputs]) @ self.after[str(leaf)]
+            last = cast("Tensor", values[leaf])
+            found = found + F.relu(last if some.nodes is not None else last[inputs]) @ self.after[str(leaf)]
         return cast("Tensor", self.classifier(found))
 
     def used_parameters(self, architecture: GraphArchitecture) -> dict[str, nn.Parameter]:
