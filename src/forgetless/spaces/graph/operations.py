@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from forgetless.spaces.graph.neighbours import Hidden, Input, Sums
 
 HEADS = 2
-"""Attention heads of `gat`, which share the units."""
+"""Attention heads of `gat`, which share the units: as many as the benchmark's package says.
+
+The number of weights does not tell, nor does one training: on Cora `0123|skip,skip,gat,gat` has 80.1 % test accuracy
+with two heads and 80.4 % with four; the table has 81.0 %.
+"""
 
 Drawn = Literal["glorot", "uniform", "zero"]
 
