@@ -146,6 +146,11 @@ def test_dropout_of_features_is_that_of_the_dense_ones(data):
     one = sparse.dropped(0.6).times(weight)
     assert set(one[features == 0].unique().tolist()) == {0.0}
     assert torch.tensor(sorted(one[features == 1].unique().tolist())).allclose(torch.tensor([0.0, 2.5]))
+    # The gradient is that of the same features.
+    kept, upstream = sparse.dropped(0.6), torch.randn(data.num_nodes, 4, dtype=torch.double)
+    w = torch.randn(NUM_FEATURES, 4, dtype=torch.double, requires_grad=True)
+    (kept.times(w) * upstream).sum().backward()
+    torch.testing.assert_close(w.grad, kept.times(weight).T @ upstream)
     mean = torch.stack([sparse.dropped(0.6).times(weight) for _ in range(400)]).mean(0)
     assert (mean - features).abs().max() < 5 * (1.5 / 400) ** 0.5  # a kept feature has the variance 0.6 / 0.4
 
