@@ -6,7 +6,7 @@ Draws 20 architectures uniformly (seed 2206, the same for every graph; none was 
 written), trains each once as the benchmark did (`forgetless.spaces.graph.published`), and compares with the table,
 whose entries are means over three seeds. Each training has a seed of its own, so that their noise is independent.
 What is done is kept, one line per training, in results/graph-check-cora.jsonl, and a second call goes on from there;
-`--limit 5` makes at most five trainings. About 53 CPU seconds per training on Cora.
+`--limit 5` makes at most five trainings. 50 to 60 CPU seconds per training on Cora.
 
 Written down before any of these trainings was made, "within its noise" means all of
 
