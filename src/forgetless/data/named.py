@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from forgetless.registry import Registry
 
 if TYPE_CHECKING:
+    from forgetless.data.graphs import GraphData
     from forgetless.data.splits import ImageData
     from forgetless.data.text import TextData
 
@@ -19,3 +20,6 @@ TEXT_DATA: Registry[Callable[[str | Path | None, int | None], TextData]] = Regis
     "data set of text", "forgetless.data.sets"
 )
 """Loaders of text, by name: the folder that has the data, or None, and the size of the vocabulary → the four splits."""
+
+GRAPH_DATA: Registry[Callable[[str | Path | None], GraphData]] = Registry("data set of graphs", "forgetless.data.sets")
+"""Loaders of graphs, by name: the folder that has the data, or None → a graph whose nodes are in four splits."""

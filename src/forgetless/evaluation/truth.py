@@ -205,7 +205,7 @@ def read_truth(path_or_name: str | Path, space: Space[A], column: str | None = N
 
     Args:
         path_or_name: An existing CSV file, separated by commas, semicolons or tabs, or else the name of a shipped
-            benchmark.
+            benchmark, or of a table that the space knows (`Space.published_table`).
         space: The space that its architectures are of.
         column: Which quality. None takes the test column of a known kind of file, `cifar10_test` (NAS-Bench-201 after
             200 epochs, per cent) or `test_error` (ours), or the only column of qualities that there is. The columns
@@ -220,7 +220,7 @@ def read_truth(path_or_name: str | Path, space: Space[A], column: str | None = N
             or a line of it is wrong: an architecture that is not of the space or was there before, a number that is
             none. With the line's number.
     """
-    path = _resolve(path_or_name)
+    path = _resolve(path_or_name, space)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             table = _read_table(path, file)
@@ -259,7 +259,7 @@ class _Table(NamedTuple):
         return ((line, row[position]) for line, row in zip(self.lines, self.rows, strict=True))
 
 
-def _resolve(path_or_name: str | Path) -> Path:
+def _resolve(path_or_name: str | Path, space: Space[Any]) -> Path:
     path = Path(path_or_name)
     if path.is_dir():
         raise InputError(f"Expected a truth file, but got the folder {path}. Name the CSV file in it.")
@@ -268,6 +268,9 @@ def _resolve(path_or_name: str | Path) -> Path:
     known = benchmark_names()
     if str(path_or_name) in known:
         return BENCHMARKS / f"{path_or_name}.csv"
+    published = space.published_table(str(path_or_name))
+    if published is not None:
+        return published
     raise InputError(
         f"Expected a CSV file or the name of a benchmark ({', '.join(known) or 'none is installed'}), but got "
         f"'{path_or_name}', and there is no such file. Check the path."

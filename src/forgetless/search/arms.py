@@ -16,7 +16,7 @@ from forgetless.search.config import SearchArm, SearchConfig, search_arms
 from forgetless.search.epoch import Search
 from forgetless.search.records import DerivedRecord, EpochRecord, SearchRecord, search_record
 from forgetless.search.result import SearchResult
-from forgetless.search.setup import check_memory, fixed_sample, load_task, make_search_space
+from forgetless.search.setup import check_importance, check_memory, fixed_sample, load_task, make_search_space
 from forgetless.spaces import SearchSpace
 from forgetless.tasks import Task
 from forgetless.training import cpu_arithmetic
@@ -65,6 +65,7 @@ def run(
         task = task or load_task(config)
         space = space or make_search_space(config)
         check_memory(config, task, space)
+        check_importance(config, task)
         made = list(records)
         for arm in search_arms(config):
             _run_arm(config, task, space, arm, made, checkpoint, on_epoch, on_progress, checkpoints or no_checkpoints())

@@ -317,9 +317,10 @@ class SearchConfig(Configuration):
         return SearchConfig(**{**asked, **changes}) if changes else self
 
     @property
-    def contexts(self) -> tuple[str, str]:
+    def contexts(self) -> tuple[str, ...]:
         """What defaults of protections depend on; see `Options.fits`."""
-        return EXPERIMENT, f"{EXPERIMENT} on {self.space.kind.task}"
+        task = TASKS[self.space.kind.task]
+        return EXPERIMENT, *(f"{EXPERIMENT} on {name}" for name in (task.fits_like, task.name) if name)
 
     @property
     def space_name(self) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from forgetless.errors import InputError
 from forgetless.search.config import SearchConfig
 from forgetless.spaces import SearchSpace, Space
 from forgetless.supernet import Supernet
@@ -87,6 +88,26 @@ def check_memory(config: SearchConfig, task: Task[Any], space: SearchSpace | Non
     for each in config.protections:
         told |= each.kind.sizes(each)
     expect_memory(memory_bytes(config, task, space), config.run.device, "a search that fits", told)
+
+
+def check_importance(config: SearchConfig, task: Task[Any]) -> None:
+    """Refuse an estimate of the Fisher information from training batches that are all the same.
+
+    It takes the variance of one example's gradient from that of batches, which of whole splits is 0 but for dropout.
+
+    Args:
+        config: Where the Fisher information comes from.
+        task: The data.
+
+    Raises:
+        InputError: If a protection needs it, and every batch has all training examples.
+    """
+    is_asked = config.importance.source == "training" and any(each.kind.uses_fisher for each in config.protections)
+    if is_asked and task.has_one_batch:
+        raise InputError(
+            f"Expected importance to be held-out for batches of all {task.batch_size} training examples, but got "
+            "training. Take --importance held-out, or a smaller --batch-size."
+        )
 
 
 def make_supernet(device: str, task: Task[Any], space: SearchSpace, seed: int) -> Supernet[Any]:

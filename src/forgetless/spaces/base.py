@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, NoReturn, TypeVar
 
 from forgetless.configuration import Options
@@ -203,6 +204,17 @@ class Space(ABC, Generic[A]):
         options = self.num_choices[position]
         decisions[position] = (decisions[position] + 1 + _below(options - 1, generator)) % options
         return self._decode(tuple(decisions))
+
+    def published_table(self, name: str) -> Path | None:  # noqa: ARG002
+        """Where a published table of this space's architectures lies, as a truth file; None if there is none.
+
+        Args:
+            name: What was given in the place of a file.
+
+        Raises:
+            InputError: If the space has a table of this name, but this machine does not.
+        """
+        return None
 
 
 def _below(limit: int, generator: torch.Generator) -> int:

@@ -117,6 +117,8 @@ class Task(Kind, ABC, Generic[Model]):
         error_unit: Its unit.
         unit: How its errors are written.
         loss_score: What a reward of the loss is, in words.
+        fits_like: The task whose defaults (such as strengths of protections) fit this one, where it has none of its
+            own; None if there is none.
         data: Its splits.
         batch_size: Training examples per batch.
     """
@@ -129,6 +131,7 @@ class Task(Kind, ABC, Generic[Model]):
     error_unit: ClassVar[str]
     unit: ClassVar[Unit]
     loss_score: ClassVar[str] = "exp(−loss)"
+    fits_like: ClassVar[str | None] = None
     data: Any
     batch_size: int
 
@@ -210,6 +213,11 @@ class Task(Kind, ABC, Generic[Model]):
     @abstractmethod
     def error_of_guessing(self) -> float:
         """The error of a model that knows nothing."""
+
+    @property
+    def has_one_batch(self) -> bool:
+        """Whether every training batch is the whole training split: gradients of batches then do not vary."""
+        return False
 
     @property
     def largest_error(self) -> float:
