@@ -85,9 +85,9 @@ class EvidenceConfig(Part):
     """What protections learn of the model that was trained before.
 
     Attributes:
-        on: What they may see of the past: own-samples (text that the old model writes), old-data (held-out old text),
-            or new-inputs (new text, with labels that the old model draws); several give an arm each. Protections that
-            need no example of the past have one arm.
+        on: What they may see of the past; several give an arm each. own-samples are texts that the old model writes,
+            old-data held-out old text, new-inputs new text with labels that the old model draws. Protections that need
+            no example of the past have one arm.
         fisher: Kind of the Fisher information; see `forgetless.diagonal_fisher`. Own samples and the labels of new
             inputs are drawn from the model, so that `empirical` is the Monte Carlo Fisher on them.
         samples: Windows of `context` tokens that they may see.
@@ -113,7 +113,7 @@ class FineTuneSchedule(Part):
 
     Attributes:
         steps: Training steps on the new text.
-        pretraining: Training steps on the old text, which all arms of a seed share; none for a model of a folder.
+        pretraining: Training steps on the old text, shared by all arms of a seed; none for a model of a folder.
         pretraining_rate: Learning rate of the pretraining, which falls linearly to 0.
         batch_size: Windows of `context` tokens per step.
         evaluate_every: Steps between two points of the curves. The first interval, in which most is lost, has points at
