@@ -72,7 +72,7 @@ class WPL2019(Protection):
     name: ClassVar[str] = "wpl-2019"
     label: ClassVar[str] = "weight plasticity, 2019 code"
     in_sentence: ClassVar[str] = "the weight plasticity loss of the 2019 code"
-    colour: ClassVar[str | None] = "#56B4E9"
+    colour: ClassVar[str | None] = "#6A3D9A"
     Options: ClassVar[type[ProtectionOptions]] = WPL2019Options
     options: WPL2019Options
 
