@@ -354,7 +354,8 @@ def run(
     calibration = Calibration(network, plasticity, optimizer)
     if arm.form in {"proximal", "tolerance"}:
         plasticity.attach(optimizer)
-    learned, key = [start.learned], (arm.form, str(arm.strength))
+    learned = [start.learned]
+    key: tuple[str, ...] = (arm.form, str(arm.strength))
     for t, (earlier, task) in enumerate(itertools.pairwise(tasks), start=1):
         if arm.fisher != "none":
             values = importance(network, earlier, FISHERS[arm.fisher], 10 * arm.seed + t)
