@@ -103,7 +103,7 @@ class Arm:
 
 
 def arms(seed: int) -> Iterator[Arm]:
-    """All of a seed, in such an order that one that is not whole has whole rows: a strength with every Fisher."""
+    """All of a seed, in such an order that one that is not whole tells most."""
 
     def protected(*strengths: float) -> Iterator[Arm]:
         yield from (Arm(seed, fisher, "proximal", s) for s, fisher in itertools.product(strengths, FISHERS))
@@ -111,16 +111,22 @@ def arms(seed: int) -> Iterator[Arm]:
     def limited(*fishers: str) -> Iterator[Arm]:
         yield from (Arm(seed, fisher, "tolerance", TOLERANCE) for fisher in fishers)
 
-    first, second, *others = FISHERS
+    def in_loss(*strengths: float) -> Iterator[Arm]:
+        yield from (Arm(seed, "EXACT", "loss", s) for s in strengths if seed in SEEDS_IN_LOSS)
+
+    first, second, third, *others = FISHERS
     yield Arm(seed, "none", "none", 0.0)
     yield from protected(1e4, 1e6, 1e8)
     yield from limited(first, second)
-    yield from protected(1.0, 1e10, 1e12, 1e2)
+    yield from protected(1.0, 1e10)
+    yield from in_loss(1e12)
+    yield from limited(third)
+    yield from in_loss(1e8)
+    yield from protected(1e12, 1e2)
     yield from limited(*others)
-    in_loss = STRENGTHS if seed in SEEDS_IN_LOSS else ()
-    yield from (Arm(seed, "EXACT", "loss", strength) for strength in in_loss[::2])
+    yield from in_loss(1.0, 1e2, 1e4, 1e6, 1e10)
     yield from protected(*STRENGTHS[1::2])
-    yield from (Arm(seed, "EXACT", "loss", strength) for strength in in_loss[1::2])
+    yield from in_loss(*STRENGTHS[1::2])
 
 
 # ---- data ----------------------------------------------------------------------------------------------------------
@@ -354,7 +360,8 @@ def run(
     calibration = Calibration(network, plasticity, optimizer)
     if arm.form in {"proximal", "tolerance"}:
         plasticity.attach(optimizer)
-    learned, key = [start.learned], (arm.form, str(arm.strength))
+    learned = [start.learned]
+    key: tuple[str, ...] = (arm.form, str(arm.strength))
     for t, (earlier, task) in enumerate(itertools.pairwise(tasks), start=1):
         if arm.fisher != "none":
             values = importance(network, earlier, FISHERS[arm.fisher], 10 * arm.seed + t)
