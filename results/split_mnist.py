@@ -92,7 +92,8 @@ class Arm:
     Attributes:
         seed: Of the order of digits, weights, batches and draws.
         fisher: Its name in FISHERS; `none` without protection.
-        form: `none`, `proximal`, `loss` or `tolerance`.
+        form: `none`, `proximal`, `loss` or `tolerance`; rows of `tolerance before` are from before the budget could
+            shrink below 10⁻⁶ of the tolerance, which these runs showed to be too early a stop.
         strength: α, or the tolerance; 0 without protection.
     """
 
