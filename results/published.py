@@ -92,8 +92,8 @@ def split_mnist_page(found: Mapping[str, Any], weighed: Mapping[str, Any]) -> Pa
         title="Five Fishers on Split MNIST",
         question="The protocol of van de Ven 2025 (arXiv:2502.11756): five tasks of two digits, each with outputs of "
         "its own. Which strength does each Fisher need, and how near does one come without choosing?",
-        answer=f"{extent(rows)}: the exact Fisher reaches {tops['EXACT']:.1f} %, and the least strength is enough for "
-        f"it, {power(best(curves['EXACT']))}; α = 1 is not enough for any Fisher ({min(ones):.1f} to {max(ones):.1f} %, "
+        answer=f"{extent(rows)}: the exact Fisher reaches {tops['EXACT']:.1f} %, and the least strength is enough "
+        f"for it, {power(best(curves['EXACT']))}; α = 1 is not enough for any ({min(ones):.1f} to {max(ones):.1f} %, "
         f"unprotected {unprotected(rows)}).",
         more=f"The publication has {min(published)} to {max(published)} % at the best strengths.",
         parts=[
@@ -182,11 +182,11 @@ def sizes(rows: list[Row]) -> str:
     wrong = max(row["wrong_labels"] for row in rows)
     cells = [{"Fisher": f, "over EXACT": f"{statistics.geometric_mean(r):.1e}"} for f, r in ratios.items()]
     return (
-        f"The sum of each Fisher over all weights after the first task, over that of EXACT: geometric means of {seeds} "
-        "seeds. The network fits its images so well that wrong labels have next to no probability, but large gradients, "
-        "which make up most of EXACT. EMPIRICAL has the true labels only. SAMPLE is unbiased, but it draws the true "
-        f"labels: of some 12,000 at most {wrong:.2f} are expected to be wrong. It was EMPIRICAL to the last bit here. In the publication, too, the two have the same best accuracy and error.\n\n"
-        + table(cells)
+        "The sum of each Fisher over all weights after the first task, over that of EXACT: geometric means of "
+        f"{seeds} seeds. The network fits its images so well that wrong labels have next to no probability, but large "
+        "gradients, which make up most of EXACT. EMPIRICAL has the true labels only. SAMPLE is unbiased, but it draws "
+        f"the true labels: of some 12,000 at most {wrong:.2f} are expected to be wrong. It was EMPIRICAL to the last "
+        "bit here. In the publication, too, the two have the same best accuracy and error.\n\n" + table(cells)
     )
 
 
