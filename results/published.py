@@ -30,7 +30,7 @@ Curve = dict[float, list[float]]
 
 
 def pages() -> list[Page]:
-    return [split_mnist_page(read(split_mnist.PATH))]
+    return [split_mnist_page(read(split_mnist.PATH), read(split_mnist.WEIGHED))]
 
 
 def accuracy(row: Row) -> float:
@@ -81,120 +81,157 @@ def whole_seeds(rows: Iterable[Row]) -> list[int]:
     return sorted(seed for seed in made if needed[seed] <= made[seed])
 
 
-def split_mnist_page(found: Mapping[str, Any]) -> Page:
+def split_mnist_page(found: Mapping[str, Any], weighed: Mapping[str, Any]) -> Page:
     rows = found["rows"]
     curves = {fisher: curve(rows, fisher, "proximal") for fisher in PUBLISHED}
-    curves = {fisher: of for fisher, of in curves.items() if of}
-    limited = {fisher: curve(rows, fisher, "tolerance").get(split_mnist.TOLERANCE) for fisher in curves}
     tops = {fisher: statistics.fmean(of[best(of)]) for fisher, of in curves.items()}
-    missed = [tops[fisher] - statistics.fmean(values) for fisher, values in limited.items() if values]
-    ones = [tops[fisher] - statistics.fmean(of[1.0]) for fisher, of in curves.items() if 1.0 in of]
-    seconds = sum(row["seconds"] for row in rows)
-    low, high = min(tops.values()), max(tops.values())
+    ones = [statistics.fmean(of[1.0]) for of in curves.values()]
     published = [top for top, _ in PUBLISHED.values()]
     return Page(
         name="split-mnist",
         title="Five Fishers on Split MNIST",
         question="The protocol of van de Ven 2025 (arXiv:2502.11756): five tasks of two digits, each with outputs of "
         "its own. Which strength does each Fisher need, and how near does one come without choosing?",
-        answer=f"Best strengths give {low:.1f} to {high:.1f} % (published: {min(published)} to {max(published)}); a "
-        f"tolerance of {split_mnist.TOLERANCE} nats, which nobody chose, is at most {max(missed):.1f} points below, "
-        f"α = 1 up to {max(ones):.1f}.",
-        more=extent(rows),
+        answer=f"{extent(rows)}: the exact Fisher reaches {tops['EXACT']:.1f} %, and the least strength is enough "
+        f"for it, {power(best(curves['EXACT']))}; α = 1 is not enough for any ({min(ones):.1f} to {max(ones):.1f} %, "
+        f"unprotected {unprotected(rows)}).",
+        more=f"The publication has {min(published)} to {max(published)} % at the best strengths.",
         parts=[
             command_block(
-                "python results/split_mnist.py --seeds 1 31",
+                "python results/split_mnist.py --seeds 1 31\npython results/split_mnist.py --weigh --seeds 1 4",
                 f"One thread, {environment(found['environment'])}, on a machine with other work. "
-                f"{time_taken(seconds)} {HOW_TO_READ}",
+                f"{time_taken(sum(row['seconds'] for row in rows))} The first command goes on where it was stopped. "
+                f"{HOW_TO_READ}",
             ),
             "## Best strengths",
-            table([summary(fisher, of, limited[fisher]) for fisher, of in curves.items()]),
-            unprotected(rows),
+            table([summary(fisher, of, rows) for fisher, of in curves.items()]),
+            f"Without protection: {unprotected(rows)}; published {shown_published(PUBLISHED_NONE)}.",
             "## Curves",
             table([strength_row(strength, curves, rows) for strength in strengths(rows)]),
             in_loss(rows),
+            "## Why they need such strengths",
+            sizes(weighed["rows"]),
+            "## Without choosing",
+            tolerances(rows),
             "## Hypotheses",
-            hypotheses(rows, curves, limited),
+            hypotheses(rows, curves),
         ],
     )
 
 
 def unprotected(rows: list[Row]) -> str:
-    own = shown(curve(rows, "none", "none").get(0.0))
-    return f"Without protection: {own}; published {shown_published(PUBLISHED_NONE)}."
+    return shown(curve(rows, "none", "none").get(0.0))
 
 
 def extent(rows: list[Row]) -> str:
     """How many seeds there are of how many."""
     whole, seeds = whole_seeds(rows), sorted({row["seed"] for row in rows})
-    part = [seed for seed in seeds if seed not in whole]
-    text = f"{len(whole)} of the 30 seeds are whole"
-    return f"{text}, {len(part)} in part." if part else f"{text}."
+    counts = [f"{len(whole)} of 30 seeds"] if whole else []
+    for seed in (seed for seed in seeds if seed not in whole):
+        done = sum(row["seed"] == seed and row["form"] != "tolerance before" for row in rows)
+        counts.append(f"{done} of {len(list(split_mnist.arms(seed)))} runs of seed {seed}")
+    return f"So far, with {' and '.join(counts)}"
 
 
 def strengths(rows: Iterable[Row]) -> list[float]:
     return sorted({row["strength"] for row in rows if row["form"] == "proximal"})
 
 
-def summary(fisher: str, of: Curve, limited: list[float] | None) -> Cells:
+def summary(fisher: str, of: Curve, rows: list[Row]) -> Cells:
     top = best(of)
     return {
         "Fisher": fisher,
         "published best": shown_published(PUBLISHED[fisher]),
         "best": shown(of[top]),
-        "at α": power(top),
+        "at α": power(top) + (" (the largest tried)" if top == max(of) < max(split_mnist.STRENGTHS) else ""),
         "α = 1": shown(of.get(1.0)),
-        f"tolerance of {split_mnist.TOLERANCE}": shown(limited),
+        f"tolerance of {split_mnist.TOLERANCE}": shown(tolerated(rows, fisher)),
     }
+
+
+def tolerated(rows: list[Row], fisher: str, form: str = "tolerance") -> list[float] | None:
+    return curve(rows, fisher, form).get(split_mnist.TOLERANCE)
 
 
 def strength_row(strength: float, curves: Mapping[str, Curve], rows: Iterable[Row]) -> Cells:
     loss = curve(rows, "EXACT", "loss")
     cells = {"α": power(strength)} | {fisher: shown(of.get(strength)) for fisher, of in curves.items()}
-    return cells | {"EXACT, penalty in the loss": shown(loss.get(strength))}
+    return cells | ({"EXACT, penalty in the loss": shown(loss.get(strength))} if loss else {})
 
 
 def in_loss(rows: list[Row]) -> str:
     """What becomes of the penalty in the loss, where it was tried."""
+    protected = [row for row in rows if row["form"] == "proximal"]
+    text = f"{sum(row['finite'] for row in protected)} of {len(protected)} runs with the proximal step are finite. "
     loss, near = curve(rows, "EXACT", "loss"), curve(rows, "EXACT", "proximal")
     shared = [strength for strength in loss if strength in near]
     if not shared:
-        return "The penalty in the loss was not tried yet."
-    protected = [row for row in rows if row["form"] == "proximal"]
-    text = f"{sum(row['finite'] for row in protected)} of {len(protected)} runs with the proximal step are finite. "
-    if all(row["finite"] for row in rows if row["form"] == "loss"):
-        text += "So are those with the penalty in the loss: Adam divides by the size of gradients. "
-    else:
-        text += "Not all with the penalty in the loss are. "
+        return f"{text}The penalty in the loss, by autograd, was not tried yet."
+    finite = [row["finite"] for row in rows if row["form"] == "loss"]
     largest = max(shared)
     return (
-        f"{text}At α = {power(largest)} the penalty in the loss gives {shown(loss[largest])}, the proximal step "
-        f"{shown(near[largest])}."
+        f"{text}Of those with the penalty in the loss {sum(finite)} of {len(finite)} are. At α = {power(largest)} it "
+        f"gives {shown(loss[largest])}, the proximal step {shown(near[largest])}."
     )
 
 
-def hypotheses(rows: list[Row], curves: Mapping[str, Curve], limited: Mapping[str, list[float] | None]) -> str:
-    """Each with what was found."""
+def sizes(rows: list[Row]) -> str:
+    """How large the Fishers of the first task are, over its exact one."""
+    seeds = len(rows)
+    ratios = {fisher: [row["sums"][fisher] / row["sums"]["EXACT"] for row in rows] for fisher in PUBLISHED}
+    wrong = max(row["wrong_labels"] for row in rows)
+    cells = [{"Fisher": f, "over EXACT": f"{statistics.geometric_mean(r):.1e}"} for f, r in ratios.items()]
+    return (
+        "The sum of each Fisher over all weights after the first task, over that of EXACT: geometric means of "
+        f"{seeds} seeds. The network fits its images so well that wrong labels have next to no probability, but large "
+        "gradients, which make up most of EXACT. EMPIRICAL has the true labels only. SAMPLE is unbiased, but it draws "
+        f"the true labels: of some 12,000 at most {wrong:.2f} are expected to be wrong. It was EMPIRICAL to the last "
+        "bit here. In the publication, too, the two have the same best accuracy and error.\n\n" + table(cells)
+    )
+
+
+def tolerances(rows: list[Row]) -> str:
+    before = {fisher: tolerated(rows, fisher, "tolerance before") for fisher in PUBLISHED}
+    told = ", ".join(f"{fisher} {shown(values)}" for fisher, values in before.items() if values)
+    after = {fisher: tolerated(rows, fisher) for fisher in PUBLISHED}
+    text = (
+        f"A tolerance of {split_mnist.TOLERANCE} nats, measured on images held out, first gave {told}. That showed a "
+        "fault. The quadratic form of a small Fisher is far below a millionth of what is lost; the budget stopped "
+        "shrinking there, and nothing was held. Now it shrinks as far as is needed "
+        "(`test_a_budget_holds_however_small_the_importance`)."
+    )
+    made = ", ".join(f"{fisher} {shown(values)}" for fisher, values in after.items() if values)
+    return f"{text} Since then: {made or 'not run again yet'}."
+
+
+def hypotheses(rows: list[Row], curves: Mapping[str, Curve]) -> str:
+    """Each with what was found; open where runs are missing that could change the verdict."""
     tops = {fisher: statistics.fmean(of[best(of)]) for fisher, of in curves.items()}
-    apart = {fisher: abs(top - PUBLISHED[fisher][0]) for fisher, top in tops.items()}
-    none = statistics.fmean(curve(rows, "none", "none")[0.0])
+    is_whole = all(len(of) == len(split_mnist.STRENGTHS) for of in curves.values())
+    apart = max(abs(top - PUBLISHED[fisher][0]) for fisher, top in tops.items())
+    none = abs(statistics.fmean(curve(rows, "none", "none")[0.0]) - PUBLISHED_NONE[0])
     ratio = best(curves["BATCHED (b = 128)"]) / best(curves["EXACT"])
-    falls = {fisher: tops[fisher] - min(means_from_best(of)) for fisher, of in curves.items()}
+    fall = max(tops[fisher] - min(means_from_best(of)) for fisher, of in curves.items())
     ones = {fisher: tops[fisher] - statistics.fmean(of[1.0]) for fisher, of in curves.items()}
+    limited = {fisher: tolerated(rows, fisher) for fisher in curves}
     missed = {fisher: tops[fisher] - statistics.fmean(values) for fisher, values in limited.items() if values}
     finite = all(row["finite"] for row in rows if row["form"] == "proximal")
     found = (
-        ("Best accuracies are within 0.5 points of the published ones, unprotected within 3",
-         max(apart.values()) <= 0.5 and abs(none - PUBLISHED_NONE[0]) <= 3,
-         f"{max(apart.values()):.2f} at most; {abs(none - PUBLISHED_NONE[0]):.2f}"),
-        ("BATCHED needs at least 100 times the strength of EXACT", ratio >= 100, f"{ratio:g} times"),
-        ("With the proximal step every run is finite, and stays within 3 points from the best strength on",
-         finite and max(falls.values()) <= 3, f"it falls by {max(falls.values()):.2f} at most"),
-        ("α = 1 is more than 1 point below each best", min(ones.values()) > 1, span_of(ones)),
-        ("The tolerance is within 1 point of each best", max(missed.values()) <= 1, span_of(missed)),
+        ("Best accuracies are within 0.5 points of the published ones, unprotected within 3", is_whole,
+         apart <= 0.5 and none <= 3, f"{apart:.2f} at most; {none:.2f}"),
+        ("BATCHED needs at least 100 times the strength of EXACT", is_whole or ratio >= 100, ratio >= 100,
+         f"{power(ratio)} times{'' if is_whole else ' or more'}"),
+        ("With the proximal step every run is finite, and stays within 3 points from the best strength on", is_whole,
+         finite and fall <= 3, f"{'all' if finite else 'not all'} finite; it falls by {fall:.2f} at most"),
+        ("α = 1 is more than 1 point below each best", True, min(ones.values()) > 1, span_of(ones)),
+        ("The tolerance is within 1 point of each best", len(missed) == len(curves) and is_whole,
+         max(missed.values(), default=9) <= 1, span_of(missed) if missed else "–"),
     )  # fmt: skip
     return table(
-        [{"hypothesis": text, "holds": "yes" if holds else "no", "found": what} for text, holds, what in found]
+        [
+            {"hypothesis": text, "holds": ("yes" if holds else "no") if is_known else "open", "found so far": what}
+            for text, is_known, holds, what in found
+        ]
     )
 
 

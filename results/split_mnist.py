@@ -92,7 +92,8 @@ class Arm:
     Attributes:
         seed: Of the order of digits, weights, batches and draws.
         fisher: Its name in FISHERS; `none` without protection.
-        form: `none`, `proximal`, `loss` or `tolerance`.
+        form: `none`, `proximal`, `loss` or `tolerance`; rows of `tolerance before` are from before the budget could
+            shrink below 10⁻⁶ of the tolerance, which these runs showed to be too early a stop.
         strength: α, or the tolerance; 0 without protection.
     """
 
@@ -103,7 +104,7 @@ class Arm:
 
 
 def arms(seed: int) -> Iterator[Arm]:
-    """All of a seed, in such an order that one that is not whole has whole rows: a strength with every Fisher."""
+    """All of a seed, in such an order that one that is not whole tells most."""
 
     def protected(*strengths: float) -> Iterator[Arm]:
         yield from (Arm(seed, fisher, "proximal", s) for s, fisher in itertools.product(strengths, FISHERS))
@@ -111,16 +112,22 @@ def arms(seed: int) -> Iterator[Arm]:
     def limited(*fishers: str) -> Iterator[Arm]:
         yield from (Arm(seed, fisher, "tolerance", TOLERANCE) for fisher in fishers)
 
-    first, second, *others = FISHERS
+    def in_loss(*strengths: float) -> Iterator[Arm]:
+        yield from (Arm(seed, "EXACT", "loss", s) for s in strengths if seed in SEEDS_IN_LOSS)
+
+    first, second, third, *others = FISHERS
     yield Arm(seed, "none", "none", 0.0)
     yield from protected(1e4, 1e6, 1e8)
     yield from limited(first, second)
-    yield from protected(1.0, 1e10, 1e12, 1e2)
+    yield from protected(1.0, 1e10)
+    yield from in_loss(1e12)
+    yield from limited(third)
+    yield from in_loss(1e8)
+    yield from protected(1e12, 1e2)
     yield from limited(*others)
-    in_loss = STRENGTHS if seed in SEEDS_IN_LOSS else ()
-    yield from (Arm(seed, "EXACT", "loss", strength) for strength in in_loss[::2])
+    yield from in_loss(1.0, 1e2, 1e4, 1e6, 1e10)
     yield from protected(*STRENGTHS[1::2])
-    yield from (Arm(seed, "EXACT", "loss", strength) for strength in in_loss[1::2])
+    yield from in_loss(*STRENGTHS[1::2])
 
 
 # ---- data ----------------------------------------------------------------------------------------------------------

@@ -376,7 +376,22 @@ def test_a_used_budget_grows_again_and_an_unused_one_does_not() -> None:
     assert held.budget == pytest.approx(0.018 / 4 * 0.02 / 0.015)
     for _ in range(50):
         held.calibrate(1.0)  # not the weights' doing
-    assert held.budget == pytest.approx(1e-6 * 0.02)
+    assert held.budget == pytest.approx(1e-20 * 0.02)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-8, 1e-14])
+def test_a_budget_holds_however_small_the_importance(scale: float) -> None:
+    """Networks that fit their examples all but perfectly have next to no Fisher information."""
+    model = Weights(torch.zeros(3).double())
+    held = WeightPlasticity(model.parameters(), tolerance=0.02).attach(optimizer := SGD(model.parameters(), lr=0.1))
+    held.consolidate(model, {"a": torch.full((3,), scale).double()})
+    for _ in range(40):
+        descend([optimizer], lambda: squared_distance_to_one(model), 1)
+        for _ in range(8):
+            held.calibrate(increase := float(model.a.detach().square().sum() / 2), optimizer)
+            if increase <= 0.02:
+                break
+    assert 0.01 < increase <= 0.02
 
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf])

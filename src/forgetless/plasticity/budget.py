@@ -29,8 +29,9 @@ LEAST_TOLERANCE = 1e-30
 
 # Between two measurements of what earlier models lost, the quadratic form may shrink to or grow by so much.
 _LEAST_CHANGE, _MOST_CHANGE = 0.25, 2.0
-# It may not shrink below this share of the tolerance, from which it can grow again within some 20 measurements.
-_SMALLEST_BUDGET = 1e-6
+# It may not shrink below this share of the tolerance. Fishers of models that fit their examples all but perfectly are
+# so small that the form is 10⁻¹⁴ of what is lost (squared batch means on MNIST); every measurement doubles it again.
+_SMALLEST_BUDGET = 1e-20
 # The multiplier stays what it was while c lies between this share of the tolerance and the tolerance.
 USED_SHARE = 0.8
 # Where others take nearly all of the tolerance, a multiplier that leaves less than this share of the rest used falls.
@@ -198,7 +199,7 @@ class Limit:
         if not increase <= self._tolerance:  # also where it is not a number
             share = self._tolerance / increase if math.isfinite(increase) else 0.0
             used = min(present, self.limit) if math.isfinite(present) else self.limit
-            self.limit = max(max(share, _LEAST_CHANGE) * used, _SMALLEST_BUDGET * self._tolerance)
+            self.limit = max(max(share, _LEAST_CHANGE) * used, _SMALLEST_BUDGET * self._tolerance, LEAST_TOLERANCE)
             return True
         if present >= USED_SHARE * self.limit:
             share = self._tolerance / increase if increase > 0 else math.inf
