@@ -404,6 +404,18 @@ def test_old_inputs_without_targets_are_held_by_relative_entropy() -> None:
     assert 0.3 * 0.03 <= report.increase <= 0.03
 
 
+def test_plasticity_on_old_inputs_holds_by_the_fisher_of_the_predictions() -> None:
+    model = Bigrams()
+    batches = [(tokens, None) for tokens in torch.arange(NUM_TOKENS).repeat(800, 1).split(100)]
+    keep = attached(Budget(0.03, on=batches, by_targets=False, hold="plasticity"), model)
+    p = model.table.detach().softmax(-1)
+    # Per prediction; each token is a seventh of all.
+    expected = p * (1 - p) / NUM_TOKENS
+    found = keep.plasticity.state_dict()["importances"][0]
+    assert torch.allclose(found.double(), expected.double(), rtol=0.5, atol=2e-3)
+    keep.leave()
+
+
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 

@@ -215,8 +215,8 @@ class Keeper:
         if state is not None:
             plasticity.load_state_dict(state["plasticity"])
         else:
-            batches, loss_fn = self._past.batches()
-            per: Literal["target", "example"] = "target" if self._texts is not None else "example"
+            batches, loss_fn = self._past.batches(self._model, self._anchors)
+            per: Literal["target", "example"] = "target" if isinstance(self._past, (OwnTexts, OldInputs)) else "example"
             with evaluated(self._model):
                 importance = diagonal_fisher(self._model, batches, loss_fn, parameters=self._weights, per=per)
             plasticity.consolidate(self._model, importance)

@@ -159,8 +159,13 @@ class Past(ABC):
         """
 
     @abstractmethod
-    def batches(self) -> tuple[list[Batch], LossFunction]:
-        """Inputs and targets for holding, and their loss, for the Fisher information."""
+    def batches(self, model: nn.Module, anchors: Anchors) -> tuple[list[Batch], LossFunction]:
+        """Inputs and targets for holding, and their loss, for the Fisher information.
+
+        Args:
+            model: Left in the modes that it was in.
+            anchors: Of the old model.
+        """
 
     @torch.no_grad()
     def increase(self, model: nn.Module, anchors: Anchors, part: slice = slice(None)) -> Increase:
@@ -237,7 +242,7 @@ class OwnTexts(Past):
         ]
         return [(value, float(self._held.shape[1])) for value in torch.cat(found).tolist()]
 
-    def batches(self) -> tuple[list[Batch], LossFunction]:
+    def batches(self, model: nn.Module, anchors: Anchors) -> tuple[list[Batch], LossFunction]:  # noqa: ARG002
         """Tokens and the tokens after them, and the cross entropy."""
         return [(texts[:, :-1], texts[:, 1:]) for texts in torch.split(self._seen, self._batch_size)], cross_entropies
 
@@ -299,7 +304,7 @@ class OldBatches(Past):
             found.append((float(loss) - float(old), count))
         return found
 
-    def batches(self) -> tuple[list[Batch], LossFunction]:
+    def batches(self, model: nn.Module, anchors: Anchors) -> tuple[list[Batch], LossFunction]:  # noqa: ARG002
         """The batches for holding, and their loss."""
         return list(self._seen), self._loss_fn
 
@@ -342,6 +347,22 @@ class OldInputs(OldBatches):
             each = each.reshape(len(each), -1)
             found += [(value, float(each.shape[1])) for value in each.mean(1).tolist()]
         return found
+
+    @torch.no_grad()
+    def batches(self, model: nn.Module, anchors: Anchors) -> tuple[list[Batch], LossFunction]:
+        """The inputs for holding with classes that the old model draws, and the cross entropy.
+
+        The gradient of the entropy, which is the old loss here, says nothing of how far the predictions move.
+        """
+        generator: torch.Generator | None = None
+        found: list[Batch] = []
+        with evaluated(model):
+            for inputs, _ in self._seen:
+                p = _log_probabilities(anchors.outputs(model, inputs)).exp()
+                generator = generator or torch.Generator(p.device).manual_seed(self._seed)
+                drawn = torch.multinomial(p.flatten(0, -2), 1, generator=generator)
+                found.append((inputs, drawn.reshape(p.shape[:-1])))
+        return found, cross_entropies
 
 
 def _entropy(outputs: Any, _targets: Any) -> Tensor:
