@@ -416,6 +416,20 @@ def test_plasticity_on_old_inputs_holds_by_the_fisher_of_the_predictions() -> No
     keep.leave()
 
 
+def test_losses_of_examples_with_several_numbers_as_target_are_per_example() -> None:
+    model = Point()
+    soft = [(torch.zeros(2, 1), torch.tensor([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]], dtype=torch.float64))] * 4
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    keep = Budget(0.03, on=soft).attach(
+        model, optimizer, loss_fn=lambda outputs, p: nn.functional.cross_entropy(outputs, p, reduction="none")
+    )
+    with torch.no_grad():
+        model.theta += GOAL
+    after = float(nn.functional.cross_entropy(model(soft[0][0]).detach(), soft[0][1]))
+    assert keep.measured().mean == pytest.approx(after - math.log(3))
+    keep.leave()
+
+
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 

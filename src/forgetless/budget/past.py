@@ -409,8 +409,10 @@ def _mean(losses: Tensor, targets: Any) -> tuple[Tensor, float]:
     is_classes = isinstance(targets, Tensor) and not targets.is_floating_point()
     if is_classes:
         count = float((targets >= 0).sum())
+    elif losses.numel() > 1:  # several numbers, such as probabilities of classes, may be one target
+        count = float(losses.numel())
     else:
-        count = float(targets.numel() if isinstance(targets, Tensor) else losses.numel())
+        count = float(targets.numel() if isinstance(targets, Tensor) else 1)
     return (losses.sum() / max(count, 1.0) if losses.numel() > 1 else losses.sum()), count
 
 
