@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -374,6 +374,22 @@ def test_a_resumed_training_ends_as_a_whole_one_bit_for_bit(hold, tmp_path) -> N
     model, optimizer, keep = start(*torch.load(tmp_path / "state.pt", weights_only=True))
     on_new_text(model, optimizer, 20, seed=2)
     assert (keep.finish(), True) == (whole[0], torch.equal(model.table, whole[1]))
+
+
+def test_own_texts_of_a_state_go_to_the_device_of_the_model() -> None:
+    class Elsewhere(Tensor):
+        moved: ClassVar[list[torch.device]] = []
+
+        def to(self, device: Any) -> Tensor:
+            self.moved.append(device)
+            return self.as_subclass(Tensor)
+
+    keep = attached(Budget(0.1, **OWN), model := Bigrams(), prompts=0)
+    state = keep.state_dict()
+    keep.leave()
+    again = attached(Budget(0.1, **OWN), model, state={**state, "texts": state["texts"].as_subclass(Elsewhere)})
+    assert Elsewhere.moved == [model.table.device]
+    again.leave()
 
 
 def test_lambda_follows_the_logarithm_and_the_ratio_what_is_measured() -> None:

@@ -119,7 +119,8 @@ class Keeper:
         if state is not None:
             self._anchors.load(state["anchors"])
         texts = None if state is None else state["texts"]
-        self._texts = self._own_texts(prompts, context) if texts is None else texts
+        # A state may have been read onto another device.
+        self._texts = self._own_texts(prompts, context) if texts is None else texts.to(self._weights[0].device)
         self._past = self._what_was(loss_fn)
         self._multiplier = Multiplier(budget.nats)
         # Of several optimizers: all, those that took this step, and those whose gradients have the old loss in them.
