@@ -534,3 +534,16 @@ def test_where_nothing_can_be_kept_the_old_weights_come_back() -> None:
         report = keep.finish()
     assert (report.share, report.increase) == (0, 0)
     assert torch.equal(before["table"], model.table)
+
+
+def test_a_budget_that_the_old_weights_cannot_hold_is_told() -> None:
+    model = Bigrams()
+    model.bias = nn.Parameter(torch.zeros(NUM_TOKENS), requires_grad=False)
+    model.register_forward_hook(lambda m, _, out: out + m.bias)
+    tokens = torch.arange(NUM_TOKENS)
+    keep = attached(Budget(0.1, on=[(tokens, tokens)] * 8), model)
+    with torch.no_grad():
+        model.bias[0] += 10  # by hand
+    with pytest.warns(UserWarning, match=r"The budget of 0\.1 nats is not held: with the old weights back"):
+        report = keep.finish()
+    assert report.upper > 0.1

@@ -46,7 +46,7 @@ class BudgetReport:
         nats: The budget.
         increase: Of the old loss per target, as measured, in nats.
         error: Standard error of it over the examples for measuring.
-        upper: The end of its one-sided 95 % interval: at most the budget.
+        upper: The end of its one-sided 95 % interval: at most the budget, or `finish` has warned.
         share: t of the way θ̂ + t (θ − θ̂) that was kept; 1 where training ended within the budget.
         increase_before: The increase where training ended.
         old_loss: Where training began, in nats per target.
@@ -343,7 +343,7 @@ class Keeper:
             InputError: If it was finished already.
 
         Warns:
-            UserWarning: If nothing of the training could be kept.
+            UserWarning: If nothing of the training could be kept, or the budget is exceeded with the old weights, too.
         """
         if not self._handles:
             raise InputError("Expected a budget that is not finished, but got one that is. Attach it anew.")
@@ -361,7 +361,14 @@ class Keeper:
 
         share, found = share_within(at, self.budget.nats)
         self._anchors.towards(self._model, ends, share)
-        if share == 0:
+        if share == 0 and not found.upper <= self.budget.nats:
+            warnings.warn(
+                f"The budget of {self.budget.nats:g} nats is not held: with the old weights back the old loss is still "
+                f"{found.mean:.4g} above what it was. Something else of the model was changed, such as weights that "
+                "were frozen when the budget was attached. Attach it after unfreezing, with an optimizer of them all.",
+                stacklevel=2,
+            )
+        elif share == 0:
             warnings.warn(
                 f"The budget of {self.budget.nats:g} nats could be held only by giving the old weights back: the old "
                 f"loss rose by {before.mean:.4g} where training ended. Lower the learning rate.",
