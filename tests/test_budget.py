@@ -547,3 +547,16 @@ def test_a_budget_that_the_old_weights_cannot_hold_is_told() -> None:
     with pytest.warns(UserWarning, match=r"The budget of 0\.1 nats is not held: with the old weights back"):
         report = keep.finish()
     assert report.upper > 0.1
+
+
+def test_weights_that_are_unfrozen_later_are_refused() -> None:
+    model = Bigrams()
+    model.bias = nn.Parameter(torch.zeros(NUM_TOKENS), requires_grad=False)
+    model.register_forward_hook(lambda m, _, out: out + m.bias)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    keep = Budget(0.1, **OWN).attach(model, optimizer, prompts=0)
+    on_new_text(model, optimizer, 2)
+    model.bias.requires_grad_()
+    with pytest.raises(InputError, match="Expected to train the weights that were trained at the start, but got more"):
+        on_new_text(model, optimizer, 2)
+    keep.leave()

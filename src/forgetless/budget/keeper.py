@@ -115,6 +115,8 @@ class Keeper:
         optimizers = [innermost(each) for each in several]
         self._weights = list(trained(self._model, optimizers))
         self._refuse(optimizers)
+        # What is measured takes the old model's other weights from the present one.
+        self._others = {id(p) for p in self._model.parameters()} - {id(weight) for weight in self._weights}
         self._anchors = Anchors(self._model, self._weights)
         if state is not None:
             self._anchors.load(state["anchors"])
@@ -290,7 +292,16 @@ class Keeper:
                 tensor /= world
         return float(value), gradients
 
+    def _expect_same_weights(self, optimizer: Optimizer) -> None:
+        moved = (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
+        if self._others and any(id(p) in self._others for p in moved):
+            raise InputError(
+                "Expected to train the weights that were trained at the start, but got more. Unfreeze weights and add "
+                "parameter groups before the budget is attached, or finish() it and attach another."
+            )
+
     def _after(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        self._expect_same_weights(optimizer)
         is_new = id(optimizer) in self._stepped  # the others did not step in between
         self._stepped.add(id(optimizer))
         if not (is_new or self._stepped == self._all):
