@@ -336,6 +336,34 @@ def test_several_optimizers_share_one_pass() -> None:
     keep.leave()
 
 
+def test_an_optimizer_whose_gradients_are_made_after_the_step_of_another_gets_it_too() -> None:
+    class Two(Point):
+        def __init__(self) -> None:
+            super().__init__()
+            self.phi = nn.Parameter(torch.full((3,), 0.3, dtype=torch.float64))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return (self.theta + self.phi).expand(len(inputs), 3)
+
+    def ends(made_after: bool) -> Tensor:
+        model = Two()
+        optimizers = [torch.optim.SGD([p], lr=0.1) for p in (model.theta, model.phi)]
+        keep = Budget(0.05, on=OLD).attach(model, optimizers, loss_fn=old_loss)
+        with torch.no_grad():
+            model.phi += 0.1
+        (model.theta.sum() + model.phi.sum()).backward()
+        optimizers[0].step()
+        if made_after:  # as where each optimizer has a loss of its own, or a scaler that unscales right before its step
+            model.phi.grad.fill_(1.0)
+        optimizers[1].step()
+        keep.leave()
+        return model.phi.detach()
+
+    expected = 0.4 - 0.1 * (1 + CURVATURE * 0.4)
+    assert torch.allclose(ends(made_after=False), expected)
+    assert torch.allclose(ends(made_after=True), expected)
+
+
 def test_a_large_learning_rate_does_not_let_lambda_run_away() -> None:
     model = Point()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.4)  # λ above 1 diverges with curvature 4

@@ -125,10 +125,14 @@ class Keeper:
         self._texts = self._own_texts(prompts, context) if texts is None else texts.to(self._weights[0].device)
         self._past = self._what_was(loss_fn)
         self._multiplier = Multiplier(budget.nats)
-        # Of several optimizers: all, those that took this step, and those whose gradients have the old loss in them.
+        # Of several optimizers: all, those that took this step, whose each weight is, and what waits for their steps.
         self._all = {id(each) for each in optimizers}
         self._stepped: set[int] = set()
-        self._served: set[int] = set()
+        self._owners: dict[int, int] = {}
+        for each in optimizers:
+            for group in each.param_groups:
+                self._owners |= {id(weight): id(each) for weight in group["params"] if id(weight) not in self._owners}
+        self._waiting: dict[int, tuple[float, list[tuple[Tensor, Tensor]]]] = {}
         self.plasticity = self._plasticity(optimizers, state) if budget.hold == "plasticity" else None
         if state is not None:
             self.steps = int(state["steps"])
@@ -253,26 +257,44 @@ class Keeper:
         return (args[0], closure, *args[2:]), {name: v for name, v in kwargs.items() if name != "closure"}
 
     def _add(self, optimizer: Optimizer) -> None:
-        if id(optimizer) in self._served:  # with the weights of the optimizer that stepped before
-            self._served.discard(id(optimizer))
-            return
+        waiting = self._waiting.pop(id(optimizer), None)
         weights = [weight for weight in self._weights if weight.grad is not None]
         found_inf = getattr(optimizer, "found_inf", None)
         if not weights or (isinstance(found_inf, Tensor) and float(found_inf) > 0):
             return  # a step that a gradient scaler skips
-        increase, gradients = self._gradients(weights)
         # Of an optimizer that unscales gradients in its step.
         scale = getattr(optimizer, "grad_scale", None)
         scale = float(scale) if isinstance(scale, Tensor) else 1.0
+        if waiting is None:  # no other optimizer stepped before it
+            self._look_back(optimizer, weights, scale)
+            waiting = self._waiting.pop(id(optimizer), None)
+        if waiting is not None:
+            value, pairs = waiting
+            present, gradients = [], []
+            for weight, gradient in pairs:
+                if weight.grad is not None:
+                    present.append(weight.grad)
+                    gradients.append(gradient)
+            if present:
+                torch._foreach_add_(present, gradients, alpha=value * scale)
+
+    def _look_back(self, optimizer: Optimizer, weights: Sequence[Tensor], scale: float) -> None:
+        """Find the gradient of the old loss for all optimizers: each gets its part right before its own step.
+
+        Until then a gradient may be made anew, or unscaled.
+        """
+        increase, gradients = self._gradients(weights)
         present = [weight.grad for weight in weights if weight.grad is not None]
         most = _LONGEST_OF_SGD if isinstance(optimizer, (SGD, ASGD)) else _LONGEST
         longest = most * _norm(present) / scale / max(_norm(gradients), 1e-30)
+        self._waiting = {}
         if not (math.isfinite(increase) and math.isfinite(longest)):
             return
         self._multiplier.value = min(self._multiplier.value, longest)
-        torch._foreach_add_(present, gradients, alpha=self._multiplier.value * scale)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            parts = self._waiting.setdefault(self._owners[id(weight)], (self._multiplier.value, []))
+            parts[1].append((weight, gradient))
         self._multiplier.follow(increase)
-        self._served = self._all - {id(optimizer)}
 
     def _gradients(self, weights: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
         """The increase on a batch of old examples and its gradients, the mean over processes."""
