@@ -214,6 +214,25 @@ def test_every_hold_keeps_the_budget_on_own_texts(hold) -> None:
     assert model.training
 
 
+def test_windows_of_one_text_are_all_for_measuring_or_all_for_holding() -> None:
+    model = Bigrams()
+    texts = torch.randint(NUM_TOKENS, (16, 8), generator=torch.Generator().manual_seed(0))
+    keep = attached(Budget(0.1, on=texts), model, context=2)
+    for_holding = torch.cat([inputs for inputs, _ in keep._past.batches(model, keep._anchors)[0]])
+    others = torch.cat([texts[i::4] for i in range(3)])
+    assert sorted(for_holding.flatten().tolist()) == sorted(others[:, ::2].flatten().tolist())
+    assert keep._past.num_held == 4
+    # An example is a text: its windows are not independent.
+    with torch.no_grad():
+        model.table += torch.randn(NUM_TOKENS, NUM_TOKENS, generator=torch.Generator().manual_seed(1))
+    old = keep._anchors.tensors["table"]
+    each = relative_entropy(model.table[texts[3::4]], old[texts[3::4]]).detach().double().mean(1)
+    found = keep.measured()
+    assert found.mean == pytest.approx(float(each.mean()))
+    assert found.error == pytest.approx(float(each.std()) / 2)
+    keep.leave()
+
+
 def test_replay_leaves_random_state_modes_and_other_gradients_alone() -> None:
     model = Bigrams()
     model.other = nn.Parameter(torch.zeros(2))

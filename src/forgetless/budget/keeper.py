@@ -25,6 +25,8 @@ from forgetless.sharding import is_sharded
 # The added gradient is at most so many times as long as that of the loss: a λ that is too large for the learning rate
 # would otherwise throw the weights about, which raises λ further. The steps of SGD grow with it, and bear less.
 _LONGEST, _LONGEST_OF_SGD = 2.0, 1.5
+# Windows of fewer texts count as texts of their own: of so few, none could be spared for measuring.
+_FEW_TEXTS = 16
 # Measured after these steps, too.
 _FIRST_STEPS = frozenset({4, 8, 12})
 # One measurement takes one of so many parts of what there is for measuring.
@@ -172,7 +174,9 @@ class Keeper:
         else:
             return None
         if context is not None and texts.ndim == 2 and texts.shape[1] > context:
-            texts = texts.unfold(1, context, context).flatten(0, 1)
+            texts = texts.unfold(1, context, context)  # (N, W, context)
+            if len(texts) < _FEW_TEXTS:
+                texts = texts.flatten(0, 1)
         return texts.contiguous()
 
     def _written(self, prompts: int | Tensor | None, context: int | None) -> Tensor:

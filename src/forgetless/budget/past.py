@@ -195,7 +195,7 @@ class OwnTexts(Past):
     whole distributions, and not of the tokens that were drawn, makes it the same with a fraction of the noise.
 
     Args:
-        texts: Tokens (N, T).
+        texts: Tokens (N, T); or (N, W, T) of texts in W windows, all of which are for holding, or all for measuring.
         model: The old model.
         anchors: Of it.
         batch_size: Texts per step.
@@ -203,17 +203,18 @@ class OwnTexts(Past):
     """
 
     def __init__(self, texts: Tensor, model: nn.Module, anchors: Anchors, batch_size: int, seed: int) -> None:
-        if texts.ndim != 2 or texts.is_floating_point() or len(texts) < 2 or texts.shape[1] < 2:
+        if texts.ndim not in {2, 3} or texts.is_floating_point() or len(texts) < 2 or texts.shape[-1] < 2:
             raise InputError(
                 "Expected at least 2 own texts of at least 2 tokens as integers (texts, tokens), but got "
                 f"{texts.dtype} of shape {tuple(texts.shape)}. Give more samples."
             )
         every = min(_HELD_OUT, len(texts))
         is_held = torch.arange(len(texts), device=texts.device) % every == every - 1
-        self._seen, self._held = texts[~is_held], texts[is_held]
+        windows = texts.unsqueeze(1) if texts.ndim == 2 else texts
+        self._seen, self._held = windows[~is_held].flatten(0, 1), windows[is_held]
         self._batch_size, self._seed, self.num_held = batch_size, seed, len(self._held)
         with torch.no_grad(), evaluated(model):
-            found = [_entropies(anchors.outputs(model, part), part) for part in torch.split(self._held, batch_size)]
+            found = [_entropies(anchors.outputs(model, part), part) for part in self._windows()]
         self.old_loss = float(torch.cat(found).double().mean())
 
     def increase_on(self, model: nn.Module, anchors: Anchors, step: int) -> Tensor:
@@ -229,7 +230,7 @@ class OwnTexts(Past):
         return relative_entropy(call(model, texts), anchors.outputs(model, texts)).mean()
 
     def measured(self, model: nn.Module, anchors: Anchors, part: slice) -> list[tuple[float, float]]:
-        """(mean relative entropy, number of tokens) of each text.
+        """(mean relative entropy, number of tokens) of each text, whose windows are not independent.
 
         Args:
             model: In eval mode, without gradients.
@@ -238,9 +239,15 @@ class OwnTexts(Past):
         """
         found = [
             relative_entropy(call(model, texts), anchors.outputs(model, texts)).double().mean(1)
-            for texts in torch.split(self._held[part], self._batch_size)
+            for texts in self._windows(part)
         ]
-        return [(value, float(self._held.shape[1])) for value in torch.cat(found).tolist()]
+        num_windows, num_tokens = self._held.shape[1:]
+        each = torch.cat(found).reshape(-1, num_windows).mean(1)
+        return [(value, float(num_windows * num_tokens)) for value in each.tolist()]
+
+    def _windows(self, part: slice = slice(None)) -> Sequence[Tensor]:
+        """Those for measuring, so many at a time."""
+        return torch.split(self._held[part].flatten(0, 1), self._batch_size)
 
     def batches(self, model: nn.Module, anchors: Anchors) -> tuple[list[Batch], LossFunction]:  # noqa: ARG002
         """Tokens and the tokens after them, and the cross entropy."""
