@@ -493,6 +493,16 @@ def test_losses_of_examples_with_several_numbers_as_target_are_per_example() -> 
     keep.leave()
 
 
+def test_the_old_loss_of_inputs_counts_each_prediction_once() -> None:
+    model = Bigrams()
+    tokens = torch.randint(NUM_TOKENS, (5, 4), generator=torch.Generator().manual_seed(0))
+    parts = [tokens[:1], tokens[:1], tokens[:1], tokens[:3], tokens[:1], tokens[:1], tokens[:1], tokens[3:4]]
+    keep = attached(Budget(0.03, on=[(part, None) for part in parts], by_targets=False), model)
+    log_p = model.table.detach().log_softmax(-1)
+    entropies = -(log_p.exp() * log_p).sum(-1)
+    assert keep.finish().old_loss == pytest.approx(float(entropies[tokens[:4]].mean()))  # of 3 inputs and of 1
+
+
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 

@@ -373,10 +373,10 @@ class OldInputs(OldBatches):
 
 
 def _entropy(outputs: Any, _targets: Any) -> Tensor:
-    """The mean entropy of the predictions: what the old model expects to lose on what it would say itself."""
+    """The entropy of each prediction: what the old model expects to lose on what it would say itself."""
     log_p = _log_probabilities(outputs)
     p = log_p.exp()
-    return -(p * log_p).where(p > 0, 0).sum(-1).mean()
+    return -(p * log_p).where(p > 0, 0).sum(-1)
 
 
 def cross_entropies(outputs: Any, targets: Tensor) -> Tensor:
