@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -214,6 +214,25 @@ def test_every_hold_keeps_the_budget_on_own_texts(hold) -> None:
     assert model.training
 
 
+def test_windows_of_one_text_are_all_for_measuring_or_all_for_holding() -> None:
+    model = Bigrams()
+    texts = torch.randint(NUM_TOKENS, (16, 8), generator=torch.Generator().manual_seed(0))
+    keep = attached(Budget(0.1, on=texts), model, context=2)
+    for_holding = torch.cat([inputs for inputs, _ in keep._past.batches(model, keep._anchors)[0]])
+    others = torch.cat([texts[i::4] for i in range(3)])
+    assert sorted(for_holding.flatten().tolist()) == sorted(others[:, ::2].flatten().tolist())
+    assert keep._past.num_held == 4
+    # An example is a text: its windows are not independent.
+    with torch.no_grad():
+        model.table += torch.randn(NUM_TOKENS, NUM_TOKENS, generator=torch.Generator().manual_seed(1))
+    old = keep._anchors.tensors["table"]
+    each = relative_entropy(model.table[texts[3::4]], old[texts[3::4]]).detach().double().mean(1)
+    found = keep.measured()
+    assert found.mean == pytest.approx(float(each.mean()))
+    assert found.error == pytest.approx(float(each.std()) / 2)
+    keep.leave()
+
+
 def test_replay_leaves_random_state_modes_and_other_gradients_alone() -> None:
     model = Bigrams()
     model.other = nn.Parameter(torch.zeros(2))
@@ -336,6 +355,34 @@ def test_several_optimizers_share_one_pass() -> None:
     keep.leave()
 
 
+def test_an_optimizer_whose_gradients_are_made_after_the_step_of_another_gets_it_too() -> None:
+    class Two(Point):
+        def __init__(self) -> None:
+            super().__init__()
+            self.phi = nn.Parameter(torch.full((3,), 0.3, dtype=torch.float64))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return (self.theta + self.phi).expand(len(inputs), 3)
+
+    def ends(made_after: bool) -> Tensor:
+        model = Two()
+        optimizers = [torch.optim.SGD([p], lr=0.1) for p in (model.theta, model.phi)]
+        keep = Budget(0.05, on=OLD).attach(model, optimizers, loss_fn=old_loss)
+        with torch.no_grad():
+            model.phi += 0.1
+        (model.theta.sum() + model.phi.sum()).backward()
+        optimizers[0].step()
+        if made_after:  # as where each optimizer has a loss of its own, or a scaler that unscales right before its step
+            model.phi.grad.fill_(1.0)
+        optimizers[1].step()
+        keep.leave()
+        return model.phi.detach()
+
+    expected = 0.4 - 0.1 * (1 + CURVATURE * 0.4)
+    assert torch.allclose(ends(made_after=False), expected)
+    assert torch.allclose(ends(made_after=True), expected)
+
+
 def test_a_large_learning_rate_does_not_let_lambda_run_away() -> None:
     model = Point()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.4)  # λ above 1 diverges with curvature 4
@@ -376,6 +423,22 @@ def test_a_resumed_training_ends_as_a_whole_one_bit_for_bit(hold, tmp_path) -> N
     assert (keep.finish(), True) == (whole[0], torch.equal(model.table, whole[1]))
 
 
+def test_own_texts_of_a_state_go_to_the_device_of_the_model() -> None:
+    class Elsewhere(Tensor):
+        moved: ClassVar[list[torch.device]] = []
+
+        def to(self, device: Any) -> Tensor:
+            self.moved.append(device)
+            return self.as_subclass(Tensor)
+
+    keep = attached(Budget(0.1, **OWN), model := Bigrams(), prompts=0)
+    state = keep.state_dict()
+    keep.leave()
+    again = attached(Budget(0.1, **OWN), model, state={**state, "texts": state["texts"].as_subclass(Elsewhere)})
+    assert Elsewhere.moved == [model.table.device]
+    again.leave()
+
+
 def test_lambda_follows_the_logarithm_and_the_ratio_what_is_measured() -> None:
     multiplier = Multiplier(0.05)
     multiplier.follow(0.1)
@@ -402,6 +465,42 @@ def test_old_inputs_without_targets_are_held_by_relative_entropy() -> None:
     report = keep.finish()
     assert report.increase == pytest.approx(float(relative_entropy(model.table.detach(), old).mean()), rel=1e-5)
     assert 0.3 * 0.03 <= report.increase <= 0.03
+
+
+def test_plasticity_on_old_inputs_holds_by_the_fisher_of_the_predictions() -> None:
+    model = Bigrams()
+    batches = [(tokens, None) for tokens in torch.arange(NUM_TOKENS).repeat(800, 1).split(100)]
+    keep = attached(Budget(0.03, on=batches, by_targets=False, hold="plasticity"), model)
+    p = model.table.detach().softmax(-1)
+    # Per prediction; each token is a seventh of all.
+    expected = p * (1 - p) / NUM_TOKENS
+    found = keep.plasticity.state_dict()["importances"][0]
+    assert torch.allclose(found.double(), expected.double(), rtol=0.5, atol=2e-3)
+    keep.leave()
+
+
+def test_losses_of_examples_with_several_numbers_as_target_are_per_example() -> None:
+    model = Point()
+    soft = [(torch.zeros(2, 1), torch.tensor([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]], dtype=torch.float64))] * 4
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    keep = Budget(0.03, on=soft).attach(
+        model, optimizer, loss_fn=lambda outputs, p: nn.functional.cross_entropy(outputs, p, reduction="none")
+    )
+    with torch.no_grad():
+        model.theta += GOAL
+    after = float(nn.functional.cross_entropy(model(soft[0][0]).detach(), soft[0][1]))
+    assert keep.measured().mean == pytest.approx(after - math.log(3))
+    keep.leave()
+
+
+def test_the_old_loss_of_inputs_counts_each_prediction_once() -> None:
+    model = Bigrams()
+    tokens = torch.randint(NUM_TOKENS, (5, 4), generator=torch.Generator().manual_seed(0))
+    parts = [tokens[:1], tokens[:1], tokens[:1], tokens[:3], tokens[:1], tokens[:1], tokens[:1], tokens[3:4]]
+    keep = attached(Budget(0.03, on=[(part, None) for part in parts], by_targets=False), model)
+    log_p = model.table.detach().log_softmax(-1)
+    entropies = -(log_p.exp() * log_p).sum(-1)
+    assert keep.finish().old_loss == pytest.approx(float(entropies[tokens[:4]].mean()))  # of 3 inputs and of 1
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
@@ -492,3 +591,29 @@ def test_where_nothing_can_be_kept_the_old_weights_come_back() -> None:
         report = keep.finish()
     assert (report.share, report.increase) == (0, 0)
     assert torch.equal(before["table"], model.table)
+
+
+def test_a_budget_that_the_old_weights_cannot_hold_is_told() -> None:
+    model = Bigrams()
+    model.bias = nn.Parameter(torch.zeros(NUM_TOKENS), requires_grad=False)
+    model.register_forward_hook(lambda m, _, out: out + m.bias)
+    tokens = torch.arange(NUM_TOKENS)
+    keep = attached(Budget(0.1, on=[(tokens, tokens)] * 8), model)
+    with torch.no_grad():
+        model.bias[0] += 10  # by hand
+    with pytest.warns(UserWarning, match=r"The budget of 0\.1 nats is not held: with the old weights back"):
+        report = keep.finish()
+    assert report.upper > 0.1
+
+
+def test_weights_that_are_unfrozen_later_are_refused() -> None:
+    model = Bigrams()
+    model.bias = nn.Parameter(torch.zeros(NUM_TOKENS), requires_grad=False)
+    model.register_forward_hook(lambda m, _, out: out + m.bias)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    keep = Budget(0.1, **OWN).attach(model, optimizer, prompts=0)
+    on_new_text(model, optimizer, 2)
+    model.bias.requires_grad_()
+    with pytest.raises(InputError, match="Expected to train the weights that were trained at the start, but got more"):
+        on_new_text(model, optimizer, 2)
+    keep.leave()

@@ -214,3 +214,15 @@ def test_lightning_keeps_the_budget_and_resumes(lightning, tmp_path) -> None:
     fit(lightning, parts, tmp_path, [second], ckpt=tmp_path / "middle.ckpt")
     assert first.report == second.report
     assert torch.equal(whole.table, parts.table)
+
+
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
+def test_lightning_refuses_a_checkpoint_without_the_old_model(lightning, tmp_path) -> None:
+    from forgetless.integrations.lightning import BudgetCallback
+
+    fit(lightning, module_of(lightning), tmp_path, [], epochs=1).save_checkpoint(tmp_path / "bare.ckpt")
+    callback = BudgetCallback(Budget(0.05, **BUDGET), prompts=1)
+    with pytest.raises(InputError, match="Expected the budget's state in the checkpoint"):
+        fit(lightning, module_of(lightning), tmp_path, [callback], epochs=2, ckpt=tmp_path / "bare.ckpt")

@@ -90,6 +90,19 @@ def test_the_numbers_of_a_record_agree(result):
     assert passes["none"] == passes["wise-ft"] == passes["wpl"] == 1
 
 
+def test_the_time_to_make_examples_of_the_past_counts_once(two_texts, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("forgetless.experiments.fine_tune.training.time.perf_counter", lambda: now[0])
+
+    def slow(*given):
+        now[0] += 100
+        return examples_of_the_past(*given)
+
+    monkeypatch.setattr("forgetless.experiments.fine_tune.training.examples_of_the_past", slow)
+    made = run(config_of(two_texts, protection=("replay", "wpl"), wpl_strength=(1.0,)))
+    assert [record.seconds for record in made.runs] == [100, 100]
+
+
 def test_a_strong_pull_keeps_what_plain_training_changes(result):
     by_arm = {(r.seed, r.protection, r.on, r.strength): r for r in result.runs}
     for seed in (0, 1):

@@ -25,6 +25,8 @@ from forgetless.sharding import is_sharded
 # The added gradient is at most so many times as long as that of the loss: a λ that is too large for the learning rate
 # would otherwise throw the weights about, which raises λ further. The steps of SGD grow with it, and bear less.
 _LONGEST, _LONGEST_OF_SGD = 2.0, 1.5
+# Windows of fewer texts count as texts of their own: of so few, none could be spared for measuring.
+_FEW_TEXTS = 16
 # Measured after these steps, too.
 _FIRST_STEPS = frozenset({4, 8, 12})
 # One measurement takes one of so many parts of what there is for measuring.
@@ -46,7 +48,7 @@ class BudgetReport:
         nats: The budget.
         increase: Of the old loss per target, as measured, in nats.
         error: Standard error of it over the examples for measuring.
-        upper: The end of its one-sided 95 % interval: at most the budget.
+        upper: The end of its one-sided 95 % interval: at most the budget, or `finish` has warned.
         share: t of the way θ̂ + t (θ − θ̂) that was kept; 1 where training ended within the budget.
         increase_before: The increase where training ended.
         old_loss: Where training began, in nats per target.
@@ -115,17 +117,24 @@ class Keeper:
         optimizers = [innermost(each) for each in several]
         self._weights = list(trained(self._model, optimizers))
         self._refuse(optimizers)
+        # What is measured takes the old model's other weights from the present one.
+        self._others = {id(p) for p in self._model.parameters()} - {id(weight) for weight in self._weights}
         self._anchors = Anchors(self._model, self._weights)
         if state is not None:
             self._anchors.load(state["anchors"])
         texts = None if state is None else state["texts"]
-        self._texts = self._own_texts(prompts, context) if texts is None else texts
+        # A state may have been read onto another device.
+        self._texts = self._own_texts(prompts, context) if texts is None else texts.to(self._weights[0].device)
         self._past = self._what_was(loss_fn)
         self._multiplier = Multiplier(budget.nats)
-        # Of several optimizers: all, those that took this step, and those whose gradients have the old loss in them.
+        # Of several optimizers: all, those that took this step, whose each weight is, and what waits for their steps.
         self._all = {id(each) for each in optimizers}
         self._stepped: set[int] = set()
-        self._served: set[int] = set()
+        self._owners: dict[int, int] = {}
+        for each in optimizers:
+            for group in each.param_groups:
+                self._owners |= {id(weight): id(each) for weight in group["params"] if id(weight) not in self._owners}
+        self._waiting: dict[int, tuple[float, list[tuple[Tensor, Tensor]]]] = {}
         self.plasticity = self._plasticity(optimizers, state) if budget.hold == "plasticity" else None
         if state is not None:
             self.steps = int(state["steps"])
@@ -165,7 +174,9 @@ class Keeper:
         else:
             return None
         if context is not None and texts.ndim == 2 and texts.shape[1] > context:
-            texts = texts.unfold(1, context, context).flatten(0, 1)
+            texts = texts.unfold(1, context, context)  # (N, W, context)
+            if len(texts) < _FEW_TEXTS:
+                texts = texts.flatten(0, 1)
         return texts.contiguous()
 
     def _written(self, prompts: int | Tensor | None, context: int | None) -> Tensor:
@@ -215,8 +226,8 @@ class Keeper:
         if state is not None:
             plasticity.load_state_dict(state["plasticity"])
         else:
-            batches, loss_fn = self._past.batches()
-            per: Literal["target", "example"] = "target" if self._texts is not None else "example"
+            batches, loss_fn = self._past.batches(self._model, self._anchors)
+            per: Literal["target", "example"] = "target" if isinstance(self._past, (OwnTexts, OldInputs)) else "example"
             with evaluated(self._model):
                 importance = diagonal_fisher(self._model, batches, loss_fn, parameters=self._weights, per=per)
             plasticity.consolidate(self._model, importance)
@@ -250,26 +261,44 @@ class Keeper:
         return (args[0], closure, *args[2:]), {name: v for name, v in kwargs.items() if name != "closure"}
 
     def _add(self, optimizer: Optimizer) -> None:
-        if id(optimizer) in self._served:  # with the weights of the optimizer that stepped before
-            self._served.discard(id(optimizer))
-            return
+        waiting = self._waiting.pop(id(optimizer), None)
         weights = [weight for weight in self._weights if weight.grad is not None]
         found_inf = getattr(optimizer, "found_inf", None)
         if not weights or (isinstance(found_inf, Tensor) and float(found_inf) > 0):
             return  # a step that a gradient scaler skips
-        increase, gradients = self._gradients(weights)
         # Of an optimizer that unscales gradients in its step.
         scale = getattr(optimizer, "grad_scale", None)
         scale = float(scale) if isinstance(scale, Tensor) else 1.0
+        if waiting is None:  # no other optimizer stepped before it
+            self._look_back(optimizer, weights, scale)
+            waiting = self._waiting.pop(id(optimizer), None)
+        if waiting is not None:
+            value, pairs = waiting
+            present, gradients = [], []
+            for weight, gradient in pairs:
+                if weight.grad is not None:
+                    present.append(weight.grad)
+                    gradients.append(gradient)
+            if present:
+                torch._foreach_add_(present, gradients, alpha=value * scale)
+
+    def _look_back(self, optimizer: Optimizer, weights: Sequence[Tensor], scale: float) -> None:
+        """Find the gradient of the old loss for all optimizers: each gets its part right before its own step.
+
+        Until then a gradient may be made anew, or unscaled.
+        """
+        increase, gradients = self._gradients(weights)
         present = [weight.grad for weight in weights if weight.grad is not None]
         most = _LONGEST_OF_SGD if isinstance(optimizer, (SGD, ASGD)) else _LONGEST
         longest = most * _norm(present) / scale / max(_norm(gradients), 1e-30)
+        self._waiting = {}
         if not (math.isfinite(increase) and math.isfinite(longest)):
             return
         self._multiplier.value = min(self._multiplier.value, longest)
-        torch._foreach_add_(present, gradients, alpha=self._multiplier.value * scale)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            parts = self._waiting.setdefault(self._owners[id(weight)], (self._multiplier.value, []))
+            parts[1].append((weight, gradient))
         self._multiplier.follow(increase)
-        self._served = self._all - {id(optimizer)}
 
     def _gradients(self, weights: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
         """The increase on a batch of old examples and its gradients, the mean over processes."""
@@ -289,7 +318,16 @@ class Keeper:
                 tensor /= world
         return float(value), gradients
 
+    def _expect_same_weights(self, optimizer: Optimizer) -> None:
+        moved = (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
+        if self._others and any(id(p) in self._others for p in moved):
+            raise InputError(
+                "Expected to train the weights that were trained at the start, but got more. Unfreeze weights and add "
+                "parameter groups before the budget is attached, or finish() it and attach another."
+            )
+
     def _after(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        self._expect_same_weights(optimizer)
         is_new = id(optimizer) in self._stepped  # the others did not step in between
         self._stepped.add(id(optimizer))
         if not (is_new or self._stepped == self._all):
@@ -342,7 +380,7 @@ class Keeper:
             InputError: If it was finished already.
 
         Warns:
-            UserWarning: If nothing of the training could be kept.
+            UserWarning: If nothing of the training could be kept, or the budget is exceeded with the old weights, too.
         """
         if not self._handles:
             raise InputError("Expected a budget that is not finished, but got one that is. Attach it anew.")
@@ -360,7 +398,14 @@ class Keeper:
 
         share, found = share_within(at, self.budget.nats)
         self._anchors.towards(self._model, ends, share)
-        if share == 0:
+        if share == 0 and not found.upper <= self.budget.nats:
+            warnings.warn(
+                f"The budget of {self.budget.nats:g} nats is not held: with the old weights back the old loss is still "
+                f"{found.mean:.4g} above what it was. Something else of the model was changed, such as weights that "
+                "were frozen when the budget was attached. Attach it after unfreezing, with an optimizer of them all.",
+                stacklevel=2,
+            )
+        elif share == 0:
             warnings.warn(
                 f"The budget of {self.budget.nats:g} nats could be held only by giving the old weights back: the old "
                 f"loss rose by {before.mean:.4g} where training ended. Lower the learning rate.",

@@ -159,8 +159,13 @@ class Past(ABC):
         """
 
     @abstractmethod
-    def batches(self) -> tuple[list[Batch], LossFunction]:
-        """Inputs and targets for holding, and their loss, for the Fisher information."""
+    def batches(self, model: nn.Module, anchors: Anchors) -> tuple[list[Batch], LossFunction]:
+        """Inputs and targets for holding, and their loss, for the Fisher information.
+
+        Args:
+            model: Left in the modes that it was in.
+            anchors: Of the old model.
+        """
 
     @torch.no_grad()
     def increase(self, model: nn.Module, anchors: Anchors, part: slice = slice(None)) -> Increase:
@@ -190,7 +195,7 @@ class OwnTexts(Past):
     whole distributions, and not of the tokens that were drawn, makes it the same with a fraction of the noise.
 
     Args:
-        texts: Tokens (N, T).
+        texts: Tokens (N, T); or (N, W, T) of texts in W windows, all of which are for holding, or all for measuring.
         model: The old model.
         anchors: Of it.
         batch_size: Texts per step.
@@ -198,17 +203,18 @@ class OwnTexts(Past):
     """
 
     def __init__(self, texts: Tensor, model: nn.Module, anchors: Anchors, batch_size: int, seed: int) -> None:
-        if texts.ndim != 2 or texts.is_floating_point() or len(texts) < 2 or texts.shape[1] < 2:
+        if texts.ndim not in {2, 3} or texts.is_floating_point() or len(texts) < 2 or texts.shape[-1] < 2:
             raise InputError(
                 "Expected at least 2 own texts of at least 2 tokens as integers (texts, tokens), but got "
                 f"{texts.dtype} of shape {tuple(texts.shape)}. Give more samples."
             )
         every = min(_HELD_OUT, len(texts))
         is_held = torch.arange(len(texts), device=texts.device) % every == every - 1
-        self._seen, self._held = texts[~is_held], texts[is_held]
+        windows = texts.unsqueeze(1) if texts.ndim == 2 else texts
+        self._seen, self._held = windows[~is_held].flatten(0, 1), windows[is_held]
         self._batch_size, self._seed, self.num_held = batch_size, seed, len(self._held)
         with torch.no_grad(), evaluated(model):
-            found = [_entropies(anchors.outputs(model, part), part) for part in torch.split(self._held, batch_size)]
+            found = [_entropies(anchors.outputs(model, part), part) for part in self._windows()]
         self.old_loss = float(torch.cat(found).double().mean())
 
     def increase_on(self, model: nn.Module, anchors: Anchors, step: int) -> Tensor:
@@ -224,7 +230,7 @@ class OwnTexts(Past):
         return relative_entropy(call(model, texts), anchors.outputs(model, texts)).mean()
 
     def measured(self, model: nn.Module, anchors: Anchors, part: slice) -> list[tuple[float, float]]:
-        """(mean relative entropy, number of tokens) of each text.
+        """(mean relative entropy, number of tokens) of each text, whose windows are not independent.
 
         Args:
             model: In eval mode, without gradients.
@@ -233,11 +239,17 @@ class OwnTexts(Past):
         """
         found = [
             relative_entropy(call(model, texts), anchors.outputs(model, texts)).double().mean(1)
-            for texts in torch.split(self._held[part], self._batch_size)
+            for texts in self._windows(part)
         ]
-        return [(value, float(self._held.shape[1])) for value in torch.cat(found).tolist()]
+        num_windows, num_tokens = self._held.shape[1:]
+        each = torch.cat(found).reshape(-1, num_windows).mean(1)
+        return [(value, float(num_windows * num_tokens)) for value in each.tolist()]
 
-    def batches(self) -> tuple[list[Batch], LossFunction]:
+    def _windows(self, part: slice = slice(None)) -> Sequence[Tensor]:
+        """Those for measuring, so many at a time."""
+        return torch.split(self._held[part].flatten(0, 1), self._batch_size)
+
+    def batches(self, model: nn.Module, anchors: Anchors) -> tuple[list[Batch], LossFunction]:  # noqa: ARG002
         """Tokens and the tokens after them, and the cross entropy."""
         return [(texts[:, :-1], texts[:, 1:]) for texts in torch.split(self._seen, self._batch_size)], cross_entropies
 
@@ -299,7 +311,7 @@ class OldBatches(Past):
             found.append((float(loss) - float(old), count))
         return found
 
-    def batches(self) -> tuple[list[Batch], LossFunction]:
+    def batches(self, model: nn.Module, anchors: Anchors) -> tuple[list[Batch], LossFunction]:  # noqa: ARG002
         """The batches for holding, and their loss."""
         return list(self._seen), self._loss_fn
 
@@ -343,12 +355,28 @@ class OldInputs(OldBatches):
             found += [(value, float(each.shape[1])) for value in each.mean(1).tolist()]
         return found
 
+    @torch.no_grad()
+    def batches(self, model: nn.Module, anchors: Anchors) -> tuple[list[Batch], LossFunction]:
+        """The inputs for holding with classes that the old model draws, and the cross entropy.
+
+        The gradient of the entropy, which is the old loss here, says nothing of how far the predictions move.
+        """
+        generator: torch.Generator | None = None
+        found: list[Batch] = []
+        with evaluated(model):
+            for inputs, _ in self._seen:
+                p = _log_probabilities(anchors.outputs(model, inputs)).exp()
+                generator = generator or torch.Generator(p.device).manual_seed(self._seed)
+                drawn = torch.multinomial(p.flatten(0, -2), 1, generator=generator)
+                found.append((inputs, drawn.reshape(p.shape[:-1])))
+        return found, cross_entropies
+
 
 def _entropy(outputs: Any, _targets: Any) -> Tensor:
-    """The mean entropy of the predictions: what the old model expects to lose on what it would say itself."""
+    """The entropy of each prediction: what the old model expects to lose on what it would say itself."""
     log_p = _log_probabilities(outputs)
     p = log_p.exp()
-    return -(p * log_p).where(p > 0, 0).sum(-1).mean()
+    return -(p * log_p).where(p > 0, 0).sum(-1)
 
 
 def cross_entropies(outputs: Any, targets: Tensor) -> Tensor:
@@ -388,8 +416,10 @@ def _mean(losses: Tensor, targets: Any) -> tuple[Tensor, float]:
     is_classes = isinstance(targets, Tensor) and not targets.is_floating_point()
     if is_classes:
         count = float((targets >= 0).sum())
+    elif losses.numel() > 1:  # several numbers, such as probabilities of classes, may be one target
+        count = float(losses.numel())
     else:
-        count = float(targets.numel() if isinstance(targets, Tensor) else losses.numel())
+        count = float(targets.numel() if isinstance(targets, Tensor) else 1)
     return (losses.sum() / max(count, 1.0) if losses.numel() > 1 else losses.sum()), count
 
 

@@ -36,7 +36,7 @@ def share_within(measure: Callable[[float], Increase], nats: float) -> tuple[flo
     """The share t of the way θ̂ + t (θ − θ̂) that can be kept, such that the increase is at most so many nats.
 
     The increase starts from 0 like t², therefore the search takes secants of its square root, within a bracket that
-    halves at least every other step. Where the increase is not monotone the end is one at which it passes the budget.
+    every third step halves. Where the increase is not monotone the end is one at which it passes the budget.
 
     Args:
         measure: Share → the increase there.

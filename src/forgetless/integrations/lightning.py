@@ -172,7 +172,17 @@ class BudgetCallback(Callback):
         self._saved: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the module as it is, or as a checkpoint has it, and follow the optimizers."""
+        """Take the module as it is, or the old one that a checkpoint has, and follow the optimizers.
+
+        Raises:
+            InputError: If a training goes on from a checkpoint that was saved without this callback; or as
+                `Budget.attach`.
+        """
+        if trainer.ckpt_path and self._saved is None:
+            raise InputError(
+                f"Expected the budget's state in the checkpoint {trainer.ckpt_path}, but got none: it was saved "
+                "without this callback, or when its budget was finished. Load the weights and train from the start."
+            )
         self._keep = Keeper(self.budget, pl_module, trainer.optimizers, state=self._saved, **self._options)
         self._saved = None
 

@@ -162,6 +162,8 @@ class Trainer:
         return made
 
     def _fine_tune(self, arm: Arm, options: ProtectionOptions) -> Trained:
+        if arm.on is not None:
+            self._past_of(arm)  # made now, because the time that it takes is added in `_record`
         started, config = time.perf_counter(), self.config
         model = copy.deepcopy(self.model)
         protection = make_protection(options, model.parameters())
