@@ -46,7 +46,7 @@ Method = tuple[str, str | None]
 
 
 def pages() -> list[Page]:
-    return [frontier(), defaults()]
+    return [frontier(), defaults()] if all((FOLDER / name).is_dir() for name in RUNS) else []
 
 
 def result_of(name: str) -> FineTuneResult:

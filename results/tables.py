@@ -9,6 +9,7 @@ from pathlib import Path
 
 import budget_pages
 import comparisons
+import frontiers
 import one_alpha
 import peers
 import practice
@@ -24,7 +25,7 @@ TOPICS = {
     "Searches": searches.pages,
     "Searches judged by a benchmark": comparisons.pages,
     "One α": one_alpha.pages,
-    "Fine-tuning": budget_pages.pages,
+    "Fine-tuning": lambda: [*frontiers.pages(), *budget_pages.pages()],
     "Published protocols": published.pages,
     "Practice": practice.pages,
     "Other libraries": peers.pages,
