@@ -196,8 +196,8 @@ def refused(folder, told):
 
 
 def test_folders_that_lack_a_part_are_refused(folder, tmp_path):
-    refused(tmp_path / "gone", r"Expected the folder of a Hugging Face model, but got .*gone, which is nothing there")
-    refused("gpt2-of-the-hub", r"gpt2-of-the-hub, which is nothing there. Nothing is downloaded")
+    refused(tmp_path / "gone", r"Expected the folder of a Hugging Face model, but got .*gone, which does not exist")
+    refused("gpt2-of-the-hub", r"gpt2-of-the-hub, which does not exist. Nothing is downloaded")
     (tmp_path / "file").touch()
     refused(tmp_path / "file", "which is a file")
     (tmp_path / "empty").mkdir()
@@ -283,7 +283,7 @@ def test_the_command_refuses_before_it_writes_anything(texts, folder, tmp_path, 
         assert not (tmp_path / "run").exists()
         return capsys.readouterr().err
 
-    assert "which is nothing there" in told(*command(tmp_path / "gone", texts, "none"))
+    assert "which does not exist" in told(*command(tmp_path / "gone", texts, "none"))
     greek = tmp_path / "greek"
     greek.mkdir()
     for split in ("train", "valid", "test"):

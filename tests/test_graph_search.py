@@ -56,7 +56,9 @@ def test_weight_plasticity_holds_the_weights(graph, importance):
     assert held[-1].mean_net_step < 0.7 * free[-1].mean_net_step
 
 
-@pytest.mark.parametrize("name", [kind.name for kind in PROTECTIONS.values() if kind.protects and not kind.replaces_layers])
+@pytest.mark.parametrize(
+    "name", [kind.name for kind in PROTECTIONS.values() if kind.protects and not kind.replaces_layers]
+)
 def test_every_protection_takes_graph_networks(graph, name):
     config = search_config(**TINY | {"epochs": 1, "final_samples": 0}, data=graph, protection=(name,))
     (record,) = run(config)

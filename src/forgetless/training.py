@@ -178,7 +178,9 @@ def expect_device(device: str) -> None:
     try:
         torch.zeros(1, device=device).item()  # which the device `meta` has no answer to
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"Expected a device that this machine has, but got {device!r}.") from error
+        raise InputError(
+            f"Expected a device that this machine has, but got {device!r}. Choose cpu, or one that PyTorch sees."
+        ) from error
 
 
 def expect_memory(needed: int, device: str, what: str, sizes: Mapping[str, object]) -> None:

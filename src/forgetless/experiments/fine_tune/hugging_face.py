@@ -125,9 +125,9 @@ def _checked(folder: str) -> Path:
     path = expanded(folder)
     found = kind_of(path)
     if found != "folder":
-        told = "a file" if found else "nothing there"
+        told = "is a file" if found else "does not exist"
         raise InputError(
-            f"Expected the folder of a Hugging Face model, but got {path}, which is {told}. Nothing is downloaded: "
+            f"Expected the folder of a Hugging Face model, but got {path}, which {told}. Nothing is downloaded: "
             "save a model and its tokenizer with save_pretrained(folder) first."
         )
     if kind_of(path / "config.json") != "file":

@@ -323,6 +323,6 @@ def check_budgets(config: FineTuneConfig, loss: float, of: str = "the model on t
     for each in config.protections:
         if each.kind.unit == "nats" and each.strength_or_none is not None and each.strength_or_none >= loss:
             raise InputError(
-                f"Expected a budget of {each.kind.name} below the loss of {of}, {loss:.3g} nats per token, but got "
+                f"Expected --{each.kind.name}.strength below the loss of {of}, {loss:.3g} nats per token, but got "
                 f"{each.strength_or_none:g}. Choose a smaller one."
             )
