@@ -1,12 +1,20 @@
 """Pages of `forgetless fine-tune`: old against new loss of every remedy, what it costs, and which strength to take.
 
-Written before the seeds 0 to 4 were run, after trials on seed 100:
+Written after trials on seed 100, before any other:
 
 1. On distant text, at equal training time, no other method dominates `budget` at 0.05, 0.2 or 0.5 nats.
 2. On near text `wise-ft` has the least sum of both losses.
 3. `wpl` with the Fisher of own samples is within 0.05 nats (sum) of `wpl` with that of old data, at every α and on both
    texts.
 4. At no λ does plasticity add more than 0.05 nats (sum) to replay or to distillation.
+
+A first run, on the seeds 0 to 4, was given up: on distant text 7 of the first 8 runs of `budget` at 0.05 and 0.2 lost
+more than allowed, up to 1.13 times as much. On seed 100 the cause was that half of the own samples began with the first
+token of a text, where 0.15 nats were lost, and none of the real windows does, where 0.22 were, as in the middle of own
+texts (0.215). Since then own samples are windows from the middle. The seeds 5 to 9 are run with that; beside the above,
+
+5. `budget` loses no more than it allows on near text in any run, and at most 1.1 times as much on distant text: own
+   texts are still not the old ones.
 """
 
 import statistics

@@ -21,6 +21,7 @@ from forgetless.experiments.fine_tune.past import examples_of_the_past
 from forgetless.experiments.fine_tune.pretraining import falling
 from forgetless.experiments.fine_tune.running import check
 from forgetless.experiments.fine_tune.training import Trainer
+from forgetless.importance import sample_text
 
 SIZES = {"layers": 1, "width": 16, "heads": 2, "context": 8, "num_tokens": 200}
 SIZES |= {"steps": 6, "pretraining": 12, "batch_size": 4, "evaluate_every": 4, "samples": 6, "seeds": 1}
@@ -217,13 +218,14 @@ def test_halves_of_the_past_share_no_window(trainer, on, num_seen):
     assert sizes == [4] * (num_seen // 4) + [num_seen % 4] * (num_seen % 4 > 0)
 
 
-def test_own_samples_are_texts_from_their_first_token_cut_in_two(trainer):
-    seen = halves_of(trainer, "own-samples").seen
-    first = trainer.texts.start.language.first
-    assert seen.inputs[0::2, 0].tolist() == [first] * 3
-    assert torch.equal(seen.inputs[:, 1:], seen.targets[:, :-1])
-    # The middle of a text is predicted by one window and begins the next.
-    assert torch.equal(seen.inputs[1::2, 0], seen.targets[0::2, -1])
+def test_own_samples_are_windows_from_the_middle_of_texts_as_those_of_real_text(trainer):
+    halves = halves_of(trainer, "own-samples")
+    prompts = torch.full((4, 1), trainer.texts.start.language.first)
+    texts = sample_text(trainer.model, prompts, 32, context=8, generator=torch.Generator().manual_seed(0)).tolist()
+    windows = [(text[at : at + 8], text[at + 1 : at + 9]) for text in texts for at in (8, 16, 24)]
+    for half, wanted in ((halves.seen, windows[:6]), (halves.unseen, windows[6:])):
+        found = zip(half.inputs.tolist(), half.targets.tolist(), strict=True)
+        assert list(found) == wanted
 
 
 def test_targets_of_old_data_follow_and_those_of_new_inputs_are_drawn(trainer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from forgetless.tasks.base import Batch
 
 _TEXTS_AT_A_TIME = 64
+_WINDOWS = 3
+"""Of a text that the model writes."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,11 @@ def examples_of_the_past(
 ) -> Halves:
     """Examples of what a model was trained on before.
 
-    `own-samples` are texts of 2 T tokens that the model writes from the first token on, each seeing at most T before
-    it; a text is cut in two windows, one from the beginning of a line, one from the middle of text. `old-data` are
-    windows of the old importance split, `new-inputs` windows of the new training text with targets y_t ~ softmax(o_t)
-    that the model draws. Windows of texts are evenly spread, and the halves take turns.
+    `own-samples` are windows from the middle of texts of 4 T tokens that the model writes from the first token on, each
+    seeing at most T before it; three of a text. Windows of real text, too, begin in its middle, and lose more than the
+    beginning of a text, of which more is known. `old-data` are windows of the old importance split, `new-inputs`
+    windows of the new training text with targets y_t ~ softmax(o_t) that the model draws. Windows of texts are evenly
+    spread, and the halves take turns.
 
     Args:
         on: Which kind.
@@ -100,12 +104,12 @@ def _own_samples(model: nn.Module, context: int, first: int, num_seen: int, gene
 
     def written(num_texts: int) -> Tensor:
         prompts = torch.full((num_texts, 1), first, device=generator.device)
-        return sample_text(model, prompts, 2 * context, context=context, generator=generator)
+        return sample_text(model, prompts, (1 + _WINDOWS) * context, context=context, generator=generator)
 
-    num_texts = (num_seen + 1) // 2  # of each half
+    num_texts = math.ceil(num_seen / _WINDOWS)  # of each half
     texts = torch.cat([written(len(some)) for some in torch.split(torch.arange(2 * num_texts), _TEXTS_AT_A_TIME)])
-    # (texts, 2 T + 1) → (texts, 2, T + 1): the token in the middle ends one window and begins the next.
-    windows = texts.unfold(1, context + 1, context)
+    # Without the first T tokens, (texts, W T + 1) → (texts, W, T + 1): a token that ends a window begins the next.
+    windows = texts[:, context:].unfold(1, context + 1, context)
     halves = [half.flatten(0, 1)[:num_seen] for half in torch.split(windows, num_texts)]
     seen, unseen = (Examples(half[:, :-1], half[:, 1:]) for half in halves)
     return Halves(seen, unseen)
