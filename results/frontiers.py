@@ -36,10 +36,10 @@ WITHIN = 0.05
 
 READING = (
     "Old: the rise of the loss on held-out old text that nothing has seen. New: the loss on held-out new text. Both in "
-    "nats per token, mean (95 % interval) over seeds. *Time*: seconds relative to no protection, with own samples and "
-    "the Fisher, on a machine with other work. *Passes*: what a step costs as declared; training takes that many times "
-    "fewer steps. *Held*: numbers kept per weight. A bold method is dominated by none: no other loses less of the old "
-    "text and learns more of the new."
+    "nats per token, mean (95 % interval) over seeds. *Time*: seconds in one thread, with own samples and the "
+    "Fisher, which cost most of it here, on a machine with other work. *Passes*: what a step costs as declared; "
+    "training takes that many times fewer steps. *Held*: numbers kept per weight. A bold method is dominated by none: "
+    "no other loses less of the old text and learns more of the new."
 )
 
 TITLES = {"kjv-nt": "Near text: the New Testament", "ptb": "Distant text: the Penn Treebank"}
@@ -89,7 +89,13 @@ def frontier() -> Page:
             *(part for to in targets for part in panel(result, to)),
             "## What the Fisher information is computed on",
             "The same seeds, `wpl` only. Real old data is what own samples stand in for.",
-            *(table(rows(evidence(to), plain_seconds(result, to))) for to in targets),
+            *(table(rows(evidence(to))) for to in targets),
+            "## Are budgets kept?",
+            "On old text that nothing has seen. *Used*: the rise over the budget, mean over seeds; *most*: largest.",
+            table([row for to in targets for row in kept(result, to)]),
+            "## Hypotheses",
+            "Written before these seeds, in the head of `results/frontiers.py`.",
+            table(hypotheses(result)),
         ],
     )
 
@@ -100,10 +106,10 @@ def panel(result: FineTuneResult, to: str) -> Iterator[str]:
     old = statistics.fmean(run.old_before for run in result.runs if run.to == to)
     yield f"## {TITLES[to]}"
     yield f"Before fine-tuning the old loss is {old:.2f} and the new {start:.2f}."
-    yield table(rows(found, plain_seconds(result, to)))
+    yield table(rows(found))
 
 
-def rows(found: Iterable[MethodSummary], plain: float) -> list[Cells]:
+def rows(found: Iterable[MethodSummary]) -> list[Cells]:
     return [
         {
             "protection": s.protection if s.is_dominated else f"**{s.protection}**",
@@ -111,7 +117,7 @@ def rows(found: Iterable[MethodSummary], plain: float) -> list[Cells]:
             "strength": "" if s.strength is None else f"{s.strength:g}",
             "old +": shown(s.old_increase, 1, 3),
             "new": shown(s.new, 1, 3),
-            "time": f"{s.seconds / plain:.2f}",
+            "time, s": f"{s.seconds:.0f}",
             "passes": f"{s.passes:g}",
             "held": f"{s.held:g}",
         }
@@ -125,10 +131,6 @@ def evidence(to: str) -> list[MethodSummary]:
     return sorted(found, key=lambda s: (s.strength or 0, s.on or ""))
 
 
-def plain_seconds(result: FineTuneResult, to: str) -> float:
-    return next(s.seconds for s in result.summary() if s.to == to and s.protection == "none")
-
-
 def along_frontier(result: FineTuneResult, to: str) -> list[MethodSummary]:
     found = [s for s in result.summary() if s.to == to and not s.is_dominated]
     return sorted(found, key=lambda s: s.old_increase.mean)
@@ -136,11 +138,95 @@ def along_frontier(result: FineTuneResult, to: str) -> list[MethodSummary]:
 
 def told(s: MethodSummary) -> str:
     strength = "" if s.strength is None else f" {s.strength:g}"
-    return f"`{s.protection}`{strength} ({s.old_increase.mean:+.2f}, {s.new.mean:.2f})".replace("-", "−", 1)
+    rise = f"{s.old_increase.mean:+.2f}".replace("-", "−")
+    return f"`{s.protection}`{strength} ({rise}, {s.new.mean:.2f})"
 
 
 def time_of(result: FineTuneResult) -> str:
     return f"Fine-tuning took {duration(sum(run.seconds for run in result.runs))} in all."
+
+
+def kept(result: FineTuneResult, to: str) -> Iterator[Cells]:
+    """How many runs kept their budget."""
+    runs = [run for run in runs_on(result, to) if PROTECTIONS[run.protection].unit == "nats"]
+    for name, nats in sorted({(run.protection, run.strength or 0.0) for run in runs}):
+        used = [run.increase / nats for run in runs if (run.protection, run.strength) == (name, nats)]
+        yield {
+            "new text": TITLES[to].partition(":")[0],
+            "protection": f"`{name}`",
+            "budget": f"{nats:g}",
+            "kept": f"{sum(share <= 1 for share in used)} of {len(used)}",
+            "used": f"{statistics.fmean(used):.0%}",
+            "most": f"{max(used):.0%}",
+        }
+
+
+def total(s: MethodSummary) -> float:
+    return s.old_increase.mean + s.new.mean
+
+
+def hypotheses(result: FineTuneResult) -> list[Cells]:
+    near, distant = "kjv-nt", "ptb"
+    found = [s for s in result.summary() if s.to == distant]
+    budgets = [s for s in found if s.protection == "budget"]
+    beaten = [s for s in budgets if any(dominates(other, s) for other in found if other.protection != "budget")]
+    best = min((s for s in result.summary() if s.to == near), key=total)
+    apart = [gap for to in result.config.texts.to for gap in own_against_old(to)]
+    added = [gap for to in result.config.texts.to for gap in plasticity_adds(result, to)]
+    shares = {
+        to: [r.increase / (r.strength or 1) for r in runs_on(result, to) if r.protection == "budget"] for to in TITLES
+    }
+    most = {to: max(each) for to, each in shares.items()}
+    return [
+        {
+            "hypothesis": "Distant text: no other method dominates `budget`",
+            "holds": yes(not beaten),
+            "found": f"of {listed([f'{s.strength:g}' for s in budgets])}, dominated: "
+            + (listed([f"{s.strength:g}" for s in beaten]) or "none"),
+        },
+        {
+            "hypothesis": "Near text: `wise-ft` has the least sum",
+            "holds": yes(best.protection == "wise-ft"),
+            "found": told(best),
+        },
+        {
+            "hypothesis": "`wpl`: Fisher of own samples within 0.05 (sum) of that of old data",
+            "holds": yes(max(map(abs, apart)) <= WITHIN),
+            "found": f"{min(apart):+.3f} to {max(apart):+.3f}",
+        },
+        {
+            "hypothesis": "Plasticity adds at most 0.05 (sum) to replay or distillation",
+            "holds": yes(max(added) <= WITHIN),
+            "found": f"{max(added):.3f} at most",
+        },
+        {
+            "hypothesis": "`budget` is kept on near text, and to 1.1 times on distant text",
+            "holds": yes(most[near] <= 1 and most[distant] <= 1.1),
+            "found": f"at most {most[near]:.0%} and {most[distant]:.0%} used",
+        },
+    ]
+
+
+def yes(holds: bool) -> str:
+    return "yes" if holds else "no"
+
+
+def dominates(one: MethodSummary, other: MethodSummary) -> bool:
+    return one.old_increase.mean < other.old_increase.mean and one.new.mean < other.new.mean
+
+
+def own_against_old(to: str) -> Iterator[float]:
+    """Of each strength of `wpl`, its sum with own samples minus that with old data."""
+    sums = {(s.strength, s.on): total(s) for s in evidence(to)}
+    return (sums[strength, "own-samples"] - value for (strength, on), value in sums.items() if on == "old-data")
+
+
+def plasticity_adds(result: FineTuneResult, to: str) -> Iterator[float]:
+    """Of each λ, the sum of replay or distillation alone minus that with plasticity."""
+    sums = {(s.protection, s.strength): total(s) for s in result.summary() if s.to == to}
+    return (
+        sums[name, strength] - sums[f"wpl-{name}", strength] for name, strength in sums if name in {"replay", "lwf"}
+    )
 
 
 # ---- defaults ----------------------------------------------------------------------------------------------------
@@ -185,7 +271,7 @@ def methods_of(result: FineTuneResult) -> list[Method]:
 def gaps(result: FineTuneResult, method: Method, to: str) -> dict[float, float]:
     """Strength → what the sum of both losses is above that of the best strength."""
     sums = {
-        s.strength: s.old_increase.mean + s.new.mean
+        s.strength: total(s)
         for s in result.summary()
         if (s.protection, s.on) == method and s.to == to and s.strength is not None
     }
@@ -224,7 +310,7 @@ def far(result: FineTuneResult) -> list[Cells]:
 
 def best_sum(result: FineTuneResult, to: str) -> str:
     found = [s for s in result.summary() if s.to == to]
-    best = min(found, key=lambda s: s.old_increase.mean + s.new.mean)
+    best = min(found, key=total)
     return told(best)
 
 
