@@ -66,6 +66,7 @@ def evaluated(capsys, *arguments):
 
 def test_against_a_truth(searched, truth, tmp_path, capsys):
     options = ("--truth", truth, "--column", "accuracy", "--top", "2", "--estimates", "30", "--output", tmp_path)
+    options = (*options, "--baselines", "6")
     found = evaluated(capsys, searched, *options)
     assert [(s["seed"], s["protection"]) for s in found["searches"]] == [
         (0, "none"),
@@ -79,12 +80,16 @@ def test_against_a_truth(searched, truth, tmp_path, capsys):
         assert search["regret"] == pytest.approx(0.6 - search["found_best"])
         assert search["tau"]["num_architectures"] == 30
     assert [entry["num_seeds"] for entry in found["summary"]] == [2, 2]
+    assert {(each["rule"], each["seed"]) for each in found["baselines"]} >= {("parameters", 0), ("synflow", 1)}
+    assert [each["rule"] for each in found["beats"]] == ["random", "parameters", "best proxy"] * 2
+    assert {rule for rule, _ in found["undefined"]} == {"relu"}
+    assert len(list((tmp_path / "baselines").glob("*.json"))) == 2  # one per seed, which all protections share
     assert read_sealed(tmp_path / "evaluation.json") == found
     assert load_evaluation(tmp_path / "evaluation.json").to_dict() == found
 
 
 def test_a_search_of_another_task_than_the_benchmark_is_told(searched, truth, tmp_path, capsys, monkeypatch):
-    options = ("--truth", truth, "--column", "accuracy", "--estimates", "0", "--output", tmp_path)
+    options = ("--truth", truth, "--column", "accuracy", "--estimates", "0", "--baselines", "0", "--output", tmp_path)
     assert "judged by another" not in evaluated(capsys, searched, *options)["about"]["description"]
     monkeypatch.setitem(BENCHMARKS, str(truth), Benchmark(1, search_config(space="nas201", units=64), 2))
     assert "units 2;" in evaluated(capsys, searched, *options)["about"]["description"]
@@ -93,7 +98,7 @@ def test_a_search_of_another_task_than_the_benchmark_is_told(searched, truth, tm
 def test_runs_of_one_name_are_told_apart(searched, truth, tmp_path, capsys):
     again = tmp_path / searched.name
     shutil.copytree(searched, again)
-    options = ("--truth", truth, "--column", "accuracy", "--estimates", "0", "--output", tmp_path)
+    options = ("--truth", truth, "--column", "accuracy", "--estimates", "0", "--baselines", "0", "--output", tmp_path)
     found = evaluated(capsys, searched, again, *options)
     assert {search["run"] for search in found["searches"]} == {str(searched), str(again)}
     assert [entry["num_seeds"] for entry in found["summary"]] == [2] * 4
@@ -113,7 +118,9 @@ def test_no_search_is_evaluated_and_shown_like_any_other(truth, tmp_path, capsys
     assert "No search: the architectures are drawn uniformly, and no weights are shared." in page
     assert "epoch 0" not in page
     assert not list(path.glob("trained-*"))
-    found = evaluated(capsys, path, "--truth", truth, "--column", "accuracy", "--top", "2", "--estimates", "30")
+    found = evaluated(
+        capsys, path, "--truth", truth, "--column", "accuracy", "--top", "2", "--estimates", "30", "--baselines", "5"
+    )
     assert [search["strategy"] for search in found["searches"]] == ["random", "random"]
     assert [(search["tau"], search["seconds"]) for search in found["searches"]] == [(None, 0.0)] * 2
     assert all(len(search["found"]) == len(search["random"]) == 2 for search in found["searches"])
@@ -152,11 +159,24 @@ def test_by_training_what_is_kept_is_not_trained_again(searched, tmp_path, capsy
 
 def test_the_table_is_whole_at_80_columns(searched, truth, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    options = ("--truth", str(truth), "--column", "accuracy", "--estimates", "30", "--output", str(tmp_path))
+    options = (
+        "--truth",
+        str(truth),
+        "--column",
+        "accuracy",
+        "--estimates",
+        "30",
+        "--baselines",
+        "5",
+        "--output",
+        str(tmp_path),
+    )
     assert main(["evaluate", str(searched), *options]) == 0
     text = capsys.readouterr().out
     assert "What searches select: accuracy" in text
     assert "enas, wpl" in text
+    assert "Gain of the mean over rules without a search (p)" in text
+    assert "What rules without a search select" in text
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80 or "evaluation.json" in max(text.splitlines(), key=len)
 

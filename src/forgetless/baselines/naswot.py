@@ -73,16 +73,18 @@ def code_score(codes: Tensor) -> float:
 def _recording() -> Any:
     """A class of contexts that keep the code of every ReLU, be it a module or a function."""
     import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
+    import torch.nn.functional as F
+    from torch.overrides import TorchFunctionMode
 
-    relus = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
+    relus = (F.relu, F.relu_, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_)
 
-    class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    # Not TorchDispatchMode, which sees the same, but whose first use imports for seconds.
+    class Recording(TorchFunctionMode):
         def __init__(self) -> None:
-            super().__init__()  # type: ignore[no-untyped-call]
+            super().__init__()
             self.codes: list[Tensor] = []
 
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             found = function(*args, **(kwargs or {}))
             if function in relus:
                 self.codes.append((found > 0).flatten(1).to(torch.float32))

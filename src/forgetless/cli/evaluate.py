@@ -46,10 +46,9 @@ def evaluate_command(
         writable,
     )
     from forgetless.evaluation.run import run_evaluation
-    from forgetless.evaluation.scores import SCORES
     from forgetless.evaluation.trainings import TrainingStore, default_store
     from forgetless.report.evaluation import evaluation_table
-    from forgetless.runs import EVALUATION, RunFolder, write_sealed
+    from forgetless.runs import EVALUATION, SCORES, RunFolder, write_sealed
 
     judged, resources = config.evaluation, config.resources
     runs = [_evaluated(name, RunFolder(path)) for path, name in _names(run).items()]

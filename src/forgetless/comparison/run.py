@@ -23,7 +23,6 @@ from forgetless.errors import InputError
 from forgetless.evaluation.config import EvaluationConfig
 from forgetless.evaluation.records import Evaluation, load_evaluation
 from forgetless.evaluation.run import EvaluatedRun, run_evaluation
-from forgetless.evaluation.scores import SCORES
 from forgetless.evaluation.searches import random_architectures
 from forgetless.evaluation.trainings import TrainingStore, default_store
 from forgetless.evaluation.truth import read_truth
@@ -34,6 +33,7 @@ from forgetless.records import Record
 from forgetless.runs import (
     CONFIG,
     EVALUATION,
+    SCORES,
     RunFolder,
     write_sealed,
     writing_to,

@@ -28,9 +28,6 @@ from forgetless.training import cpu_arithmetic
 VERSION = 1
 """Of the baselines; a change that changes scores raises it."""
 
-SCORES = "baselines"
-"""The folder, in that of a run or a comparison, where scores are kept."""
-
 Scores = dict[str, list[float]]
 """Baseline → its score of each architecture; NaN where it is not finite."""
 

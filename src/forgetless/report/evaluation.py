@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from rich import table as rich
 
-from forgetless.evaluation.records import Evaluation, JudgedSummary
+from forgetless.evaluation.baselines import summarise_baselines
+from forgetless.evaluation.records import Beats, Evaluation, JudgedSummary
+from forgetless.report.baselines import baseline_notes, baselines_table, beats_table
 from forgetless.report.formats import NOTHING, duration, plus_minus, probability
 from forgetless.report.table import Row, Table, in_terminal
 
@@ -31,7 +33,9 @@ def evaluation_table(found: Evaluation) -> rich.Table:
         table(f"What searches select: {found.about.measure}", _ALONE, "p", [probability(e.p) for e in summary]),
         table("Against the whole space, and the rank by shared weights", _RANKS, "time", times),
     ]
-    return in_terminal(tables, evaluation_notes(found))
+    summaries = summarise_baselines(found.baselines, lower_is_better=found.about.lower_is_better)
+    more = (beats_table(found.beats, lambda each: _name(each, summary), decimals), baselines_table(summaries, decimals))
+    return in_terminal([*tables, *filter(None, more)], evaluation_notes(found))
 
 
 def evaluation_notes(found: Evaluation) -> list[str]:
@@ -48,11 +52,12 @@ def evaluation_notes(found: Evaluation) -> list[str]:
     notes.append("Surpasses: chance that an architecture drawn uniformly is worse. Better by: mean against random.")
     if any(entry.tau for entry in found.summary):
         notes.append("τ: Kendall's, of rewards on shared weights with the truth; top: among the best 20 %.")
+    notes += baseline_notes(found.beats, found.undefined)
     if found.failures:
         notes.append(f"{len(found.failures)} trainings failed and are left out.")
     return notes
 
 
-def _name(entry: JudgedSummary, among: Sequence[JudgedSummary]) -> str:
+def _name(entry: JudgedSummary | Beats, among: Sequence[JudgedSummary]) -> str:
     name = f"{entry.strategy}, {entry.protection}"
     return f"{entry.run}: {name}" if len({each.run for each in among}) > 1 else name

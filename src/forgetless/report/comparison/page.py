@@ -10,7 +10,9 @@ from forgetless.comparison import Measure, Row
 from forgetless.comparison.result import ComparisonResult
 from forgetless.errors import InputError
 from forgetless.evaluation.benchmark import task_difference
+from forgetless.evaluation.records import Beats
 from forgetless.report import table
+from forgetless.report.baselines import baseline_notes, baselines_table, beats_table
 from forgetless.report.canvas import picture
 from forgetless.report.comparison.figures import colour_of, forgetting_against_quality
 from forgetless.report.comparison.findings import decimals, headline_sentences, in_per_cent, scale_of
@@ -60,7 +62,21 @@ def comparison_tables(result: ComparisonResult) -> list[table.Table]:
             for i, row in enumerate(result.ranked, start=1)
         ]
         tables.append(table.Table(title, tuple(columns), rows, first=""))
-    return tables
+    return [*tables, *_without_a_search(result)]
+
+
+def _without_a_search(result: ComparisonResult) -> list[table.Table]:
+    """Which rows select better than rules without a search, and what these select."""
+    scale, summaries = scale_of(result, Measure.FOUND_MEAN), result.baseline_summaries
+    ranks = {row: i for i, row in enumerate(result.ranked, start=1)}
+
+    def name(beats: Beats) -> str:
+        row = Row(beats.strategy, beats.protection)
+        return f"{ranks[row]} {row}"
+
+    digits = decimals([result.interval(row, Measure.FOUND_MEAN) for row in result.ranked], scale)
+    tables = beats_table(result.beats, name, digits, scale, first=""), baselines_table(summaries, digits, scale)
+    return [each for each in tables if each is not None]
 
 
 def _column(result: ComparisonResult, measure: Measure) -> tuple[str, dict[Row, table.Cell]]:
@@ -114,6 +130,8 @@ def comparison_notes(result: ComparisonResult) -> list[str]:
         notes += filter(None, differences)
     else:
         notes.append("Surpasses: chance that an architecture drawn uniformly is worse.")
+    if result.evaluations:
+        notes += baseline_notes(result.beats, result.undefined)
     if Measure.TAU in config.measures:
         notes.append("τ: Kendall's, of rewards on shared weights with the truth; top: best 20 %.")
     return [*notes, "Time: of one search, beside others; differences in it are not tested."]
