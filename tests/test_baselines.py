@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from configs import judged_search, search_config
 from forgetless.baselines import BASELINES, Subject
+from forgetless.baselines._drawings import longest_path
 from forgetless.baselines.jacob_cov import jacobian_score
 from forgetless.baselines.naswot import code_score
 from forgetless.evaluation.baselines import beats_of, best_proxies, judge_baselines, rows_of, summarise_baselines
@@ -19,6 +20,7 @@ from forgetless.evaluation.scores import baseline_scores, defined_baselines
 from forgetless.evaluation.truth import Truth
 from forgetless.search import load_task
 from forgetless.search.setup import make_search_space, make_supernet
+from forgetless.spaces.base import Edge
 from forgetless.spaces.recurrent import RecurrentSpace
 
 IMAGES = search_config(space="nas201", units=2, data="digits", batch_size=6)
@@ -149,8 +151,10 @@ def test_counts_by_hand(images):
     scores = {name: BASELINES[name].score(images) for name in ("operations", "depth", "parameters")}
     trained = images.supernet.used_parameters(images.architecture)
     assert scores == {"operations": 3.0, "depth": 2.0, "parameters": float(sum(map(torch.numel, trained.values())))}
+    long, short = [Edge("0", "1", "conv"), Edge("1", "2", "conv")], [Edge("0", "2", "conv")]
+    assert longest_path([*long, *short]) == longest_path([long[0], *short, long[1]]) == 2
     cell = subject_of(WORDS, "relu(0) relu(0)")
-    assert [BASELINES[name].score(cell) for name in ("relu", "depth")] == [2.0, 2.0]
+    assert [BASELINES[name].score(cell) for name in ("relu", "depth")] == [2.0, 2.0]  # node 0 and one of the two
 
 
 # Of a space
