@@ -17,7 +17,12 @@ _COLUMNS: Mapping[str, tuple[str, bool]] = {  # title → field, and whether it 
 
 
 def beats_table(
-    beats: Sequence[Beats], name: Callable[[Beats], str], digits: int, scale: float = 1.0, first: str = "search"
+    beats: Sequence[Beats],
+    name: Callable[[Beats], str],
+    digits: int,
+    scale: float = 1.0,
+    first: str = "search",
+    look: Callable[[Beats], tuple[str, str]] = lambda each: ("", ""),  # noqa: ARG005
 ) -> Table | None:
     """By how much each search beats each reference, with the corrected p, and which of them significantly.
 
@@ -27,6 +32,7 @@ def beats_table(
         digits: Of gains.
         scale: Of gains.
         first: The column of the rows' names.
+        look: What a row is called on the page, and its colour there.
 
     Returns:
         The table; None where nothing was tested.
@@ -39,15 +45,16 @@ def beats_table(
     shown = [rule for rule in _REFERENCES if any(rule in of_row for of_row in rows.values())]
     lines = []
     for row, found in rows.items():
-        cells: list[str | Cell] = [_gain(found.get(rule), digits, scale) for rule in shown]
+        cells = [_gain(found.get(rule), digits, scale) for rule in shown]
         beaten = [rule for rule in shown if rule in found and found[rule].mark == "better"]
-        lines.append(Row(row, [*cells, ", ".join(beaten) or "none"]))
+        any_of = next(iter(found.values()))
+        lines.append(Row(row, [*cells, Cell(", ".join(beaten) or "none")], *look(any_of)))
     return Table("Gain of the mean over rules without a search (p)", (*shown, "beats"), lines, first=first)
 
 
-def _gain(test: Beats | None, digits: int, scale: float) -> str | Cell:
+def _gain(test: Beats | None, digits: int, scale: float) -> Cell:
     if test is None:
-        return NOTHING
+        return Cell(NOTHING)
     gain = f"{scale * test.gain.mean:+.{digits}f}".replace("-", "−")
     return Cell(f"{gain} ({probability(test.adjusted_p)})", test.mark)
 
@@ -69,9 +76,10 @@ def baselines_table(summaries: Sequence[BaselineSummary], digits: int, scale: fl
         Row(
             each.rule,
             [
-                plus_minus(getattr(each, field), digits if is_quality else 2, scale if is_quality else 1.0)
+                Cell(plus_minus(getattr(each, field), digits if is_quality else 2, scale if is_quality else 1.0))
                 for field, is_quality in _COLUMNS.values()
             ],
+            label=each.rule,
         )
         for each in summaries
     ]

@@ -74,8 +74,15 @@ def _without_a_search(result: ComparisonResult) -> list[table.Table]:
         row = Row(beats.strategy, beats.protection)
         return f"{ranks[row]} {row}"
 
+    def look(beats: Beats) -> tuple[str, str]:
+        row = Row(beats.strategy, beats.protection)
+        return str(row), colour_of(row)
+
     digits = decimals([result.interval(row, Measure.FOUND_MEAN) for row in result.ranked], scale)
-    tables = beats_table(result.beats, name, digits, scale, first=""), baselines_table(summaries, digits, scale)
+    tables = (
+        beats_table(result.beats, name, digits, scale, first="", look=look),
+        baselines_table(summaries, digits, scale),
+    )
     return [each for each in tables if each is not None]
 
 
