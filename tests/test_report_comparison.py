@@ -266,7 +266,7 @@ def test_long_names_stay_whole_at_80_columns(with_random):
     text = text_of(result_of(config, quality, range(9)))
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
-    assert text.count("uniform, matched-lr") == 4
+    assert text.count("uniform, matched-lr") == 3
 
 
 def test_the_sentences_say_no_more_than_the_tests():

@@ -65,8 +65,15 @@ def comparison_tables(result: ComparisonResult) -> list[table.Table]:
     return [*tables, *_without_a_search(result)]
 
 
+def _has_rules(result: ComparisonResult) -> bool:
+    """Whether there are rules without a search: with a truth, where they were asked; else random alone."""
+    return bool(result.baselines) or result.config.evaluation.truth is None
+
+
 def _without_a_search(result: ComparisonResult) -> list[table.Table]:
     """Which rows select better than rules without a search, and what these select."""
+    if not _has_rules(result):
+        return []
     scale, summaries = scale_of(result, Measure.FOUND_MEAN), result.baseline_summaries
     ranks = {row: i for i, row in enumerate(result.ranked, start=1)}
 
@@ -137,7 +144,7 @@ def comparison_notes(result: ComparisonResult) -> list[str]:
         notes += filter(None, differences)
     else:
         notes.append("Surpasses: chance that an architecture drawn uniformly is worse.")
-    if result.evaluations:
+    if _has_rules(result):
         notes += baseline_notes(result.beats, result.undefined)
     if Measure.TAU in config.measures:
         notes.append("τ: Kendall's, of rewards on shared weights with the truth; top: best 20 %.")
