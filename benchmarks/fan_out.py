@@ -20,10 +20,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from forgetless.cluster import LOCAL
 from forgetless.evaluation.benchmark import BENCHMARKS
 from forgetless.evaluation.trainings import Training, TrainingStore, run_trainings
 from forgetless.search import load_task, make_space
-from forgetless.workers import LOCAL
 
 WAYS: dict[str, dict[str, Any]] = {
     "one process": {"workers": 1},

@@ -19,6 +19,20 @@ from forgetless.search import SearchConfig
 from forgetless.search.records import DerivedRecord, EpochRecord
 from forgetless.spaces import SPACES
 
+TINY_TEXT = {
+    "models_per_epoch": 2,
+    "batches_per_model": 2,
+    "strategy_steps": 1,
+    "samples_per_step": 2,
+    "final_samples": 0,
+    "evaluation_batches": 1,
+    "units": 4,
+    "nodes": 2,
+    "batch_size": 4,
+    "num_steps": 5,
+}
+"""Options of a search on text that takes seconds."""
+
 
 def search_config(words="", **options):
     """A search's; from words of a command, or from options by name."""

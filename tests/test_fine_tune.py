@@ -324,7 +324,7 @@ BAD = {
     "no tolerance": (("--protection", "wpl-tolerance", "--wpl-tolerance.strength", "0"), "tolerance above 0, but got"),
     "too much tolerance": (
         ("--protection", "wpl-tolerance", "--wpl-tolerance.strength", "6"),
-        r"wpl-tolerance below the loss of guessing, 5\.3 nats per token, but got 6",
+        r"wpl-tolerance\.strength below the loss of guessing, 5\.3 nats per token, but got 6",
     ),
     "a control arm": (("--protection", "wpl", "matched-lr"), "matched-lr tries several learning rates"),
     "one that watches": (("--protection", "si"), "si has to see the pretraining"),

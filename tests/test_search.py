@@ -7,7 +7,7 @@ from functools import partialmethod
 import pytest
 import torch
 
-from configs import changed, search_config, without_time
+from configs import TINY_TEXT, changed, search_config, without_time
 from forgetless.errors import InputError
 from forgetless.evaluation.searches import finished_searches
 from forgetless.importance import TrainingFisher
@@ -55,16 +55,7 @@ TINY = search_config(
 
 SMALL_TEXT = search_config(
     epochs=2,
-    models_per_epoch=2,
-    batches_per_model=2,
-    strategy_steps=1,
-    samples_per_step=2,
-    final_samples=0,
-    evaluation_batches=1,
-    units=4,
-    nodes=2,
-    batch_size=4,
-    num_steps=5,
+    **TINY_TEXT,
     protect_from=0,
     wpl_strength=1e5,
 )

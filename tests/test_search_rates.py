@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from configs import changed, search_config, without_time
+from configs import TINY_TEXT, changed, search_config, without_time
 from forgetless.errors import InputError
 from forgetless.matching import RunningMatch
 from forgetless.search import Search, SearchArm, load_task, run
@@ -14,16 +14,7 @@ from forgetless.search.rates import RateConfig, rate_factor
 
 SMALL = search_config(
     epochs=3,
-    models_per_epoch=2,
-    batches_per_model=2,
-    strategy_steps=1,
-    samples_per_step=2,
-    final_samples=0,
-    evaluation_batches=1,
-    units=4,
-    nodes=2,
-    batch_size=4,
-    num_steps=5,
+    **TINY_TEXT,
     vocabulary=200,
     protect_from=1,
     wpl_strength=1e3,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from configs import changed, search_config, without_time
+from configs import TINY_TEXT, changed, search_config, without_time
 from forgetless.cli import main
 from forgetless.errors import DivergedError, InputError
 from forgetless.experiments import load_config
@@ -25,16 +25,7 @@ SMALL = search_config(
     protection=("none", "wpl-2019"),
     strategy="uniform",
     epochs=3,
-    models_per_epoch=2,
-    batches_per_model=2,
-    strategy_steps=1,
-    samples_per_step=2,
-    final_samples=0,
-    evaluation_batches=1,
-    units=4,
-    nodes=2,
-    batch_size=4,
-    num_steps=5,
+    **TINY_TEXT,
     vocabulary=200,
     protect_from=0,
     wpl_2019_strength=1e4,

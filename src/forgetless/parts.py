@@ -124,7 +124,10 @@ class Resources(Part):
 
     Attributes:
         data_dir: Where named data lies; FORGETLESS_DATA or a download if None.
-        workers: Processes that seeds and arms are spread over; one by default.
+        workers: Processes that seeds and arms are spread over, one by default; or tasks at a time on a cluster, one per
+            core of this machine by default.
+        cluster: The address of a Ray cluster that seeds and arms are spread over, or `local` to start one here;
+            processes by default.
         checkpoint_every: How much work a kill may cost, such as 10min, 90s or 2h.
         plugin: Files with methods, spaces or data sets of your own; see CONTRIBUTING.md. Going on with a run, and
             reports of it, take them again.
@@ -134,6 +137,7 @@ class Resources(Part):
 
     data_dir: str | None = None
     workers: int | None = option(None, basic=True)
+    cluster: str | None = None
     checkpoint_every: str = DEFAULT
     plugin: tuple[str, ...] = ()
 
@@ -146,7 +150,7 @@ class Resources(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterResources(Resources):
+class TrainingResources(Resources):
     """Where and how runs and trainings from scratch are made; nothing here decides a number.
 
     Attributes:
@@ -156,7 +160,6 @@ class ClusterResources(Resources):
             default.
     """
 
-    cluster: str | None = None
     trainings: str | None = None
 
 

@@ -7,15 +7,11 @@ to blame is known.
 
 import concurrent.futures
 import contextlib
-import logging
 import multiprocessing
 import os
 import pickle
-import signal
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -34,12 +30,9 @@ class Job(Protocol):
 
 J = TypeVar("J", bound=Job)
 R = TypeVar("R")
-Runner = Callable[[Any], Any]
+Runner = Callable[..., Any]
+OnNews = Callable[[str, Any], None]
 
-LOCAL = "local"
-"""The cluster that is this machine: a Ray that is started here."""
-
-_SECONDS_TO_ANSWER = 10.0
 _SECONDS_BETWEEN_LOOKS = 0.2
 _SECONDS_TO_STORE = interruption.GRACE_SECONDS + 0.3
 
@@ -64,15 +57,20 @@ class _Pool(Protocol):
 
     def restart(self) -> None: ...
 
+    def news(self) -> Mapping[str, Any]: ...
+
+    def last_news(self) -> Mapping[str, Any]: ...
+
 
 def fan_out(
     jobs: Sequence[J],
-    runner: Callable[[J], R],
+    runner: Callable[..., R],
     done: Callable[[J, R], None],
     *,
     workers: int | None = None,
     cluster: str | None = None,
     retries: int = 1,
+    on_news: OnNews | None = None,
 ) -> list[Failure[J]]:
     """Do all jobs.
 
@@ -84,6 +82,8 @@ def fan_out(
             process.
         cluster: The address of a Ray cluster, `local` to start one here, or None for processes.
         retries: How often a failed job is tried again.
+        on_news: For jobs on a cluster that tell how far they are: called in this process with the key of a job and what
+            it told. The runner then gets a second argument, a `cluster.Tell`.
 
     Returns:
         Those that failed, with the reason.
@@ -94,11 +94,24 @@ def fan_out(
     """
     if not jobs:
         return []
-    with _pool(workers or os.cpu_count() or 1, cluster, runner) as pool:
-        return _fan_out(jobs, pool, retries, done)
+    tells = on_news is not None
+    with _pool(workers or os.cpu_count() or 1, cluster, runner, tells=tells) as pool:
+        try:
+            return _fan_out(jobs, pool, retries, done, on_news)
+        except interruption.Interrupted:
+            if on_news is not None:
+                for key, news in pool.last_news().items():
+                    on_news(key, news)
+            raise
 
 
-def _fan_out(jobs: Sequence[J], pool: _Pool, retries: int, done: Callable[[J, Any], None]) -> list[Failure[J]]:
+def _fan_out(
+    jobs: Sequence[J],
+    pool: _Pool,
+    retries: int,
+    done: Callable[[J, Any], None],
+    on_news: OnNews | None = None,
+) -> list[Failure[J]]:
     """All jobs, at most as many at a time as the pool is large; suspects of a dead process one at a time."""
     waiting, suspects = list(reversed(jobs)), list[J]()
     failed: dict[str, int] = {}
@@ -132,6 +145,11 @@ def _fan_out(jobs: Sequence[J], pool: _Pool, retries: int, done: Callable[[J, An
             continue
         finished, _ = concurrent.futures.wait(running, _SECONDS_BETWEEN_LOOKS, concurrent.futures.FIRST_COMPLETED)
         interruption.stop_if_asked()
+        if on_news is not None:
+            under_way = {job.key for job in running.values()}
+            for key, news in pool.news().items():
+                if key in under_way:  # what comes late is of a job that is done, or will be made again
+                    on_news(key, news)
         died, was_alone = False, len(running) == 1
         for future in finished:
             job = running.pop(future)
@@ -156,9 +174,11 @@ def _fan_out(jobs: Sequence[J], pool: _Pool, retries: int, done: Callable[[J, An
 
 
 @contextlib.contextmanager
-def _pool(workers: int, cluster: str | None, runner: Runner) -> Iterator[_Pool]:
+def _pool(workers: int, cluster: str | None, runner: Runner, *, tells: bool) -> Iterator[_Pool]:
     if cluster is not None:
-        with _ray_pool(workers, cluster, runner) as on_ray:
+        from forgetless.cluster import ray_pool
+
+        with ray_pool(workers, cluster, _Packed.of, _unpacking(runner), tells=tells) as on_ray:
             yield on_ray
     elif workers == 1:
         yield _Here(runner)
@@ -188,6 +208,14 @@ class _Here:
 
     def restart(self) -> None:
         """Nothing to do."""
+
+    def news(self) -> Mapping[str, Any]:
+        """None: a job writes where everybody sees it."""
+        return {}
+
+    def last_news(self) -> Mapping[str, Any]:
+        """None, as well."""
+        return {}
 
 
 class _Recording(multiprocessing.context.SpawnContext):
@@ -225,6 +253,14 @@ class _Processes:
     def restart(self) -> None:
         self.close()
         self._start()
+
+    def news(self) -> Mapping[str, Any]:
+        """None: a job writes where everybody sees it."""
+        return {}
+
+    def last_news(self) -> Mapping[str, Any]:
+        """None, as well."""
+        return {}
 
     def close(self) -> None:
         """End all processes: those at work may store what they have first."""
@@ -270,80 +306,8 @@ class _Packed:
         return pickle.loads(self.content)
 
 
-def _unpacking(runner: Runner) -> Callable[[_Packed], Any]:
-    def run(job: _Packed) -> Any:
-        return runner(job.unpacked())
+def _unpacking(runner: Runner) -> Callable[..., Any]:
+    def run(job: _Packed, *tell: Any) -> Any:
+        return runner(job.unpacked(), *tell)
 
     return run
-
-
-# ---- Ray ---------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _ray_pool(workers: int, cluster: str, runner: Runner) -> Iterator[_Pool]:
-    try:
-        import ray
-    except ImportError as error:
-        raise InputError("Expected Ray for --cluster, but it is not installed. Install the extra `ray`.") from error
-    if cluster != LOCAL:
-        _expect_answer(cluster)
-    with _own_handlers():
-        if cluster == LOCAL:
-            with interruption.starting_children():
-                ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            try:
-                ray.init(address=cluster, log_to_driver=False, logging_level=logging.ERROR)
-            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise _no_answer(cluster, reason) from error
-    try:
-        yield _OnRay(workers, ray.remote(num_cpus=1, max_retries=0)(_unpacking(runner)))
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _own_handlers() -> Iterator[None]:
-    """At its end signals are handled as before: Ray takes SIGTERM for itself."""
-    is_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if is_main else {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _expect_answer(cluster: str) -> None:
-    """Refuse an address that nobody listens on, which Ray itself would wait for."""
-    host, _, port = cluster.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        raise InputError(f"Expected HOST:PORT, ray://HOST:PORT or {LOCAL} as the cluster, but got {cluster!r}.")
-    try:
-        with socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER):
-            pass
-    except (OSError, OverflowError) as error:
-        raise _no_answer(cluster, getattr(error, "strerror", None) or str(error)) from error
-
-
-def _no_answer(cluster: str, reason: str) -> InputError:
-    return InputError(
-        f"Expected a Ray cluster that answers within {_SECONDS_TO_ANSWER:.0f} s at {cluster}, but got: {reason}. Start "
-        "one with `ray start --head`, or leave out --cluster."
-    )
-
-
-class _OnRay:
-    """Tasks of a Ray cluster."""
-
-    def __init__(self, size: int, remote: Any) -> None:
-        self.size, self._remote = size, remote
-
-    def submit(self, job: Any) -> "Future[Any]":
-        future: Future[Any] = self._remote.remote(_Packed.of(job)).future()
-        return future
-
-    def restart(self) -> None:
-        """Nothing to do: Ray replaces a process that died."""

@@ -169,7 +169,7 @@ class Keeper:
             texts = budget.on.to(self._weights[0].device)
         elif isinstance(budget.on, str):
             texts = self._written(prompts, context)
-            if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            if _in_several():
                 dist.broadcast(texts, 0)
         else:
             return None

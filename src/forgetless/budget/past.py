@@ -401,14 +401,14 @@ def cross_entropies(outputs: Any, targets: Tensor) -> Tensor:
 
 def _entropies(outputs: Any, texts: Tensor) -> Tensor:
     """H(p̂) at each place of texts."""
-    log_p = _log_probabilities(outputs)
-    if log_p.shape[:-1] != texts.shape:
+    found = _entropy(outputs, texts)
+    if found.shape != texts.shape:
         raise InputError(
             f"Expected logits (texts, tokens, words) for tokens of shape {tuple(texts.shape)}, but got "
-            f"{tuple(log_p.shape)}. Pass a causal language model, or old batches in place of its own samples."
+            f"{tuple(logits_of(outputs, 'empirical').shape)}. Pass a causal language model, or old batches in place of "
+            "its own samples."
         )
-    p = log_p.exp()
-    return -(p * log_p).where(p > 0, 0).sum(-1)
+    return found
 
 
 def _mean(losses: Tensor, targets: Any) -> tuple[Tensor, float]:

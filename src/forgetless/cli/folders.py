@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forgetless.cli.terminal import exit_code_of, last_words, progress_bar, shown, tell, warnings_in_one_line, writable
+from forgetless.cluster import expect_cluster
 from forgetless.configuration import Configuration
 from forgetless.errors import InputError
 from forgetless.experiments.base import RUN_KINDS, kind_of, load_config, load_result
@@ -43,6 +44,8 @@ def start(
     """
     kind = RUN_KINDS[experiment]
     kind.check(config)  # bad input is refused before anything is written
+    if (cluster := kind.cluster(config)) is not None:
+        expect_cluster(cluster)
     stamp = dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     path = output or Path("runs") / f"{experiment}-{_short_name(kind.data(config))}-{stamp}"
     with warnings_in_one_line():
@@ -56,7 +59,14 @@ def _short_name(data: str) -> str:
     return name.encode()[:100].decode(errors="ignore")  # names have 255 bytes at most, and others are made of it
 
 
-def go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False, workers: int | None = None) -> int:
+def go_on(
+    folder: RunFolder,
+    *,
+    as_json: bool,
+    tensorboard: bool = False,
+    workers: int | None = None,
+    cluster: str | None = None,
+) -> int:
     """Do what is left of a run, then show it.
 
     Args:
@@ -64,6 +74,7 @@ def go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False, worker
         as_json: Print the result as JSON.
         tensorboard: Write scalars, too; for a search.
         workers: Processes; as many as the configuration says if None.
+        cluster: An address, `local`, or `none` for processes; as the configuration says if None.
 
     Returns:
         The exit code.
@@ -81,6 +92,7 @@ def go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False, worker
     with warnings_in_one_line():
         config = load_config(folder)
         config = config if workers is None else config.changed({"resources.workers": workers})
+        config = config if cluster is None else config.changed({"resources.cluster": _address(cluster)})
         load_result(folder)  # what is damaged or was edited is refused before anything is written
     with contextlib.ExitStack() as held:
         with warnings_in_one_line():
@@ -99,6 +111,10 @@ def go_on(folder: RunFolder, *, as_json: bool, tensorboard: bool = False, worker
     else:
         tell(kind.table(result), f"Report: {path}")
     return exit_code_of(failures)
+
+
+def _address(cluster: str) -> str | None:
+    return None if cluster == "none" else cluster
 
 
 def search_result(folder: RunFolder) -> "SearchResult":

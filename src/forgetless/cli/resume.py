@@ -18,6 +18,7 @@ def resume_command(
     *,
     plugin: tuple[Path, ...] = (),  # noqa: ARG001 (`main` has loaded them)
     workers: Annotated[int | None, Parameter(validator=Number(gte=1, lte=MOST_THREADS))] = None,
+    cluster: str | None = None,
     tensorboard: bool = False,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
@@ -26,10 +27,12 @@ def resume_command(
     Args:
         run: The run folder.
         plugin: Files with the methods of one's own that the run was made with.
-        workers: Processes; as many as it was begun with by default.
+        workers: Processes, or tasks at a time on a cluster; as many as it was begun with by default.
+        cluster: The address of a Ray cluster, `local` to start one here, or `none` for processes of this machine; as it
+            was begun by default.
         tensorboard: Write every epoch's numbers as scalars below the run folder, too; for a search.
         as_json: Print the result as JSON on standard output, and nothing else there.
     """
     with warnings_in_one_line():
         folder = RunFolder.open_to_go_on(run)
-    return go_on(folder, as_json=as_json, tensorboard=tensorboard, workers=workers)
+    return go_on(folder, as_json=as_json, tensorboard=tensorboard, workers=workers, cluster=cluster)

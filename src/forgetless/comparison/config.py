@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from forgetless.configuration import NAME, Configuration, Part, option
 from forgetless.errors import InputError, expect_one_of
 from forgetless.evaluation.config import EvaluationConfig
-from forgetless.parts import ClusterResources, Resources, RunConfig, default_protections
+from forgetless.parts import Resources, RunConfig, TrainingResources, default_protections
 from forgetless.search.config import SearchConfig
 from forgetless.strategies import STRATEGIES, StrategyOptions
 
@@ -102,7 +102,7 @@ class ComparisonConfig(Configuration):
     search: SearchConfig = option(None)
     evaluation: EvaluationConfig = EvaluationConfig()
     tests: CompareOptions = CompareOptions()
-    resources: ClusterResources = ClusterResources()
+    resources: TrainingResources = TrainingResources()
 
     def __post_init__(self) -> None:
         super().__post_init__()

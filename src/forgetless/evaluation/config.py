@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from forgetless.configuration import MOST_SEEDS, Configuration, Part, option
 from forgetless.errors import InputError
-from forgetless.parts import ClusterResources
+from forgetless.parts import TrainingResources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,4 +54,4 @@ class EvaluateConfig(Configuration):
     """
 
     evaluation: EvaluationConfig = EvaluationConfig()
-    resources: ClusterResources = ClusterResources()
+    resources: TrainingResources = TrainingResources()

@@ -33,7 +33,7 @@ from forgetless.evaluation.searches import (
 )
 from forgetless.evaluation.trainings import Training, TrainingStore, run_trainings
 from forgetless.evaluation.truth import Truth, read_truth
-from forgetless.parts import ClusterResources
+from forgetless.parts import TrainingResources
 from forgetless.progress import OnProgress, Progress
 from forgetless.search import SearchConfig, load_task, make_space, shared_weight_rewards
 from forgetless.search.records import SearchRecord
@@ -66,7 +66,7 @@ def run_evaluation(
     runs: Sequence[EvaluatedRun],
     store: TrainingStore | None = None,
     *,
-    resources: ClusterResources | None = None,
+    resources: TrainingResources | None = None,
     scores: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
@@ -102,7 +102,7 @@ def run_evaluation(
         trained = [dict(zip(truth.architectures, truth.values.tolist(), strict=True))] * len(searches)
     else:
         assert store is not None
-        trained, failures = _train_all(config, searches, store, resources or ClusterResources(), on_progress)
+        trained, failures = _train_all(config, searches, store, resources or TrainingResources(), on_progress)
     records: list[JudgedSearch] = []
     lower = about.lower_is_better
     for (run, search), known in zip(searches, trained, strict=True):
@@ -138,7 +138,7 @@ def _train_all(
     config: EvaluationConfig,
     searches: Sequence[tuple[EvaluatedRun, FinishedSearch]],
     store: TrainingStore,
-    resources: ClusterResources,
+    resources: TrainingResources,
     on_progress: OnProgress | None,
 ) -> tuple[list[dict[Any, float]], list[Failure[Training]]]:
     """For each search the mean test error of every architecture that it is judged by."""

@@ -61,6 +61,12 @@ class RunKind(ABC, Generic[C, R]):
         return str(config.data.name)
 
     @staticmethod
+    def cluster(config: Any) -> str | None:
+        """The Ray cluster that it is spread over, if it is."""
+        address: str | None = config.resources.cluster
+        return address
+
+    @staticmethod
     @abstractmethod
     def check(config: C) -> None:
         """Refuse what could not be finished, before anything is written.

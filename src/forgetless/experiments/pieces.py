@@ -1,4 +1,4 @@
-"""A run spread over processes: each independent piece in a run folder of its own, then put together.
+"""A run spread over processes or a cluster: each independent piece in a run folder of its own, then put together.
 
 A piece is what can be trained without the rest: the arms of one seed that do not follow one another. It goes on after
 an interruption as any run does. When it is finished its records take their places in the run's own file, in the order
@@ -22,6 +22,7 @@ from forgetless.records import Record
 
 if TYPE_CHECKING:
     from forgetless.configuration import Configuration
+    from forgetless.parts import Resources
     from forgetless.runs import RunFolder
 
 PIECES = "pieces"
@@ -51,17 +52,14 @@ class Piece:
 
 
 def wants_pieces(config: Any, folder: RunFolder) -> bool:
-    """Whether a run is made in pieces: where processes are asked for, or were when it was begun.
+    """Whether a run is made in pieces: where processes or a cluster are asked for, or were when it was begun.
 
     Args:
         config: Of the run, with its resources.
         folder: Of the run.
     """
-    return _workers(config) > 1 or (folder.path / PIECES).is_dir()
-
-
-def _workers(config: Any) -> int:
-    return config.resources.workers or 1
+    resources: Resources = config.resources
+    return (resources.workers or 1) > 1 or resources.cluster is not None or (folder.path / PIECES).is_dir()
 
 
 def run_in_pieces(
@@ -72,11 +70,11 @@ def run_in_pieces(
     on_progress: OnProgress | None = None,
     on_record: Callable[[Any], None] | None = None,
 ) -> dict[str, str]:
-    """Make what a run folder lacks, each piece in a process.
+    """Make what a run folder lacks, each piece in a process, or on a machine of a cluster.
 
     Args:
         kind: Of run.
-        config: Of the folder; it says how many processes.
+        config: Of the folder; it says how many processes, or which cluster.
         folder: Of the run; this process has its lock.
         on_progress: Called about once a second, from another thread.
         on_record: Called with each record when its piece is finished, those that were there first.
@@ -85,10 +83,8 @@ def run_in_pieces(
         Name → reason of each piece that failed twice. The others are done.
 
     Raises:
-        InputError: If records are damaged.
+        InputError: If records are damaged; or if Ray is not installed, or the cluster does not answer.
     """
-    from forgetless.workers import fan_out
-
     kept = kind.read(config, folder)
     pieces = [Piece(folder.path / PIECES / name, kind.name, own) for name, own in kind.pieces(config).items()]
     for record in kept if on_record is not None else ():
@@ -109,10 +105,22 @@ def run_in_pieces(
     sizes = {piece.path: kind.num_records(piece.config) for piece in pieces}
     done = sum(size for path, size in sizes.items() if all(path != piece.path for piece in unfinished))
     with followed({piece.path: piece.key for piece in unfinished}, sizes, done, on_progress):
-        failures = fan_out(unfinished, run_piece, gather, workers=_workers(config))
+        failed = _make(unfinished, gather, config.resources)
     with contextlib.suppress(OSError):
         (folder.path / PIECES).rmdir()
-    return {failure.job.key: failure.reason for failure in failures}
+    return failed
+
+
+def _make(pieces: Sequence[Piece], gather: Callable[[Piece, None], None], resources: Resources) -> dict[str, str]:
+    """Make pieces; name → reason of each that failed twice."""
+    from forgetless.workers import fan_out
+
+    if resources.cluster is None:
+        failures = fan_out(pieces, run_piece, gather, workers=resources.workers or 1)
+        return {failure.job.key: failure.reason for failure in failures}
+    from forgetless.experiments.carried import make_on_cluster
+
+    return make_on_cluster(pieces, gather, resources.cluster, resources.workers)
 
 
 def run_piece(piece: Piece) -> None:

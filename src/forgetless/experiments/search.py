@@ -80,6 +80,7 @@ class SearchRun(RunKind[SearchConfig, "SearchResult"]):
                     "run.seeds": 1,
                     "run.first_seed": seed,
                     "resources.workers": None,
+                    "resources.cluster": None,
                 }
             )
             for seed in config.run.all_seeds

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from forgetless.data.named import GRAPH_DATA
 from forgetless.registry import Registry
-from forgetless.tasks.base import TASKS, BatchLoss, SplitName, Task, TaskOptions, Unit, bound, evaluating, sha256_of
+from forgetless.tasks._classification import Classification
+from forgetless.tasks.base import TASKS, SplitName, TaskOptions, bound, evaluating, sha256_of
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
     from forgetless.data.graphs import GraphData
     from forgetless.tasks.base import Batch
@@ -29,7 +30,7 @@ class GraphTaskOptions(TaskOptions):
 
 
 @TASKS.register
-class NodeClassification(Task["nn.Module"]):
+class NodeClassification(Classification):
     """Nodes of one graph to classes, with cross entropy as the loss and 1 − accuracy as the error.
 
     The model holds the graph, whose nodes and edges it always sees whole; it is called with the numbers of the nodes
@@ -47,9 +48,7 @@ class NodeClassification(Task["nn.Module"]):
     data_sets: ClassVar[Registry[Any]] = GRAPH_DATA
     default_data: ClassVar[str] = "cora"
     fits_like: ClassVar[str | None] = "images"
-    error_name: ClassVar[str] = "error"
     error_unit: ClassVar[str] = "fraction of nodes"
-    unit: ClassVar[Unit] = Unit("points of accuracy", 100.0, 1, "error", "accuracy", "%")
     data: GraphData
 
     def __init__(self, data: GraphData, batch_size: int, device: torch.device | str = "cpu") -> None:
@@ -83,41 +82,9 @@ class NodeClassification(Task["nn.Module"]):
         return cls(load_graph(data, data_dir), batch_size, device)
 
     @property
-    def num_classes(self) -> int:
-        """K."""
-        return self.data.num_classes
-
-    @property
-    def num_outputs(self) -> int:
-        """A logit for each class."""
-        return self.data.num_classes
-
-    @property
     def has_one_batch(self) -> bool:
         """Whether a batch has all training nodes."""
         return self.batch_size == len(self.data.train)
-
-    @property
-    def error_of_guessing(self) -> float:
-        """1 − 1/K."""
-        return 1 - 1 / self.data.num_classes
-
-    def reward(self, error: float) -> float:
-        """Accuracy.
-
-        Args:
-            error: 1 − accuracy.
-        """
-        return 1 - error
-
-    @classmethod
-    def in_words(cls, error: float) -> str:
-        """As accuracy in per cent.
-
-        Args:
-            error: 1 − accuracy.
-        """
-        return f"accuracy {100 * (1 - error):.1f} %"
 
     def training_batches(self, num_batches: int, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
         """Shuffled passes over the training nodes; the last incomplete batch of a pass is dropped.
@@ -160,23 +127,6 @@ class NodeClassification(Task["nn.Module"]):
         """SHA-256 of features, edges, labels and all splits."""
         graph = {"features": self.data.features, "edges": self.data.edges, "labels": self.data.labels}
         return sha256_of(graph | {f"{name} nodes": nodes for name, nodes in self._nodes.items()})
-
-    @staticmethod
-    def loss(outputs: Any, targets: Tensor) -> Tensor:
-        """Mean cross entropy, in nats per node.
-
-        Args:
-            outputs: Logits (batch, K).
-            targets: Classes (batch,).
-        """
-        import torch.nn.functional as F
-
-        return F.cross_entropy(outputs, targets)
-
-    def loss_of(self, model: nn.Module, architecture: Any = None) -> BatchLoss:
-        """The mean cross entropy of a batch (nodes, labels)."""
-        forward = bound(model, architecture)
-        return BatchLoss(lambda batch, state: (self.loss(forward(batch[0]), batch[1]), state))
 
     def error(
         self, model: nn.Module, split: SplitName, architecture: Any = None, num_batches: int | None = None

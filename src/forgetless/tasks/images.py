@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from forgetless.data.named import IMAGE_DATA
 from forgetless.registry import Registry
-from forgetless.tasks.base import TASKS, BatchLoss, SplitName, Task, TaskOptions, Unit, bound, evaluating, sha256_of
+from forgetless.tasks._classification import Classification
+from forgetless.tasks.base import TASKS, SplitName, TaskOptions, bound, evaluating, sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ class ImageOptions(TaskOptions):
 
 
 @TASKS.register
-class ImageClassification(Task["nn.Module"]):
+class ImageClassification(Classification):
     """Images to classes, with cross entropy as the loss and 1 − accuracy as the error.
 
     Args:
@@ -53,9 +54,7 @@ class ImageClassification(Task["nn.Module"]):
     Options: ClassVar[type[TaskOptions]] = ImageOptions
     data_sets: ClassVar[Registry[Any]] = IMAGE_DATA
     default_data: ClassVar[str] = "digits"
-    error_name: ClassVar[str] = "error"
     error_unit: ClassVar[str] = "fraction of images"
-    unit: ClassVar[Unit] = Unit("points of accuracy", 100.0, 1, "error", "accuracy", "%")
     data: ImageData
 
     def __init__(
@@ -90,38 +89,6 @@ class ImageClassification(Task["nn.Module"]):
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width)."""
         return self.data.image_shape
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return self.data.num_classes
-
-    @property
-    def num_outputs(self) -> int:
-        """A logit for each class."""
-        return self.data.num_classes
-
-    @property
-    def error_of_guessing(self) -> float:
-        """1 − 1/K."""
-        return 1 - 1 / self.data.num_classes
-
-    def reward(self, error: float) -> float:
-        """Accuracy.
-
-        Args:
-            error: 1 − accuracy.
-        """
-        return 1 - error
-
-    @classmethod
-    def in_words(cls, error: float) -> str:
-        """As accuracy in per cent.
-
-        Args:
-            error: 1 − accuracy.
-        """
-        return f"accuracy {100 * (1 - error):.1f} %"
 
     def training_batches(self, num_batches: int, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
         """Shuffled passes over the training split; the last incomplete batch of a pass is dropped.
@@ -175,18 +142,6 @@ class ImageClassification(Task["nn.Module"]):
         images = {f"{name} images": split.images for name, split in self._splits.items()}
         return sha256_of(images | {f"{name} labels": split.labels for name, split in self._splits.items()})
 
-    @staticmethod
-    def loss(outputs: Any, targets: Tensor) -> Tensor:
-        """Mean cross entropy, in nats per image.
-
-        Args:
-            outputs: Logits (batch, K).
-            targets: Classes (batch,).
-        """
-        import torch.nn.functional as F
-
-        return F.cross_entropy(outputs, targets)
-
     def weighted_loss(self, model: Any, architecture: Any, edge_weights: Tensor, number: int) -> Tensor:
         """The mean loss on one batch of the reward split, as large as a training batch.
 
@@ -205,11 +160,6 @@ class ImageClassification(Task["nn.Module"]):
         images, labels = batches[number % len(batches)]
         model.train()
         return self.loss(model(images, architecture, edge_weights.to(images.device)), labels)
-
-    def loss_of(self, model: nn.Module, architecture: Any = None) -> BatchLoss:
-        """The mean cross entropy of a batch (images, labels)."""
-        forward = bound(model, architecture)
-        return BatchLoss(lambda batch, state: (self.loss(forward(batch[0]), batch[1]), state))
 
     def error(
         self,

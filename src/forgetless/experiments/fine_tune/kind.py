@@ -71,7 +71,9 @@ class FineTuneRun(RunKind[FineTuneConfig, "FineTuneResult"]):
     def pieces(config: FineTuneConfig) -> dict[str, FineTuneConfig]:
         """One for each seed, whose arms share a pretraining."""
         return {
-            f"seed-{seed}": config.changed({"run.seeds": 1, "run.first_seed": seed, "resources.workers": None})
+            f"seed-{seed}": config.changed(
+                {"run.seeds": 1, "run.first_seed": seed, "resources.workers": None, "resources.cluster": None}
+            )
             for seed in config.run.all_seeds
         }
 

@@ -62,7 +62,9 @@ class LandscapeRun(RunKind[LandscapeConfig, "LandscapeResult"]):
     def pieces(config: LandscapeConfig) -> dict[str, LandscapeConfig]:
         """One for each seed."""
         return {
-            f"seed-{seed}": config.changed({"run.seeds": 1, "run.first_seed": seed, "resources.workers": None})
+            f"seed-{seed}": config.changed(
+                {"run.seeds": 1, "run.first_seed": seed, "resources.workers": None, "resources.cluster": None}
+            )
             for seed in config.run.all_seeds
         }
 

@@ -72,6 +72,7 @@ class TwoModelRun(RunKind[TwoModelConfig, "TwoModelResult"]):
                     "run.seeds": 1,
                     "run.first_seed": seed,
                     "resources.workers": None,
+                    "resources.cluster": None,
                     "chain.shared": (shared,),
                     "chain.convergence": (convergence,),
                 }
