@@ -212,7 +212,7 @@ def rows_of(part: Table, result: ComparisonResult) -> list[Cells]:
     """The rows of a table of the report."""
     return [
         {"": label(ranked)} | dict(zip(part.columns, map(str, row.cells), strict=True))
-        for ranked, row in zip(result.ranked, part.rows, strict=True)
+        for ranked, row in zip(result.ranked, (row for row in part.rows if row.is_ranked), strict=True)
     ]
 
 

@@ -29,6 +29,27 @@ class FailedTraining(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ceiling(Record):
+    """Kendall's τ between two halves of a truth's training seeds: a lower bound for the ceiling of any ranking.
+
+    Attributes:
+        num_seeds: (count) Trainings of each architecture.
+        half: (count) Seeds of each half.
+        num_splits: (count) Pairs of halves, over which each τ is a mean.
+        tau: (τ) Over all architectures of the truth; null, as the next two, where nothing can be ranked.
+        tau_unique: (τ) Over the first of each group of architectures that are the same function.
+        tau_top: (τ) Over the best 20 % by one half, of the order by the other.
+    """
+
+    num_seeds: int
+    half: int
+    num_splits: int
+    tau: Number
+    tau_unique: Number
+    tau_top: Number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedBy(Record):
     """What searches were judged by. Its other keys are the options of the evaluation.
 
@@ -37,6 +58,8 @@ class JudgedBy(Record):
         measure: (text) What was measured: the column of the truth, or the error of the task with its unit.
         description: (text) The same in words.
         lower_is_better: (true or false) Whether it is an error.
+        ceiling: (object) Of the truth: how well one half of its training seeds ranks the other; null where it has one
+            number per architecture, and without a truth.
     """
 
     flat: ClassVar[str] = "options"
@@ -45,6 +68,7 @@ class JudgedBy(Record):
     measure: str
     description: str
     lower_is_better: bool
+    ceiling: Ceiling | None = None
 
     def was_asked_for(self, config: EvaluationConfig) -> bool:
         """Whether the options are those of a configuration; files of other versions may have more or fewer.

@@ -130,8 +130,13 @@ def _about(config: EvaluationConfig, searches: Sequence[SearchConfig], truth: Tr
         measure, is_lower = f"test {unit.error}" + (f", {unit.name}" if unit.scale == 1 else ""), True
         seeds = f"{config.training_seeds} seed{'s' * (config.training_seeds > 1)}"
         description = f"Trained from scratch, mean over {seeds}; smaller is better."
-    options = dataclasses.asdict(config)
-    return JudgedBy(options=options, measure=measure, description=description, lower_is_better=is_lower)
+    return JudgedBy(
+        options=dataclasses.asdict(config),
+        measure=measure,
+        description=description,
+        lower_is_better=is_lower,
+        ceiling=None if truth is None else truth.ceiling,
+    )
 
 
 def _train_all(
@@ -188,7 +193,6 @@ def _baselines(
     """What rules without a search select, for every run and seed; and why others have no score."""
     if truth is None or not config.baselines:
         return [], {}
-    chosen = _drawn(truth, config.baselines)
     names, undefined = defined_baselines(make_search_space(runs[0].config))
     top = min(len(record.found) for record in records)
     found: list[JudgedBaseline] = []
@@ -203,16 +207,18 @@ def _baselines(
         except InputError as error:  # a table can judge a search whose data is not at hand
             return [], undefined | dict.fromkeys(names, f"It needs the data of the search. {error}")
         for seed in dict.fromkeys(record.seed for record in records if record.run == run.name):
+            # Drawn anew for each seed, so that the luck of one draw is not that of all.
+            chosen = _drawn(truth, config.baselines, seed)
             scores = baseline_scores(run.config, seed, chosen, folder, task=task, on_score=on_score)
             found += judge_baselines(run.name, seed, chosen, scores, truth, top)
     return found, undefined
 
 
-def _drawn(truth: Truth[Any], number: int) -> tuple[Any, ...]:
-    """So many architectures of a truth, the same for every search; all if it has no more."""
+def _drawn(truth: Truth[Any], number: int, seed: int) -> tuple[Any, ...]:
+    """So many architectures of a truth, the same for every search of that seed; all if it has no more."""
     if len(truth.architectures) <= number:
         return truth.architectures
-    order = torch.randperm(len(truth.architectures), generator=torch.Generator().manual_seed(_ESTIMATED_SEED))
+    order = torch.randperm(len(truth.architectures), generator=torch.Generator().manual_seed(seed))
     return tuple(truth.architectures[i] for i in order[:number].tolist())
 
 
@@ -228,6 +234,6 @@ def _estimates(
     state = run.load_state(search.arm.seed, search.arm.protection) if is_asked else None
     if state is None:
         return None
-    chosen = _drawn(truth, config.estimates)
+    chosen = _drawn(truth, config.estimates, _ESTIMATED_SEED)
     (rewards,) = shared_weight_rewards(run.config, [state], chosen, on_progress=on_progress)
     return Estimates(chosen, tuple(rewards))

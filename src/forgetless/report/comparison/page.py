@@ -14,6 +14,7 @@ from forgetless.evaluation.records import Beats
 from forgetless.report import table
 from forgetless.report.baselines import baseline_notes, baselines_table, beats_table
 from forgetless.report.canvas import picture
+from forgetless.report.ceiling import ceiling_notes, ceiling_rows
 from forgetless.report.comparison.figures import colour_of, forgetting_against_quality
 from forgetless.report.comparison.findings import decimals, headline_sentences, in_per_cent, scale_of
 from forgetless.report.formats import counted, duration, plus_minus, probability
@@ -61,6 +62,8 @@ def comparison_tables(result: ComparisonResult) -> list[table.Table]:
             table.Row(f"{i} {row}", [cells[row] for cells in columns.values()], label=str(row), colour=colour_of(row))
             for i, row in enumerate(result.ranked, start=1)
         ]
+        if Measure.TAU in measures:
+            rows += ceiling_rows(result.about, tuple(columns))
         tables.append(table.Table(title, tuple(columns), rows, first=""))
     return [*tables, *_without_a_search(result)]
 
@@ -148,6 +151,7 @@ def comparison_notes(result: ComparisonResult) -> list[str]:
         notes += baseline_notes(result.beats, result.undefined)
     if Measure.TAU in config.measures:
         notes.append("τ: Kendall's, of rewards on shared weights with the truth; top: best 20 %.")
+        notes += ceiling_notes(result.about)
     return [*notes, "Time: of one search, beside others; differences in it are not tested."]
 
 
