@@ -18,6 +18,7 @@ from forgetless.evaluation.config import EvaluateConfig
 from forgetless.evaluation.records import (
     BaselineSummary,
     Beats,
+    Ceiling,
     Evaluation,
     JudgedBaseline,
     JudgedBy,
@@ -59,6 +60,7 @@ RECORDS = {
     "search-summary": SearchSummary,
     "evaluation": Evaluation,
     "judged-by": JudgedBy,
+    "ceiling": Ceiling,
     "judged-search": JudgedSearch,
     "judged-summary": JudgedSummary,
     "judged-baseline": JudgedBaseline,

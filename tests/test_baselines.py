@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from configs import judged_search, search_config
+import graphs
+from configs import changed, judged_search, search_config
 from forgetless.baselines import BASELINES, Subject
 from forgetless.baselines._drawings import longest_path
 from forgetless.baselines.jacob_cov import jacobian_score
@@ -24,6 +25,8 @@ from forgetless.spaces.base import Edge
 from forgetless.spaces.recurrent import RecurrentSpace
 
 IMAGES = search_config(space="nas201", units=2, data="digits", batch_size=6)
+CELLS_OF_BLOCKS = search_config(space="cell", nodes=1, units=2, data="digits", batch_size=6)
+NODES = search_config(space="graph", units=3, batch_size=6)
 WORDS = search_config(space="recurrent", nodes=2, units=4, batch_size=3, num_steps=4, vocabulary=50)
 CELL = "|nor_conv_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|none~0|none~1|nor_conv_3x3~2|"
 
@@ -157,15 +160,32 @@ def test_counts_by_hand(images):
     assert [BASELINES[name].score(cell) for name in ("relu", "depth")] == [2.0, 2.0]  # node 0 and one of the two
 
 
+def test_counts_of_a_graph_network_by_hand(tmp_path):
+    """Node 1 reads the 11 features, nodes 2 and 4 three units; the leaves 3 and 4 have a block each after them."""
+    network = subject_of(changed(NODES, data=str(graphs.written(tmp_path))), "0112|gcn,gat,skip,fc")
+    assert [BASELINES[name].score(network) for name in ("operations", "depth")] == [3.0, 3.0]
+    used = network.supernet.used_parameters(network.architecture)
+    assert BASELINES["parameters"].score(network) == sum(map(torch.numel, used.values()))
+    heads = sum(weight.numel() for name, weight in used.items() if name.startswith(("after", "classifier")))
+    assert heads == 2 * 3 * 3 + 3 + 3 * 3 + 3
+
+
 # Of a space
 
 
 @pytest.mark.parametrize(
     ("config", "lacking"),
-    [(IMAGES, {"relu"}), (WORDS, {"jacob-cov", "naswot", "synflow"})],
-    ids=["nas201", "recurrent"],
+    [
+        (IMAGES, {"relu"}),
+        (CELLS_OF_BLOCKS, {"relu"}),
+        (WORDS, {"jacob-cov", "naswot", "synflow"}),
+        (NODES, {"jacob-cov", "naswot", "synflow", "relu"}),
+    ],
+    ids=["nas201", "cell", "recurrent", "graph"],
 )
-def test_every_rule_has_a_score_or_a_sentence(config, lacking, tmp_path):
+def test_every_rule_has_a_score_or_a_sentence(config, lacking, tmp_path_factory, tmp_path):
+    if config is NODES:
+        config = changed(NODES, data=str(graphs.written(tmp_path_factory.mktemp("graph"))))
     space = make_search_space(config)
     names, reasons = defined_baselines(space)
     assert set(reasons) == lacking

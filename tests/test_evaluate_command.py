@@ -59,6 +59,16 @@ def truth(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The same with a column for each of three seeds, of which the second ranks otherwise."""
+    path = tmp_path_factory.mktemp("truth") / "seeds.csv"
+    counts = {cell: sum("conv" in o for o in cell.operations) / 10 for cell in Nas201Space(OPERATIONS)}
+    rows = [f"{cell},{count},{-count},{count}" for cell, count in counts.items()]
+    path.write_text("\n".join(["arch,accuracy_seed0,accuracy_seed1,accuracy_seed2", *rows]))
+    return path
+
+
 def evaluated(capsys, *arguments):
     assert main(["evaluate", *map(str, arguments), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
@@ -81,6 +91,8 @@ def test_against_a_truth(searched, truth, tmp_path, capsys):
         assert search["tau"]["num_architectures"] == 30
     assert [entry["num_seeds"] for entry in found["summary"]] == [2, 2]
     assert {(each["rule"], each["seed"]) for each in found["baselines"]} >= {("parameters", 0), ("synflow", 1)}
+    selected = {architecture for each in found["baselines"] for architecture, _ in each["found"]}
+    assert len(selected) > 6  # each seed draws its own six
     assert [each["rule"] for each in found["beats"]] == ["random", "parameters", "best proxy"] * 2
     assert {rule for rule, _ in found["undefined"]} == {"relu"}
     assert len(list((tmp_path / "baselines").glob("*.json"))) == 2  # one per seed, which all protections share
@@ -157,13 +169,11 @@ def test_by_training_what_is_kept_is_not_trained_again(searched, tmp_path, capsy
         assert search["tau"] is None
 
 
-def test_the_table_is_whole_at_80_columns(searched, truth, tmp_path, capsys, monkeypatch):
+def test_the_table_is_whole_at_80_columns(searched, trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     options = (
         "--truth",
-        str(truth),
-        "--column",
-        "accuracy",
+        str(trained),
         "--estimates",
         "30",
         "--baselines",
@@ -173,7 +183,12 @@ def test_the_table_is_whole_at_80_columns(searched, truth, tmp_path, capsys, mon
     )
     assert main(["evaluate", str(searched), *options]) == 0
     text = capsys.readouterr().out
-    assert "What searches select: accuracy" in text
+    assert "What searches select: accuracy_median" in text
+    # One split of three orders alike, two contrariwise.
+    ceiling = load_evaluation(tmp_path / "evaluation.json").about.ceiling
+    assert (ceiling.half, ceiling.num_splits, ceiling.tau) == (1, 3, pytest.approx(-1 / 3))
+    (line,) = (line for line in text.splitlines() if "half-split ceiling" in line)
+    assert "−0.33" in line
     assert "enas, wpl" in text
     assert "Gain of the mean over rules without a search (p)" in text
     assert "What rules without a search select" in text

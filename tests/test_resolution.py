@@ -34,9 +34,8 @@ def slow_tau(x, y):
 def slow_ceiling(values, statistic, half):
     """All splits by permuting the seeds; the best 20 % by a half, which is better the larger it is."""
     n, seeds = values.shape
-    splits = {
-        frozenset((frozenset(o[:half]), frozenset(o[half : 2 * half]))) for o in itertools.permutations(range(seeds))
-    }
+    orders = itertools.permutations(range(seeds))
+    splits = {frozenset((frozenset(order[:half]), frozenset(order[half : 2 * half]))) for order in orders}
     overall, best = [], []
     for split in splits:
         first, second = (statistic(values[:, sorted(group)], axis=1) for group in split)
@@ -127,7 +126,7 @@ def test_a_line_of_the_table_and_a_note():
     ceiling = Ceiling(num_seeds=5, half=2, num_splits=15, tau=0.456, tau_unique=-0.01, tau_top=None)
     (row,) = ceiling_rows(about(ceiling, truth="t.csv"), ("regret", "τ", "τ unique", "τ top", "time"))
     assert list(row.cells) == ["–", "0.46", "−0.01", "–", "–"]
-    assert "2 of the truth's 5 training seeds" in " ".join(ceiling_notes(about(ceiling, truth="t.csv")))
+    assert "τ between 2 and 2 other seeds of the truth's 5," in " ".join(ceiling_notes(about(ceiling, truth="t.csv")))
     assert ceiling_notes(about(None, truth="t.csv")) == [
         "Ceiling of τ: unknown, as the truth has one number per architecture."
     ]

@@ -1,6 +1,6 @@
 """What a truth can resolve: several trainings of each architecture, and how well one half of them ranks the other.
 
-A truth file may have a column per training seed, `test_error_seed0`, `test_error_seed1`, …; docs/evaluation.md has the
+A truth file may have a column per training seed, `test_error_seed0`, `test_error_seed1`, …; docs/truth-files.md has the
 format. Of these this module takes the columns that are asked for, mean, median, standard deviation and the share that
 diverged, and the ceiling of any ranking.
 """
@@ -91,7 +91,7 @@ class Trainings:
     @property
     def num_seeds(self) -> int:
         """S."""
-        return self.values.shape[1]
+        return int(self.values.shape[1])
 
     def over(self, seeds: Sequence[int] | None = None) -> NDArray[np.float64]:
         """The statistic over some seeds.

@@ -1,8 +1,8 @@
 """Ground truth: the published or measured quality of the architectures of a space, read from one CSV file.
 
-A truth file has a header, a column `arch` or `architecture`, and columns of numbers; docs/evaluation.md has the format.
-Two kinds are known by their columns: the accuracies of NAS-Bench-201 (Dong and Yang 2020, arXiv:2001.00326), and the
-benchmarks shipped with this package, which are found by name.
+A truth file has a header, a column `arch` or `architecture`, and columns of numbers: docs/truth-files.md has the
+format. Two kinds are known by their columns: the accuracies of NAS-Bench-201 (Dong and Yang 2020, arXiv:2001.00326),
+and the benchmarks shipped with this package, which are found by name.
 """
 
 import itertools

@@ -41,8 +41,8 @@ def ceiling_notes(about: JudgedBy | None) -> list[str]:
         return []
     if (ceiling := about.ceiling) is None:
         return ["Ceiling of τ: unknown, as the truth has one number per architecture."]
+    halves = f"{ceiling.half} and {ceiling.half} other seeds of the truth's {ceiling.num_seeds}"
     return [
-        f"Half-split ceiling: τ between {ceiling.half} and {ceiling.half} others of the truth's {ceiling.num_seeds} "
-        "training seeds,",
+        f"Half-split ceiling: τ between {halves},",
         f"mean over {counted(ceiling.num_splits, 'split')}: a lower bound of what a ranking can reach.",
     ]
