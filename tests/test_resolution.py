@@ -46,7 +46,7 @@ def slow_ceiling(values, statistic, half):
     return len(splits), np.mean(overall), np.mean(best)
 
 
-@pytest.mark.parametrize(("seeds", "half", "num_splits"), [(2, 1, 1), (3, 1, 3), (4, 2, 3), (5, 2, 15)])
+@pytest.mark.parametrize(("seeds", "half", "num_splits"), [(2, 1, 1), (3, 1, 3), (4, 2, 3), (5, 2, 15), (6, 3, 10)])
 @pytest.mark.parametrize("name", ["mean", "median"])
 def test_it_is_the_mean_over_all_splits(seeds, half, num_splits, name):
     _, values = noisy(30, seeds, 0.7, np.random.default_rng(seeds))
@@ -64,8 +64,8 @@ def test_of_many_seeds_splits_are_drawn():
     found = ceiling_of(Trainings(values, "mean"), lower_is_better=False)
     assert (found.half, found.num_splits) == (6, resolution.MOST_SPLITS)
     assert found == ceiling_of(Trainings(values, "mean"), lower_is_better=False)
-    _, overall, best = 0, *np.mean([_split(values, order) for order in _orders(12, 400)], axis=0)
-    assert (found.tau, found.tau_top) == (pytest.approx(overall, abs=0.02), pytest.approx(best, abs=0.1))
+    _, overall, best = 0, *np.mean([_split(values, order) for order in _orders(12, 100)], axis=0)
+    assert (found.tau, found.tau_top) == (pytest.approx(overall, abs=0.03), pytest.approx(best, abs=0.15))
 
 
 def _orders(number, draws):

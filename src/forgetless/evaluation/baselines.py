@@ -1,9 +1,9 @@
 """What baselines select, without a search, and which searches select better.
 
 A baseline selects the architectures that it scores best, as many as a search does, from `--baselines` of the truth that
-are drawn uniformly. *The best proxy* of a seed is the baseline, chance left out, whose selection was best on all
-*other* seeds: a rule chosen on the seed that it is judged by would be better than any that can be had beforehand.
-docs/evaluation.md explains it.
+are drawn uniformly for each seed. *The best proxy* of a seed is the baseline, chance left out, whose selection was best
+on all *other* seeds: a rule chosen on the seed that it is judged by would be better than any that can be had
+beforehand. docs/evaluation.md explains it.
 """
 
 import math

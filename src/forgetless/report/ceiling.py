@@ -6,7 +6,8 @@ from forgetless.evaluation.records import Ceiling, JudgedBy
 from forgetless.report.formats import NOTHING, counted
 from forgetless.report.table import Row
 
-NAME = "half-split ceiling"
+NAME, LABEL = "ceiling", "half-split ceiling"
+"""Of the line, in the terminal and on the page."""
 
 _FIELDS = {"τ": "tau", "τ unique": "tau_unique", "τ top": "tau_top"}
 
@@ -23,7 +24,7 @@ def ceiling_rows(about: JudgedBy | None, columns: Sequence[str]) -> list[Row]:
     """
     if about is None or about.ceiling is None:
         return []
-    return [Row(NAME, [_cell(about.ceiling, column) for column in columns], label=NAME, is_ranked=False)]
+    return [Row(NAME, [_cell(about.ceiling, column) for column in columns], label=LABEL, is_ranked=False)]
 
 
 def _cell(ceiling: Ceiling, column: str) -> str:
@@ -43,6 +44,6 @@ def ceiling_notes(about: JudgedBy | None) -> list[str]:
         return ["Ceiling of τ: unknown, as the truth has one number per architecture."]
     halves = f"{ceiling.half} and {ceiling.half} other seeds of the truth's {ceiling.num_seeds}"
     return [
-        f"Half-split ceiling: τ between {halves},",
+        f"Ceiling (half-split): τ between {halves},",
         f"mean over {counted(ceiling.num_splits, 'split')}: a lower bound of what a ranking can reach.",
     ]
