@@ -21,9 +21,9 @@ import timing
 from rich.console import Console
 from rich.table import Table
 
-from forgetless import runs, search
+from forgetless import runs
 from forgetless.checkpoints import DEFAULT, Checkpoints, seconds_of
-from forgetless.experiments import two_model
+from forgetless.experiments.base import RUN_KINDS
 
 RECURRENT = {"name": "recurrent", "nodes": 8, "units": 100}
 PTB = {"space": RECURRENT, "data": {"name": "ptb"}, "task": {"name": "text", "num_steps": 20}}
@@ -49,11 +49,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "resources": {"checkpoint_every": "30s"},
         },
     ),
-}
-
-EXPERIMENTS: dict[str, tuple[Any, Any]] = {
-    "two-model": (two_model.TwoModelConfig, two_model.run_in_folder),
-    "search": (search.SearchConfig, search.run_in_folder),
 }
 
 
@@ -85,10 +80,9 @@ def measured(experiment: str, options: dict[str, Any]) -> dict[str, Any]:
         mock.patch.object(runs.RunFolder, "save_checkpoint", timed_save),
     ):
         start = time.perf_counter()
-        kind, run_in_folder = EXPERIMENTS[experiment]
-        config = kind.from_dict({"resources": {"checkpoint_every": "1s"}, **options})
-        folder = runs.RunFolder.create(Path(place, "run"), {runs.EXPERIMENT: experiment, **config.to_dict()})
-        run_in_folder(config, folder)
+        kind = RUN_KINDS[experiment]
+        config = kind.Config.from_dict({"resources": {"checkpoint_every": "1s"}, **options})
+        kind.make(config, kind.create(Path(place, "run"), config))
         seconds = time.perf_counter() - start - sum(stores)
     return {
         "seconds": seconds,

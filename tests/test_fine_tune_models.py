@@ -12,8 +12,8 @@ from forgetless import diagonal_fisher, sample_text
 from forgetless.cli import main
 from forgetless.errors import InputError
 from forgetless.experiments.base import load_config
+from forgetless.experiments.fine_tune import FineTuneRun
 from forgetless.experiments.fine_tune.hugging_face import FolderModel
-from forgetless.experiments.fine_tune.records import read_records
 from forgetless.experiments.fine_tune.running import run
 from forgetless.experiments.fine_tune.text import Lines, Windows, load_lines, next_token_loss, next_token_losses
 from forgetless.protection import make_protection
@@ -269,7 +269,7 @@ def test_a_folder_is_fine_tuned_by_the_command_and_goes_on_where_it_was_stopped(
     assert "Fine-tuned on new" in capsys.readouterr().out
     folder = RunFolder(path)
     config = load_config(folder)
-    made = read_records(config, folder)
+    made = FineTuneRun.read(config, folder)
     assert [record.protection for record in made] == protections
     assert all(record.old_before == pytest.approx(5.7, abs=0.2) for record in made)
     assert all(record.new_after < record.new_before for record in made)

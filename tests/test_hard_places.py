@@ -211,7 +211,8 @@ DIVERGING = two_model_config(
 def test_two_models_that_diverge_are_results(tmp_path):
     folder = RunFolder.create(tmp_path / "run", {"experiment": "two-model", **DIVERGING.to_dict()})
     with pytest.warns(UserWarning, match="A model that diverged is not protected from later ones"):
-        result = two_model.run_in_folder(DIVERGING, folder)
+        two_model.TwoModelRun.make(DIVERGING, folder)
+    result = two_model.TwoModelRun.load(DIVERGING, folder)
     assert result.runs == []
     assert len(result.diverged) == len(two_model.arms(DIVERGING))
     assert result.summary() == []

@@ -113,9 +113,9 @@ def test_every_budget_is_a_line_and_every_arm_on_the_frontier_has_its_strength()
     assert sorted(text.get_text() for text in ax.texts) == ["0.05", "0.2", "1", "no protection"]
 
 
-def test_intervals_need_seeds():
+def test_arms_on_the_frontier_have_intervals_and_these_need_seeds():
     drawn = [each for each in frontier_figure(made_up()).axes[0].lines if each.get_gid() == "interval"]
-    assert len(drawn) == 2 * len(ARMS) - 1  # new losses are compared with that of the unprotected arm
+    assert len(drawn) == 2 * (len(ARMS) - len(PALE)) - 1  # new losses are compared with that of the unprotected arm
     (ax,) = frontier_figure(made_up(seeds=1)).axes
     assert not [each for each in ax.lines if each.get_gid() == "interval"]
 
@@ -214,7 +214,7 @@ def test_without_an_unprotected_arm():
 
 def test_several_new_texts_have_a_finding_each():
     section = fine_tune_section(made_up(to=("kjv-nt", "ptb")))
-    assert "rises by 1.200 [1.175, 1.225] on kjv-nt and rises by 1.200 [1.175, 1.225] on ptb" in section["sentences"][0]
+    assert "rises by 1.200 [1.175, 1.225] on kjv-nt and by 1.200 [1.175, 1.225] on ptb" in section["sentences"][0]
     assert [name for name, _ in section["findings"]] == ["On kjv-nt", "On ptb"]
 
 

@@ -12,9 +12,9 @@ from forgetless.experiments.fine_tune.kind import FineTuneRun
 from forgetless.lazy import lazily
 
 if TYPE_CHECKING:
-    from forgetless.experiments.fine_tune.records import FineTuneRecord, read_records
+    from forgetless.experiments.fine_tune.records import FineTuneRecord
     from forgetless.experiments.fine_tune.result import FineTuneResult
-    from forgetless.experiments.fine_tune.running import check_memory, load_texts, run, run_in_folder
+    from forgetless.experiments.fine_tune.running import check_memory, load_texts, run
 
 __all__ = [
     "Arm",
@@ -25,9 +25,7 @@ __all__ = [
     "arms",
     "check_memory",
     "load_texts",
-    "read_records",
     "run",
-    "run_in_folder",
 ]
 
 __getattr__ = lazily(
@@ -37,8 +35,6 @@ __getattr__ = lazily(
         "FineTuneResult": "result",
         "check_memory": "running",
         "load_texts": "running",
-        "read_records": "records",
         "run": "running",
-        "run_in_folder": "running",
     },
 )

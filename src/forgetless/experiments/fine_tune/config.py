@@ -211,6 +211,11 @@ class Arm:
         strength = "" if self.strength is None else f" {PROTECTIONS[self.protection].symbol}={self.strength:g}"
         return f"{self.to}: {self.protection}{on}{strength}"
 
+    @property
+    def told(self) -> str:
+        """In words."""
+        return f"{self.label}, seed {self.seed}"
+
 
 def arms(config: FineTuneConfig) -> list[Arm]:
     """Every run that a configuration asks for, in the order they are made.

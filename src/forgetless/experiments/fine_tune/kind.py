@@ -55,17 +55,19 @@ class FineTuneRun(RunKind[FineTuneConfig, "FineTuneResult"]):
         on_record: Callable[[FineTuneRecord], None] | None = None,  # noqa: ARG004
     ) -> Mapping[str, str]:
         """Make what the folder lacks of its arms."""
-        from forgetless.experiments.fine_tune.running import run_in_folder
+        from forgetless.experiments.arms import make_in_folder
+        from forgetless.experiments.fine_tune.running import run
 
-        run_in_folder(config, folder, on_progress=on_progress)
+        make_in_folder(run, FineTuneRun, config, folder, on_progress)
         return {}
 
     @staticmethod
     def read(config: FineTuneConfig, folder: RunFolder) -> list[FineTuneRecord]:
         """Arms."""
-        from forgetless.experiments.fine_tune.records import read_records
+        from forgetless.experiments.arms import read_arms
+        from forgetless.experiments.fine_tune.records import FineTuneRecord
 
-        return read_records(config, folder)
+        return read_arms(folder, FineTuneRun.name, FineTuneRecord, arms(config))
 
     @staticmethod
     def pieces(config: FineTuneConfig) -> dict[str, FineTuneConfig]:
@@ -90,8 +92,9 @@ class FineTuneRun(RunKind[FineTuneConfig, "FineTuneResult"]):
     @staticmethod
     def ordered(config: FineTuneConfig, records: Sequence[FineTuneRecord]) -> list[FineTuneRecord]:
         """In the order of the arms."""
-        place = {arm: i for i, arm in enumerate(arms(config))}
-        return sorted(records, key=lambda record: place[record.arm])
+        from forgetless.experiments.arms import in_order
+
+        return in_order(records, arms(config))
 
     @staticmethod
     def is_state_of(config: FineTuneConfig, state: Mapping[str, Any]) -> bool:

@@ -1,15 +1,12 @@
-"""The records of a fine-tuning run: what a line of its `metrics.jsonl` holds, and which lines a configuration makes."""
+"""The records of a fine-tuning run: what a line of its `metrics.jsonl` holds."""
 
-import functools
 import math
 from dataclasses import dataclass
-from typing import Any
 
-from forgetless.experiments.fine_tune.config import Arm, FineTuneConfig, arms
+from forgetless.experiments.fine_tune.config import Arm
 from forgetless.forgetting import Interval
 from forgetless.records import Record
-from forgetless.runs import RunFolder
-from forgetless.schema import Measured, Number, expect_place
+from forgetless.schema import Measured, Number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,25 +125,3 @@ class MethodSummary(Record):
     passes: float
     held: float
     is_dominated: bool
-
-
-def read_records(config: FineTuneConfig, folder: RunFolder) -> list[FineTuneRecord]:
-    """The records of a fine-tuning run's folder.
-
-    Args:
-        config: Of the folder.
-        folder: The folder.
-
-    Returns:
-        As far as the run got.
-
-    Raises:
-        InputError: If a line is damaged, no record, of an arm that was not asked for, or doubled.
-    """
-    records = []
-    allowed, seen = dict.fromkeys(arms(config), 1), dict[Any, int]()
-    read = functools.partial(FineTuneRecord.from_dict, what="a record of fine-tune")
-    for record, where in folder.read_records(read):
-        expect_place(record.arm, allowed, seen, f"{record.arm.label}, seed {record.seed}", where)
-        records.append(record)
-    return records

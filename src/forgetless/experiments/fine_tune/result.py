@@ -3,61 +3,24 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Self
 
-from forgetless.experiments.fine_tune.config import FineTuneConfig, arms
+from forgetless.experiments.arms import ArmsResult, grouped
+from forgetless.experiments.fine_tune.config import Arm, FineTuneConfig, arms
 from forgetless.experiments.fine_tune.records import FineTuneRecord, MethodSummary
 from forgetless.forgetting import Interval, mean_interval
 
 
-@dataclass(frozen=True)
-class FineTuneResult:
-    """The runs made so far, and their summary over seeds.
-
-    Attributes:
-        config: What was asked.
-        runs: One per arm.
-        diverged: Those in which the model ended without finite losses; they are in no mean.
-    """
-
-    config: FineTuneConfig
-    runs: list[FineTuneRecord]
-    diverged: list[FineTuneRecord] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, config: FineTuneConfig, records: Sequence[FineTuneRecord]) -> Self:
-        """The result that records tell of, those that diverged apart.
-
-        Args:
-            config: What was asked.
-            records: Of finished arms.
-        """
-        return cls(config, [r for r in records if not r.is_diverged], [r for r in records if r.is_diverged])
+class FineTuneResult(ArmsResult[FineTuneConfig, FineTuneRecord, MethodSummary]):
+    """The runs made so far; its summary is by new text, protection, what it saw of the past, and strength."""
 
     @property
-    def progress(self) -> tuple[int, int]:
-        """How many runs are finished, and how many the configuration asks for."""
-        wanted = arms(self.config)
-        made = {run.arm for run in [*self.runs, *self.diverged]}
-        return sum(arm in made for arm in wanted), len(wanted)
+    def wanted(self) -> list[Arm]:
+        """What the configuration asks for."""
+        return arms(self.config)
 
-    def summary(self) -> list[MethodSummary]:
-        """One entry per new text, protection, what it saw of the past, and strength: means with 95 % intervals.
-
-        Returns:
-            Entries in the order of the configuration; none for an arm whose every seed diverged.
-        """
-        return self._summary
-
-    @cached_property
-    def _summary(self) -> list[MethodSummary]:
+    def _summarised(self) -> list[MethodSummary]:
         diverged = Counter(map(_key, self.diverged))
-        groups: dict[Hashable, list[FineTuneRecord]] = {}
-        for run in self.runs:
-            groups.setdefault(_key(run), []).append(run)
-        found = [_summarise(runs, diverged[key]) for key, runs in groups.items()]
+        found = [_summarise(runs, diverged[key]) for key, runs in grouped(self.runs, _key).items()]
         return [
             dataclasses.replace(each, is_dominated=any(_dominates(other, each) for other in found)) for each in found
         ]

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from forgetless.checkpoints import Checkpoints, no_checkpoints, seconds_of
+from forgetless.checkpoints import Checkpoints, no_checkpoints
 from forgetless.experiments.fine_tune.config import FineTuneConfig, arms
-from forgetless.experiments.fine_tune.records import FineTuneRecord, read_records
+from forgetless.experiments.fine_tune.records import FineTuneRecord
 from forgetless.experiments.fine_tune.result import FineTuneResult
 from forgetless.experiments.fine_tune.text import EVALUATION_WINDOWS, Lines, Windows, load_lines
 from forgetless.experiments.fine_tune.training import Texts, Trainer, check_budgets
@@ -17,7 +17,6 @@ from forgetless.training import cpu_arithmetic, expect_device, expect_memory
 
 if TYPE_CHECKING:
     from forgetless.experiments.fine_tune.language import StartModel
-    from forgetless.runs import RunFolder
 
 FORMAT = 1
 """Of states; one of another format is refused."""
@@ -79,32 +78,6 @@ def run(
             if on_run is not None:
                 on_run(made[arm])
     return FineTuneResult.of(config, [made[arm] for arm in todo])
-
-
-def run_in_folder(
-    config: FineTuneConfig, folder: RunFolder, *, on_progress: OnProgress | None = None
-) -> FineTuneResult:
-    """Make what a run folder lacks of its runs.
-
-    Args:
-        config: Of the folder.
-        folder: Where records and checkpoints are, and go.
-        on_progress: Called now and then while training.
-
-    Returns:
-        All runs.
-
-    Raises:
-        InputError: As `run`; or if a record is damaged.
-    """
-    return run(
-        config,
-        finished=read_records(config, folder),
-        checkpoint=folder.load_checkpoint(),
-        on_run=lambda record: folder.append(record.to_dict()),
-        on_progress=on_progress,
-        checkpoints=Checkpoints(folder.save_checkpoint, seconds_of(config.resources.checkpoint_every)),
-    )
 
 
 def load_texts(config: FineTuneConfig) -> Texts:

@@ -13,9 +13,8 @@ from forgetless.experiments.two_model.kind import TwoModelRun
 from forgetless.lazy import lazily
 
 if TYPE_CHECKING:
-    from forgetless.experiments.two_model.records import read_records
     from forgetless.experiments.two_model.result import TwoModelResult
-    from forgetless.experiments.two_model.running import check_memory, load_task, run, run_in_folder
+    from forgetless.experiments.two_model.running import check_memory, load_task, run
 
 __all__ = [
     "Arm",
@@ -25,9 +24,7 @@ __all__ = [
     "arms",
     "check_memory",
     "load_task",
-    "read_records",
     "run",
-    "run_in_folder",
 ]
 
 __getattr__ = lazily(
@@ -36,8 +33,6 @@ __getattr__ = lazily(
         "TwoModelResult": "result",
         "check_memory": "running",
         "load_task": "running",
-        "read_records": "records",
         "run": "running",
-        "run_in_folder": "running",
     },
 )

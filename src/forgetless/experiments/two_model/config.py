@@ -182,6 +182,11 @@ class Arm:
         kind = PROTECTIONS[self.protection]
         return f"{self.protection} {PROTECTIONS[kind.matches or kind.name].symbol}={self.strength:g}"
 
+    @property
+    def told(self) -> str:
+        """In words."""
+        return f"{self.label}, seed {self.seed}, {self.shared} shared layers, convergence {self.convergence}"
+
 
 def arms(config: TwoModelConfig) -> list[Arm]:
     """Every run that a configuration asks for, in the order they are made.

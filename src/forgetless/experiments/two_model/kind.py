@@ -51,17 +51,19 @@ class TwoModelRun(RunKind[TwoModelConfig, "TwoModelResult"]):
         on_record: Callable[[RunRecord], None] | None = None,  # noqa: ARG004
     ) -> Mapping[str, str]:
         """Make what the folder lacks of its arms."""
-        from forgetless.experiments.two_model.running import run_in_folder
+        from forgetless.experiments.arms import make_in_folder
+        from forgetless.experiments.two_model.running import run
 
-        run_in_folder(config, folder, on_progress=on_progress)
+        make_in_folder(run, TwoModelRun, config, folder, on_progress)
         return {}
 
     @staticmethod
     def read(config: TwoModelConfig, folder: RunFolder) -> list[RunRecord]:
         """Arms."""
-        from forgetless.experiments.two_model.records import read_records
+        from forgetless.experiments.arms import read_arms
+        from forgetless.experiments.two_model.records import RunRecord
 
-        return read_records(config, folder)
+        return read_arms(folder, TwoModelRun.name, RunRecord, arms(config))
 
     @staticmethod
     def pieces(config: TwoModelConfig) -> dict[str, TwoModelConfig]:
@@ -100,8 +102,9 @@ class TwoModelRun(RunKind[TwoModelConfig, "TwoModelResult"]):
     @staticmethod
     def ordered(config: TwoModelConfig, records: Sequence[RunRecord]) -> list[RunRecord]:
         """In the order of the arms."""
-        place = {arm: i for i, arm in enumerate(arms(config))}
-        return sorted(records, key=lambda record: place[record.arm])
+        from forgetless.experiments.arms import in_order
+
+        return in_order(records, arms(config))
 
     @staticmethod
     def is_state_of(config: TwoModelConfig, state: Mapping[str, Any]) -> bool:

@@ -1,15 +1,12 @@
-"""The records of a two-model run: what a line of its `metrics.jsonl` holds, and which lines a configuration makes."""
+"""The records of a two-model run: what a line of its `metrics.jsonl` holds."""
 
-import functools
 import math
 from dataclasses import dataclass
-from typing import Any
 
-from forgetless.experiments.two_model.config import Arm, TwoModelConfig, arms
+from forgetless.experiments.two_model.config import Arm
 from forgetless.forgetting import Interval
 from forgetless.records import Record
-from forgetless.runs import RunFolder
-from forgetless.schema import Measured, Number, expect_place
+from forgetless.schema import Measured, Number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,26 +199,3 @@ class ArmSummary(Record):
     cost_b: Interval | None
     models: list[ModelSummary]
     seconds: float
-
-
-def read_records(config: TwoModelConfig, folder: RunFolder) -> list[RunRecord]:
-    """The records of a two-model run's folder.
-
-    Args:
-        config: Of the folder.
-        folder: The folder.
-
-    Returns:
-        As far as the run got.
-
-    Raises:
-        InputError: If a line is damaged, no record, of an arm that was not asked for, or doubled.
-    """
-    records = []
-    allowed, seen = dict.fromkeys(arms(config), 1), dict[Any, int]()
-    for record, where in folder.read_records(functools.partial(RunRecord.from_dict, what="a record of two-model")):
-        arm = record.arm
-        what = f"{arm.label}, seed {arm.seed}, {arm.shared} shared layers, convergence {arm.convergence}"
-        expect_place(arm, allowed, seen, what, where)
-        records.append(record)
-    return records

@@ -2,64 +2,29 @@
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
 
-from forgetless.experiments.two_model.config import TwoModelConfig, arms
+from forgetless.experiments.arms import ArmsResult, grouped
+from forgetless.experiments.two_model.config import Arm, TwoModelConfig, arms
 from forgetless.experiments.two_model.records import ArmSummary, ModelSummary, RunRecord
 from forgetless.forgetting import Interval, mean_interval, reduction
 
 
-@dataclass(frozen=True)
-class TwoModelResult:
-    """The runs made so far, and their summary over seeds.
+class TwoModelResult(ArmsResult[TwoModelConfig, RunRecord, ArmSummary]):
+    """The runs made so far; its summary is by protection, strength, number of shared layers and convergence.
 
-    Attributes:
-        config: What was asked.
-        runs: One per arm.
-        diverged: Those in which a model ended without finite outputs; they are in no mean.
+    `reduction` is None for the unprotected arm, and where that arm does not forget; it is over the seeds in which
+    neither arm diverged.
     """
 
-    config: TwoModelConfig
-    runs: list[RunRecord]
-    diverged: list[RunRecord] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, config: TwoModelConfig, records: Sequence[RunRecord]) -> Self:
-        """The result that records tell of, those that diverged apart.
-
-        Args:
-            config: What was asked.
-            records: Of finished arms.
-        """
-        return cls(config, [r for r in records if not r.is_diverged], [r for r in records if r.is_diverged])
-
     @property
-    def progress(self) -> tuple[int, int]:
-        """How many runs are finished, and how many the configuration asks for."""
-        wanted = arms(self.config)
-        made = {run.arm for run in [*self.runs, *self.diverged]}
-        return sum(arm in made for arm in wanted), len(wanted)
+    def wanted(self) -> list[Arm]:
+        """What the configuration asks for."""
+        return arms(self.config)
 
-    def summary(self) -> list[ArmSummary]:
-        """One entry per protection, strength, number of shared layers and convergence: means with 95 % intervals.
-
-        `reduction` is None for the unprotected arm, and where that arm does not forget; it is over the seeds in which
-        neither arm diverged.
-
-        Returns:
-            Entries in the order of the configuration; none for an arm whose every seed diverged.
-        """
-        return self._summary
-
-    @cached_property
-    def _summary(self) -> list[ArmSummary]:
+    def _summarised(self) -> list[ArmSummary]:
         diverged = Counter(map(_key, self.diverged))
-        groups: dict[Hashable, list[RunRecord]] = {}
-        for run in self.runs:
-            groups.setdefault(_key(run), []).append(run)
-        return [_summarise(runs, self._pairs(runs), diverged[key]) for key, runs in groups.items()]
+        return [_summarise(runs, self._pairs(runs), diverged[key]) for key, runs in grouped(self.runs, _key).items()]
 
     def _pairs(self, runs: Sequence[RunRecord]) -> list[tuple[RunRecord, RunRecord]]:
         """Runs with the unprotected ones of the same seeds and the same A; nothing if one of these is still missing."""

@@ -5,14 +5,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from forgetless.checkpoints import Checkpoints, no_checkpoints, seconds_of
+from forgetless.checkpoints import Checkpoints, no_checkpoints
+from forgetless.experiments.arms import in_order
 from forgetless.experiments.two_model.config import Arm, TwoModelConfig, arms
-from forgetless.experiments.two_model.records import RunRecord, read_records
+from forgetless.experiments.two_model.records import RunRecord
 from forgetless.experiments.two_model.result import TwoModelResult
 from forgetless.experiments.two_model.training import Trainer, origin
 from forgetless.progress import OnProgress, Progress
 from forgetless.protection import PROTECTIONS
-from forgetless.runs import RunFolder
 from forgetless.tasks.images import EVALUATION_IMAGES, ImageClassification, ImageOptions
 from forgetless.training import cpu_arithmetic, expect_device, expect_memory
 
@@ -52,37 +52,10 @@ def run(
     check_memory(config, task)
     runs = list(finished)
     todo = arms(config)
-    order = {arm: i for i, arm in enumerate(todo)}
     checkpoints = checkpoints or no_checkpoints()
     with cpu_arithmetic(config.run.threads), checkpoints.kept_if_interrupted():
         _make(config, task, runs, todo, checkpoint, on_run, on_progress, checkpoints)
-    return TwoModelResult.of(config, sorted(runs, key=lambda run: order[run.arm]))
-
-
-def run_in_folder(
-    config: TwoModelConfig, folder: RunFolder, *, on_progress: OnProgress | None = None
-) -> TwoModelResult:
-    """Make what a run folder lacks of its runs.
-
-    Args:
-        config: Of the folder.
-        folder: Where records and checkpoints are, and go.
-        on_progress: Called now and then while training.
-
-    Returns:
-        All runs.
-
-    Raises:
-        InputError: As `run`; or if a record is damaged.
-    """
-    return run(
-        config,
-        finished=read_records(config, folder),
-        checkpoint=folder.load_checkpoint(),
-        on_run=lambda record: folder.append(record.to_dict()),
-        on_progress=on_progress,
-        checkpoints=Checkpoints(folder.save_checkpoint, seconds_of(config.resources.checkpoint_every)),
-    )
+    return TwoModelResult.of(config, in_order(runs, todo))
 
 
 def _make(

@@ -62,8 +62,8 @@ def frontier_figure(result: FineTuneResult) -> Figure:
     """What each method keeps and learns: lower and further to the left is better.
 
     Across, how much the loss on held-out old text has risen; up, the loss on held-out new text; both in nats per token,
-    means over seeds with 95 % intervals. A curve is a method over its strengths. Arms that another one of their panel
-    is better than on both texts are pale; the others are on the frontier, and have their strength beside them.
+    means over seeds. A curve is a method over its strengths. Arms that another one of their panel is better than on
+    both texts are pale; the others are on the frontier, and have their strength and 95 % intervals.
 
     Args:
         result: Records, all or some of those asked for.
@@ -125,7 +125,7 @@ def _draw_frontier(ax: Axes, panel: _Panel) -> None:
 
 
 def _draw_method(ax: Axes, panel: _Panel, method: Method) -> None:
-    """A curve, with a point and its intervals for each strength."""
+    """A curve, with a point for each strength; with its intervals if it is on the frontier."""
     entries = [entry for entry in panel.entries if method_of(entry) == method]
     entries.sort(key=lambda entry: entry.strength or 0.0)
     shade, (name, on) = canvas.colour(method[0]), method
@@ -140,7 +140,7 @@ def _draw_method(ax: Axes, panel: _Panel, method: Method) -> None:
         marker = _MARKERS.get(on, "o") if panel.is_inside(entry) else ">" if x == panel.x[1] else "^"
         style = {"marker": marker, "markersize": 7, "markeredgecolor": "white", "clip_on": False}
         ax.plot(x, y, color=tone, zorder=3 if entry.is_dominated else 6, gid=gid, **style)
-        if panel.is_inside(entry):
+        if panel.is_inside(entry) and not entry.is_dominated:
             canvas.draw_interval(ax, entry.old_increase, y, panel.x, vertical=False, shade=tone)
             canvas.draw_interval(ax, entry.new, x, panel.y, vertical=True, shade=tone)
         if is_budget(name) and entry.strength:

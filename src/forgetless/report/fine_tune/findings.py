@@ -104,6 +104,7 @@ def headline(result: FineTuneResult, *, in_title: bool = False) -> str:
     changes = {to: _change(mean_interval([run.increase for run in runs]), in_title) for to, runs in free.items()}
     if len(found) > 1:
         told = " and ".join(f"{change} on {text_name(to)}" for to, change in changes.items())
+        told = told.replace(" and rises by ", " and by ") if told.startswith("rises by ") else told
         return f"Fine-tuned without protection, the model’s loss on {old} {told}, in nats per token."
     means = (_mean(free[found[0]], name) for name in ("old_before", "old_after", "new_before", "new_after"))
     old_before, old_after, new_before, new_after = (decimal(mean, 2) for mean in means)
