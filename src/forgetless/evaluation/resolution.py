@@ -113,7 +113,7 @@ class Trainings:
 def ceiling_of(
     trainings: Trainings, groups: NDArray[np.intp] | None = None, *, lower_is_better: bool = True, top: float = 0.2
 ) -> Ceiling | None:
-    """How well training every architecture again, with half of the seeds, would rank: a bound that results are read by.
+    """How well one half of the trainings ranks architectures as the other does: what results are read beside.
 
     With A and B two disjoint groups of h = ⌊S/2⌋ seeds, and q_A, q_B the statistic over each, the mean of Kendall's
     τ-b(q_A, q_B) over all such splits, of which there are C(S, h) C(S − h, h) / 2. For the best 20 % each group is the

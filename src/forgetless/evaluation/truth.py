@@ -119,7 +119,7 @@ class Truth(Generic[A]):
 
     @cached_property
     def ceiling(self) -> Ceiling | None:
-        """How well training again, with half of the seeds, would rank; None where that is not known."""
+        """How well one half of the trainings ranks as the other does; None where that is not known."""
         if self.trainings is None:
             return None
         return ceiling_of(self.trainings, self.groups, lower_is_better=self.lower_is_better)
