@@ -165,7 +165,7 @@ def compared(name: str, heading: str = "") -> list[str]:
     path, result = HERE / "compare" / name, result_of(name)
     assert len({row.strategy for row in result.ranked if row.is_search}) == 1, f"rows of {name} need their strategy"
     seconds = [value for row in result.ranked for value in result.values(row, Measure.SECONDS).values()]
-    parts = comparison_tables(result)
+    parts = comparison_tables(result)[:3]  # without the rules that were not asked for then
     quality, forgetting, ranks = (f"#{heading}# {part.title}" for part in parts)
     selected, lost, ranked = (rows_of(part, result) for part in parts)
     # A row without a search has nothing to forget and nothing to rank by.
@@ -212,7 +212,7 @@ def rows_of(part: Table, result: ComparisonResult) -> list[Cells]:
     """The rows of a table of the report."""
     return [
         {"": label(ranked)} | dict(zip(part.columns, map(str, row.cells), strict=True))
-        for ranked, row in zip(result.ranked, part.rows, strict=True)
+        for ranked, row in zip(result.ranked, (row for row in part.rows if row.is_ranked), strict=True)
     ]
 
 

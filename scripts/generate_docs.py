@@ -15,7 +15,16 @@ from forgetless.comparison import ComparisonConfig, Measure
 from forgetless.comparison.records import ComparisonSummary, DifferenceTest, RowSummary
 from forgetless.comparison.run import FailureRecord
 from forgetless.evaluation.config import EvaluateConfig
-from forgetless.evaluation.records import Evaluation, JudgedBy, JudgedSearch, JudgedSummary
+from forgetless.evaluation.records import (
+    BaselineSummary,
+    Beats,
+    Ceiling,
+    Evaluation,
+    JudgedBaseline,
+    JudgedBy,
+    JudgedSearch,
+    JudgedSummary,
+)
 from forgetless.experiments.fine_tune import FineTuneConfig
 from forgetless.experiments.fine_tune.records import FineTuneCurve, FineTuneRecord, MethodSummary
 from forgetless.experiments.landscape import ArmRecord, LandscapeConfig, SurfaceRecord
@@ -51,8 +60,12 @@ RECORDS = {
     "search-summary": SearchSummary,
     "evaluation": Evaluation,
     "judged-by": JudgedBy,
+    "ceiling": Ceiling,
     "judged-search": JudgedSearch,
     "judged-summary": JudgedSummary,
+    "judged-baseline": JudgedBaseline,
+    "beats": Beats,
+    "baseline-summary": BaselineSummary,
     "training": TrainingResult,
     "failed": FailureRecord,
     "comparison": ComparisonSummary,

@@ -53,7 +53,7 @@ COMMANDS = {
     "compare": [
         *("compare", *TINY_SEARCH, *SMALL_SPACE, "--strategy", "uniform", "random", "--protection", "none"),
         *("--seeds", "1", "--allow-few-seeds", "--truth", "nas201-digits", "--workers", "1"),
-        *("--checkpoint-every", "0", "--estimates", "2", "--top", "1", "--output", "run"),
+        *("--checkpoint-every", "0", "--estimates", "2", "--baselines", "2", "--top", "1", "--output", "run"),
     ],
     "evaluate": [
         *("evaluate", "run", "--workers", "1", "--trainings", "trainings", "--checkpoint-every", "0"),

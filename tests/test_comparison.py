@@ -40,6 +40,7 @@ TINY = {
     "truth": "nas201-digits",
     "top": 2,
     "estimates": 5,
+    "baselines": 4,
     "workers": 2,
 }
 
@@ -145,7 +146,10 @@ def test_a_lost_state_is_told_and_its_rank_is_left_out(copied, compared, capsys)
 def test_an_evaluation_of_another_kind_is_made_again(copied, compared):
     """Somebody evaluated one of the searches by hand, with other options."""
     path = copied / "enas" / "seed-0"
-    assert main(["evaluate", str(path), "--truth", "nas201-digits", "--top", "1", "--estimates", "0"]) == 0
+    assert (
+        main(["evaluate", str(path), "--truth", "nas201-digits", "--top", "1", "--estimates", "0", "--baselines", "0"])
+        == 0
+    )
     with pytest.warns(UserWarning, match="Going on judges enas/seed-0 again"):
         assert list(load_result(RunFolder(copied)).missing) == ["enas/seed-0"]
     assert main(["resume", str(copied)]) == 0

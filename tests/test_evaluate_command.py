@@ -59,6 +59,16 @@ def truth(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The same with a column for each of three seeds, of which the second ranks otherwise."""
+    path = tmp_path_factory.mktemp("truth") / "seeds.csv"
+    counts = {cell: sum("conv" in o for o in cell.operations) / 10 for cell in Nas201Space(OPERATIONS)}
+    rows = [f"{cell},{count},{-count},{count}" for cell, count in counts.items()]
+    path.write_text("\n".join(["arch,accuracy_seed0,accuracy_seed1,accuracy_seed2", *rows]))
+    return path
+
+
 def evaluated(capsys, *arguments):
     assert main(["evaluate", *map(str, arguments), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
@@ -66,6 +76,7 @@ def evaluated(capsys, *arguments):
 
 def test_against_a_truth(searched, truth, tmp_path, capsys):
     options = ("--truth", truth, "--column", "accuracy", "--top", "2", "--estimates", "30", "--output", tmp_path)
+    options = (*options, "--baselines", "6")
     found = evaluated(capsys, searched, *options)
     assert [(s["seed"], s["protection"]) for s in found["searches"]] == [
         (0, "none"),
@@ -79,12 +90,18 @@ def test_against_a_truth(searched, truth, tmp_path, capsys):
         assert search["regret"] == pytest.approx(0.6 - search["found_best"])
         assert search["tau"]["num_architectures"] == 30
     assert [entry["num_seeds"] for entry in found["summary"]] == [2, 2]
+    assert {(each["rule"], each["seed"]) for each in found["baselines"]} >= {("parameters", 0), ("synflow", 1)}
+    selected = {architecture for each in found["baselines"] for architecture, _ in each["found"]}
+    assert len(selected) > 6  # each seed draws its own six
+    assert [each["rule"] for each in found["beats"]] == ["random", "parameters", "best proxy"] * 2
+    assert {rule for rule, _ in found["undefined"]} == {"relu"}
+    assert len(list((tmp_path / "baselines").glob("*.json"))) == 2  # one per seed, which all protections share
     assert read_sealed(tmp_path / "evaluation.json") == found
     assert load_evaluation(tmp_path / "evaluation.json").to_dict() == found
 
 
 def test_a_search_of_another_task_than_the_benchmark_is_told(searched, truth, tmp_path, capsys, monkeypatch):
-    options = ("--truth", truth, "--column", "accuracy", "--estimates", "0", "--output", tmp_path)
+    options = ("--truth", truth, "--column", "accuracy", "--estimates", "0", "--baselines", "0", "--output", tmp_path)
     assert "judged by another" not in evaluated(capsys, searched, *options)["about"]["description"]
     monkeypatch.setitem(BENCHMARKS, str(truth), Benchmark(1, search_config(space="nas201", units=64), 2))
     assert "units 2;" in evaluated(capsys, searched, *options)["about"]["description"]
@@ -93,7 +110,7 @@ def test_a_search_of_another_task_than_the_benchmark_is_told(searched, truth, tm
 def test_runs_of_one_name_are_told_apart(searched, truth, tmp_path, capsys):
     again = tmp_path / searched.name
     shutil.copytree(searched, again)
-    options = ("--truth", truth, "--column", "accuracy", "--estimates", "0", "--output", tmp_path)
+    options = ("--truth", truth, "--column", "accuracy", "--estimates", "0", "--baselines", "0", "--output", tmp_path)
     found = evaluated(capsys, searched, again, *options)
     assert {search["run"] for search in found["searches"]} == {str(searched), str(again)}
     assert [entry["num_seeds"] for entry in found["summary"]] == [2] * 4
@@ -113,7 +130,9 @@ def test_no_search_is_evaluated_and_shown_like_any_other(truth, tmp_path, capsys
     assert "No search: the architectures are drawn uniformly, and no weights are shared." in page
     assert "epoch 0" not in page
     assert not list(path.glob("trained-*"))
-    found = evaluated(capsys, path, "--truth", truth, "--column", "accuracy", "--top", "2", "--estimates", "30")
+    found = evaluated(
+        capsys, path, "--truth", truth, "--column", "accuracy", "--top", "2", "--estimates", "30", "--baselines", "5"
+    )
     assert [search["strategy"] for search in found["searches"]] == ["random", "random"]
     assert [(search["tau"], search["seconds"]) for search in found["searches"]] == [(None, 0.0)] * 2
     assert all(len(search["found"]) == len(search["random"]) == 2 for search in found["searches"])
@@ -150,13 +169,29 @@ def test_by_training_what_is_kept_is_not_trained_again(searched, tmp_path, capsy
         assert search["tau"] is None
 
 
-def test_the_table_is_whole_at_80_columns(searched, truth, tmp_path, capsys, monkeypatch):
+def test_the_table_is_whole_at_80_columns(searched, trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    options = ("--truth", str(truth), "--column", "accuracy", "--estimates", "30", "--output", str(tmp_path))
+    options = (
+        "--truth",
+        str(trained),
+        "--estimates",
+        "30",
+        "--baselines",
+        "5",
+        "--output",
+        str(tmp_path),
+    )
     assert main(["evaluate", str(searched), *options]) == 0
     text = capsys.readouterr().out
-    assert "What searches select: accuracy" in text
+    assert "What searches select: accuracy_median" in text
+    # One split of three orders alike, two contrariwise.
+    ceiling = load_evaluation(tmp_path / "evaluation.json").about.ceiling
+    assert (ceiling.half, ceiling.num_splits, ceiling.tau) == (1, 3, pytest.approx(-1 / 3))
+    (line,) = (line for line in text.splitlines() if line.startswith("ceiling"))
+    assert "−0.33" in line
     assert "enas, wpl" in text
+    assert "Gain of the mean over rules without a search (p)" in text
+    assert "What rules without a search select" in text
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80 or "evaluation.json" in max(text.splitlines(), key=len)
 

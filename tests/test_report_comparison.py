@@ -13,7 +13,7 @@ from forgetless.comparison import Measure, Row
 from forgetless.comparison.result import ComparisonResult
 from forgetless.errors import InputError
 from forgetless.evaluation.ranking import RankCorrelation
-from forgetless.evaluation.records import JudgedBy
+from forgetless.evaluation.records import Ceiling, JudgedBaseline, JudgedBy
 from forgetless.forgetting import Interval
 from forgetless.report import comparison_table, forgetting_against_quality
 from forgetless.report.comparison.findings import headline_sentences
@@ -318,6 +318,45 @@ def test_the_page_of_a_comparison_that_has_hardly_begun(tmp_path):
     assert "ValueError: no luck" in page
     assert "forgetless</span> <span>compare" in page
     assert page == report_html([folder])
+
+
+def test_rows_say_which_rules_without_a_search_they_beat():
+    """Random selects 50 % errors on every seed, `parameters` 40 %; of one rule, that is the best proxy too."""
+    baselines = [
+        JudgedBaseline(
+            run=f"{strategy}/seed-{seed}", rule="parameters", seed=seed, found=[], found_mean=0.4, found_best=0.4,
+            regret=0.1, tau=0.5, tau_top=None,
+        )
+        for seed in range(9)
+        for strategy in ("uniform", "enas")
+    ]  # fmt: skip
+    config = changed(CONFIG, seeds=9, strategy=("uniform",))
+    result = dataclasses.replace(result_of(config, seeds=range(9)), baselines=baselines)
+    gains, rules = comparison_tables(result)[-2:]
+    assert [(row.label, str(row.cells[-1])) for row in gains.rows] == [
+        ("uniform, wpl", "random, parameters, best proxy"),
+        ("uniform, none", "random, parameters, best proxy"),
+    ]
+    p = 6 * 2 * 2**-9  # six tests, in each of which every seed agrees
+    assert str(gains.rows[1].cells[1]).endswith(f"({p:.3f})✓")
+    assert [(row.label, row.cells[0].text) for row in rules.rows] == [("parameters", "40.0 ±0.0")]
+    assert result.summary().baselines[0].num_seeds == 9
+    assert max(map(len, text_of(result).splitlines())) <= 80
+
+
+def test_rankings_stand_above_the_ceiling_of_their_truth():
+    ceiling = Ceiling(num_seeds=5, half=2, num_splits=15, tau=0.7, tau_unique=0.6, tau_top=0.25)
+    about = dataclasses.replace(judged_by("test_error", lower_is_better=True), options={"truth": "a"}, ceiling=ceiling)
+    result = result_of(about=about)
+    (ranks,) = (part for part in comparison_tables(result) if "τ" in part.columns)
+    last = ranks.rows[-1]
+    assert [row.is_ranked for row in ranks.rows] == [True] * len(result.ranked) + [False]
+    cells = dict(zip(ranks.columns, last.cells, strict=True))
+    assert (last.label, cells["τ"], cells["τ top"]) == ("half-split ceiling", "0.70", "0.25")
+    assert "τ between 2 and 2 other seeds of the truth's 5," in " ".join(comparison_notes(result))
+    assert max(map(len, text_of(result).splitlines())) <= 80
+    unknown = dataclasses.replace(about, ceiling=None)
+    assert "Ceiling of τ: unknown" in " ".join(comparison_notes(result_of(about=unknown)))
 
 
 def test_the_page_has_the_tables_of_the_terminal():

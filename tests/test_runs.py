@@ -465,7 +465,9 @@ def old_run(tmp_path):
     (folder.path / "tensorboard" / "seed0-wpl").mkdir(parents=True)
     for name in ("report.html", "tensorboard/seed0-wpl/events.out.tfevents.1", "interference.png"):
         (folder.path / name).write_text("made")
-    for name in ("notes.md", "enas/picture.png", "trained-seed0.txt", "tensorboard/mine", "enas/seed-0/diary"):
+    (folder.path / "baselines").mkdir()
+    (folder.path / "baselines" / f"{'0a' * 32}.json").write_text("made")
+    for name in MINE:
         (folder.path / name).write_text("mine")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / REPORT).write_text("another's")
@@ -474,7 +476,14 @@ def old_run(tmp_path):
 
 
 REPORT = "report.html"
-MINE = {"notes.md", "enas/picture.png", "trained-seed0.txt", "tensorboard/mine", "enas/seed-0/diary"}
+MINE = {
+    "notes.md",
+    "enas/picture.png",
+    "trained-seed0.txt",
+    "tensorboard/mine",
+    "enas/seed-0/diary",
+    "baselines/mine.json",
+}
 
 
 def test_only_what_a_run_writes_is_replaced_and_the_rest_is_named(tmp_path):

@@ -276,3 +276,65 @@ def test_losses_are_better_the_lower_they_are(tmp_path: Path, column: str, is_lo
 def test_other_separators_are_read(tmp_path: Path, separator: str) -> None:
     truth = read_truth(written(tmp_path, OURS.replace(",", separator)), SPACE)
     assert truth.values.tolist() == [0.25, 0.125, 0.5]
+
+
+# ---- a column per training seed ----------------------------------------------------------------------------------
+
+SEEDS = """\
+# guessing: 0.9
+architecture,validation_error_seed0,validation_error_seed1,test_error_seed10,test_error_seed9,test_error_seed11,seconds
+tanh(0) relu(1),0.1,0.2,0.3,0.1,0.5,1
+relu(0) relu(0),0.2,0.1,0.2,inf,0.4,1
+tanh(0) identity(1),0.2,0.1,nan,inf,0.2,1
+"""
+
+
+def test_the_median_over_seeds_is_the_truth(tmp_path: Path) -> None:
+    """Columns are in the order of their seeds, and what diverged counts as guessing."""
+    truth = read_truth(written(tmp_path, SEEDS), SPACE)
+    assert (truth.column, truth.lower_is_better) == ("test_error_median", True)
+    assert truth.values.tolist() == [0.3, 0.4, 0.9]
+    assert truth.trainings is not None
+    np.testing.assert_array_equal(truth.trainings.values[1], [math.inf, 0.2, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("column", "name", "values"),
+    [
+        ("mean", "test_error_mean", [0.3, 0.5, 2 / 3]),
+        ("std", "test_error_std", [0.2, 0.13**0.5, (2 / 3 * 0.49 / 2) ** 0.5]),
+        ("diverged", "test_error_diverged", [0, 1 / 3, 2 / 3]),
+        ("validation_error_median", "validation_error_median", [0.15, 0.15, 0.15]),
+    ],
+)
+def test_other_statistics_by_name(tmp_path: Path, column: str, name: str, values: list[float]) -> None:
+    truth = read_truth(written(tmp_path, SEEDS), SPACE, column)
+    assert (truth.column, truth.lower_is_better) == (name, True)
+    assert truth.values == pytest.approx(values)
+
+
+def test_the_only_quality_with_seeds_needs_no_name(tmp_path: Path) -> None:
+    text = "architecture,flops,accuracy_seed0,accuracy_seed1\ntanh(0) relu(1),7,80,90\nrelu(0) relu(0),7,10,20\n"
+    truth = read_truth(written(tmp_path, text), SPACE)
+    assert (truth.column, truth.lower_is_better, truth.values.tolist()) == ("accuracy_median", False, [85, 15])
+    assert read_truth(written(tmp_path, text), SPACE, "flops").trainings is None
+    assert read_truth(written(tmp_path, text), SPACE, "diverged").lower_is_better
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "message"),
+    [
+        (SEEDS.replace("# guessing: 0.9\n", ""), None, r"truth\.csv: Expected the quality of guessing, .* for 3\."),
+        (SEEDS.replace("0.9", "high"), None, r"a number on the line `# guessing:` of .*, but got 'high'"),
+        (SEEDS.replace("nan", "bad"), None, r"a number in column test_error_seed10 on line 5 of .*, but got 'bad'"),
+        (SEEDS, "test_error_seed9", r"test_error_diverged, but got 'test_error_seed9'"),
+        (
+            "architecture,a_seed0\ntanh(0) relu(1),1\n",
+            "std",
+            r"at least 2 seeds for the std, but got the shape",
+        ),
+    ],
+)
+def test_what_can_be_wrong_with_seeds(tmp_path: Path, text: str, column: str | None, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_truth(written(tmp_path, text), SPACE, column)

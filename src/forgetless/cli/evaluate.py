@@ -48,14 +48,15 @@ def evaluate_command(
     from forgetless.evaluation.run import run_evaluation
     from forgetless.evaluation.trainings import TrainingStore, default_store
     from forgetless.report.evaluation import evaluation_table
-    from forgetless.runs import EVALUATION, RunFolder, write_sealed
+    from forgetless.runs import EVALUATION, SCORES, RunFolder, write_sealed
 
     judged, resources = config.evaluation, config.resources
     runs = [_evaluated(name, RunFolder(path)) for path, name in _names(run).items()]
     folder = resources.trainings or default_store()
     store = None if judged.truth is not None else TrainingStore(folder, resources.checkpoint_every)
     with last_words(AGAIN_KEPT), progress_bar() as show, warnings_in_one_line():
-        found = run_evaluation(judged, runs, store, resources=resources, on_progress=shown(show))
+        scores = (output or run[0]) / SCORES
+        found = run_evaluation(judged, runs, store, resources=resources, scores=scores, on_progress=shown(show))
     with writable(output or run[0]) as path:
         path.mkdir(parents=True, exist_ok=True)
         write_sealed(path / EVALUATION, found.to_dict())

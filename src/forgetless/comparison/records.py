@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from forgetless.comparison.config import Measure, Row
-from forgetless.evaluation.records import JudgedBy
+from forgetless.evaluation.records import BaselineSummary, Beats, JudgedBy, UndefinedRule
 from forgetless.forgetting import Interval
 from forgetless.records import Record
 
@@ -65,10 +65,16 @@ class ComparisonSummary(Record):
         about: (object) How the searches were judged, as in `evaluation.json`; null if none was.
         rows: (list) An entry per strategy and protection, the best first.
         tests: (list) An entry per difference that was tested.
+        beats: (list) An entry per strategy, protection and reference without a search, as in `evaluation.json`.
+        baselines: (list) An entry per rule without a search, the best first.
+        undefined: (pairs) Each rule that has no score here, and why.
         missing: (object) Name of each unfinished strategy and seed → why it failed, or nothing.
     """
 
     about: JudgedBy | None
     rows: list[RowSummary]
     tests: list[DifferenceTest]
+    beats: tuple[Beats, ...] = ()
+    baselines: tuple[BaselineSummary, ...] = ()
+    undefined: tuple[UndefinedRule, ...] = ()
     missing: dict[str, str]

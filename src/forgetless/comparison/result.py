@@ -8,7 +8,16 @@ from functools import cached_property
 from forgetless.comparison.config import ComparisonConfig, Measure, Row
 from forgetless.comparison.records import ComparisonSummary, DifferenceTest, RowSummary
 from forgetless.comparison.run import is_finished, read_evaluation, read_failures, read_unit, units
-from forgetless.evaluation.records import JudgedBy, JudgedSearch, load_evaluation
+from forgetless.evaluation.baselines import beats_of, rows_of, summarise_baselines
+from forgetless.evaluation.records import (
+    BaselineSummary,
+    Beats,
+    JudgedBaseline,
+    JudgedBy,
+    JudgedSearch,
+    UndefinedRule,
+    load_evaluation,
+)
 from forgetless.evaluation.significance import compare_pairs
 from forgetless.forgetting import Interval, interval_of_known
 from forgetless.runs import CONFIG, EVALUATION, RunFolder
@@ -30,6 +39,8 @@ class ComparisonResult:
         evaluations: Of `evaluate`, one per search that was judged.
         about: What they were judged by; None if none was.
         missing: Name of each strategy and seed that is not finished → why, or nothing.
+        baselines: What rules without a search select, of each unit that was judged by a truth.
+        undefined: Rules that have no score in this space, and why.
     """
 
     config: ComparisonConfig
@@ -37,6 +48,8 @@ class ComparisonResult:
     evaluations: Sequence[JudgedSearch]
     about: JudgedBy | None
     missing: Mapping[str, str]
+    baselines: Sequence[JudgedBaseline] = ()
+    undefined: Sequence[UndefinedRule] = ()
 
     @property
     def unit(self) -> Unit:
@@ -186,10 +199,31 @@ class ComparisonResult:
         """
         return next((test for test in self.tests if (test.row, test.measure) == (row, measure)), None)
 
+    @cached_property
+    def beats(self) -> tuple[Beats, ...]:
+        """Whether each row selects better than random, than the number of parameters and than the best proxy."""
+        groups = rows_of(self.evaluations, by_run=False)
+        lower = self.lower_is_better(Measure.FOUND_MEAN)
+        ranked = {("", *row): groups["", *row] for row in self.ranked if ("", *row) in groups}
+        return beats_of(ranked, self.baselines, lower_is_better=lower)
+
+    @cached_property
+    def baseline_summaries(self) -> tuple[BaselineSummary, ...]:
+        """Rules without a search over seeds, the best first."""
+        return summarise_baselines(self.baselines, lower_is_better=self.lower_is_better(Measure.FOUND_MEAN))
+
     def summary(self) -> ComparisonSummary:
         """Everything that the tables show, the rows ranked."""
         rows = [self._summary_of(rank, row) for rank, row in enumerate(self.ranked, start=1)]
-        return ComparisonSummary(about=self.about, rows=rows, tests=self.tests, missing=dict(self.missing))
+        return ComparisonSummary(
+            about=self.about,
+            rows=rows,
+            tests=self.tests,
+            beats=self.beats,
+            baselines=self.baseline_summaries,
+            undefined=tuple(self.undefined),
+            missing=dict(self.missing),
+        )
 
     def _summary_of(self, rank: int, row: Row) -> RowSummary:
         epochs = self.forgetting_epochs(row.strategy)
@@ -219,6 +253,8 @@ def load_comparison(folder: RunFolder, config: ComparisonConfig) -> ComparisonRe
     """
     records: dict[str, list[SearchRecord]] = {strategy: [] for strategy in config.strategy_names}
     evaluations: list[JudgedSearch] = []
+    baselines: list[JudgedBaseline] = []
+    undefined: dict[UndefinedRule, None] = {}
     about: JudgedBy | None = None
     reasons = read_failures(folder, config)
     missing: dict[str, str] = {}
@@ -231,10 +267,12 @@ def load_comparison(folder: RunFolder, config: ComparisonConfig) -> ComparisonRe
             missing[unit.key] = reasons.get(unit.key, "")
         elif unit.evaluation is not None and (judged := read_evaluation(unit)):
             evaluations += judged.searches
+            baselines += judged.baselines
+            undefined |= dict.fromkeys(judged.undefined)
             about = judged.about
     path = folder.path / EVALUATION
     if config.evaluation.truth is None and path.is_file():
         judged = load_evaluation(path, folder.header.digest)
         evaluations, about = judged.searches, judged.about
     searches = {strategy: SearchResult(config.search_of(strategy), found) for strategy, found in records.items()}
-    return ComparisonResult(config, searches, evaluations, about, missing)
+    return ComparisonResult(config, searches, evaluations, about, missing, baselines, tuple(undefined))

@@ -5,6 +5,7 @@
 | `config.toml`, `environment.json`, `report.html` | as in every run folder |
 | `enas/seed-3/` | an ordinary run folder of a search: all protections of one strategy and seed, and its evaluation |
 | `evaluation.json` | that of all searches, if they are judged by training from scratch |
+| `baselines/` | scores of rules without a search, a file per seed |
 | `metrics.jsonl` | searches that failed, with the reason |
 
 Nothing else is kept, so that an interrupted comparison goes on as its searches do.
@@ -32,6 +33,7 @@ from forgetless.records import Record
 from forgetless.runs import (
     CONFIG,
     EVALUATION,
+    SCORES,
     RunFolder,
     write_sealed,
     writing_to,
@@ -246,7 +248,8 @@ def _run_unit(unit: Unit) -> None:
     run_piece(Piece(unit.path, SearchRun.name, unit.config))
     try:
         if unit.evaluation is not None and read_evaluation(unit) is None:
-            _store_evaluation(unit.path, run_evaluation(unit.evaluation, [_evaluated(unit)]))
+            scores = unit.path.parents[1] / SCORES  # in the folder of the comparison: strategies of a seed share them
+            _store_evaluation(unit.path, run_evaluation(unit.evaluation, [_evaluated(unit)], scores=scores))
     except InputError as error:
         raise RuntimeError(str(error)) from error
 

@@ -29,6 +29,27 @@ class FailedTraining(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ceiling(Record):
+    """Kendall's τ between two halves of a truth's training seeds: a lower bound for the ceiling of any ranking.
+
+    Attributes:
+        num_seeds: (count) Trainings of each architecture.
+        half: (count) Seeds of each half.
+        num_splits: (count) Pairs of halves, over which each τ is a mean.
+        tau: (τ) Over all architectures of the truth; null, as the next two, where nothing can be ranked.
+        tau_unique: (τ) Over the first of each group of architectures that are the same function.
+        tau_top: (τ) Over the best 20 % by one half, of the order by the other.
+    """
+
+    num_seeds: int
+    half: int
+    num_splits: int
+    tau: Number
+    tau_unique: Number
+    tau_top: Number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedBy(Record):
     """What searches were judged by. Its other keys are the options of the evaluation.
 
@@ -37,6 +58,8 @@ class JudgedBy(Record):
         measure: (text) What was measured: the column of the truth, or the error of the task with its unit.
         description: (text) The same in words.
         lower_is_better: (true or false) Whether it is an error.
+        ceiling: (object) Of the truth: how well one half of its training seeds ranks the other; null where it has one
+            number per architecture, and without a truth.
     """
 
     flat: ClassVar[str] = "options"
@@ -45,14 +68,15 @@ class JudgedBy(Record):
     measure: str
     description: str
     lower_is_better: bool
+    ceiling: Ceiling | None = None
 
     def was_asked_for(self, config: EvaluationConfig) -> bool:
-        """Whether the options are those of a configuration; files of older versions may have more.
+        """Whether the options are those of a configuration; files of other versions may have more or fewer.
 
         Args:
             config: Of an evaluation.
         """
-        return dataclasses.asdict(config).items() <= self.options.items()
+        return all(self.options.get(name, value) == value for name, value in dataclasses.asdict(config).items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +180,91 @@ class JudgedSummary(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedBaseline(Record):
+    """What a rule that needs no search selects on one seed.
+
+    Attributes:
+        run: (text) The run whose space, task and seed it is of.
+        rule: (text) Its name.
+        seed: (integer) Of the initial weights and of the batch that it looks at.
+        found: (pairs) Architecture and value of what it selected, best first by its own score.
+        found_mean: (measure) Mean value of `found`.
+        found_best: (measure) Best value of `found`.
+        regret: (measure) From `found_best` to the best of the truth.
+        tau: (τ) Of its score with the truth, over the architectures that it chose from; null where all are equal.
+        tau_top: (τ) The same over the best 20 % by the truth.
+    """
+
+    run: str
+    rule: str
+    seed: int
+    found: list[Valued]
+    found_mean: float
+    found_best: float
+    regret: float
+    tau: Number
+    tau_top: Number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineSummary(Record):
+    """A rule that needs no search, over seeds.
+
+    Attributes:
+        rule: (text) Its name.
+        num_seeds: (count) Seeds that it is over.
+        found_mean: (measure) Interval over seeds, as all below.
+        found_best: (measure) Over seeds.
+        regret: (measure) Over seeds.
+        tau: (τ) Over seeds.
+        tau_top: (τ) Over seeds.
+    """
+
+    rule: str
+    num_seeds: int
+    found_mean: Interval | None
+    found_best: Interval | None
+    regret: Interval | None
+    tau: Interval | None
+    tau_top: Interval | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beats(Record):
+    """Whether a search selects better than a reference.
+
+    Attributes:
+        run: (text) Of the search; empty where each seed is a run of its own.
+        strategy: (text) Which search: its strategy.
+        protection: (text) Its protection.
+        rule: (text) The reference: `random`, `parameters`, or `best proxy`, the rule whose selection was best on all
+            other seeds.
+        num_seeds: (count) Seeds that both have.
+        gain: (measure) How much better the mean of what the search selects is, seed by seed; positive is better.
+        p: (probability) Of the two-sided sign-flip test.
+        adjusted_p: (probability) After Holm's correction over all entries.
+        mark: (text) `better` or `worse` where `adjusted_p` ≤ 0.05, else null.
+    """
+
+    run: str
+    strategy: str
+    protection: str
+    rule: str
+    num_seeds: int
+    gain: Interval
+    p: float
+    adjusted_p: float
+    mark: Literal["better", "worse"] | None
+
+
+class UndefinedRule(NamedTuple):
+    """A rule that has no score here, and why."""
+
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation(Record):
     """What evaluation.json holds.
 
@@ -164,12 +273,18 @@ class Evaluation(Record):
         searches: (list) An entry per finished search.
         summary: (list) An entry per run, strategy and protection.
         failures: (list) Architecture, seed and reason of each training from scratch that failed twice.
+        baselines: (list) An entry per rule that needs no search, run and seed; with a truth only.
+        beats: (list) An entry per run, strategy, protection and reference.
+        undefined: (pairs) Each rule that has no score here, and why.
     """
 
     about: JudgedBy
     searches: list[JudgedSearch]
     summary: list[JudgedSummary]
     failures: list[FailedTraining]
+    baselines: tuple[JudgedBaseline, ...] = ()
+    beats: tuple[Beats, ...] = ()
+    undefined: tuple[UndefinedRule, ...] = ()
 
 
 def load_evaluation(path: Path, previous: str = "") -> Evaluation:

@@ -5,14 +5,24 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from forgetless.errors import InputError
+from forgetless.evaluation.baselines import beats_of, judge_baselines, rows_of
 from forgetless.evaluation.benchmark import task_difference
 from forgetless.evaluation.config import EvaluationConfig
-from forgetless.evaluation.records import Evaluation, FailedTraining, JudgedBy, JudgedSearch
+from forgetless.evaluation.records import (
+    Evaluation,
+    FailedTraining,
+    JudgedBaseline,
+    JudgedBy,
+    JudgedSearch,
+    UndefinedRule,
+)
+from forgetless.evaluation.scores import baseline_scores, defined_baselines
 from forgetless.evaluation.searches import (
     Estimates,
     FinishedSearch,
@@ -27,6 +37,7 @@ from forgetless.parts import TrainingResources
 from forgetless.progress import OnProgress, Progress
 from forgetless.search import SearchConfig, load_task, make_space, shared_weight_rewards
 from forgetless.search.records import SearchRecord
+from forgetless.search.setup import make_search_space
 from forgetless.tasks import TASKS
 from forgetless.workers import Failure
 
@@ -56,6 +67,7 @@ def run_evaluation(
     store: TrainingStore | None = None,
     *,
     resources: TrainingResources | None = None,
+    scores: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
     """Judge what searches selected.
@@ -65,6 +77,7 @@ def run_evaluation(
         runs: Of one space, at least one.
         store: Where trainings are kept; not needed with a truth.
         resources: How trainings are made.
+        scores: Folder where scores of baselines are kept; nowhere if None.
         on_progress: Called as rewards and trainings are done.
 
     Returns:
@@ -95,11 +108,15 @@ def run_evaluation(
     for (run, search), known in zip(searches, trained, strict=True):
         estimates = None if truth is None else _estimates(config, run, search, truth, on_progress)
         records.append(evaluate(search, known, top=config.top, lower_is_better=lower, truth=truth, estimates=estimates))
+    judged, undefined = _baselines(config, runs, records, truth, scores, on_progress)
     return Evaluation(
         about=about,
         searches=records,
         summary=summarise(records, lower_is_better=lower),
         failures=[FailedTraining(each.job.architecture, each.job.seed, each.reason) for each in failures],
+        baselines=tuple(judged),
+        beats=beats_of(rows_of(records), judged, lower_is_better=lower),
+        undefined=tuple(UndefinedRule(rule, reason) for rule, reason in undefined.items()),
     )
 
 
@@ -113,8 +130,13 @@ def _about(config: EvaluationConfig, searches: Sequence[SearchConfig], truth: Tr
         measure, is_lower = f"test {unit.error}" + (f", {unit.name}" if unit.scale == 1 else ""), True
         seeds = f"{config.training_seeds} seed{'s' * (config.training_seeds > 1)}"
         description = f"Trained from scratch, mean over {seeds}; smaller is better."
-    options = dataclasses.asdict(config)
-    return JudgedBy(options=options, measure=measure, description=description, lower_is_better=is_lower)
+    return JudgedBy(
+        options=dataclasses.asdict(config),
+        measure=measure,
+        description=description,
+        lower_is_better=is_lower,
+        ceiling=None if truth is None else truth.ceiling,
+    )
 
 
 def _train_all(
@@ -160,6 +182,46 @@ def _train_all(
     return means, failures
 
 
+def _baselines(
+    config: EvaluationConfig,
+    runs: Sequence[EvaluatedRun],
+    records: Sequence[JudgedSearch],
+    truth: Truth[Any] | None,
+    folder: Path | None,
+    on_progress: OnProgress | None,
+) -> tuple[list[JudgedBaseline], dict[str, str]]:
+    """What rules without a search select, for every run and seed; and why others have no score."""
+    if truth is None or not config.baselines:
+        return [], {}
+    names, undefined = defined_baselines(make_search_space(runs[0].config))
+    top = min(len(record.found) for record in records)
+    found: list[JudgedBaseline] = []
+
+    def on_score(done: int, total: int) -> None:
+        if on_progress is not None:
+            on_progress(Progress(done, total, "scores without a search"))
+
+    for run in runs:
+        try:
+            task = load_task(run.config)
+        except InputError as error:  # a table can judge a search whose data is not at hand
+            return [], undefined | dict.fromkeys(names, f"It needs the data of the search. {error}")
+        for seed in dict.fromkeys(record.seed for record in records if record.run == run.name):
+            # Drawn anew for each seed, so that the luck of one draw is not that of all.
+            chosen = _drawn(truth, config.baselines, seed)
+            scores = baseline_scores(run.config, seed, chosen, folder, task=task, on_score=on_score)
+            found += judge_baselines(run.name, seed, chosen, scores, truth, top)
+    return found, undefined
+
+
+def _drawn(truth: Truth[Any], number: int, seed: int) -> tuple[Any, ...]:
+    """So many architectures of a truth, the same for every search of that seed; all if it has no more."""
+    if len(truth.architectures) <= number:
+        return truth.architectures
+    order = torch.randperm(len(truth.architectures), generator=torch.Generator().manual_seed(seed))
+    return tuple(truth.architectures[i] for i in order[:number].tolist())
+
+
 def _estimates(
     config: EvaluationConfig,
     run: EvaluatedRun,
@@ -172,9 +234,6 @@ def _estimates(
     state = run.load_state(search.arm.seed, search.arm.protection) if is_asked else None
     if state is None:
         return None
-    chosen = truth.architectures
-    if len(chosen) > config.estimates:
-        order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(_ESTIMATED_SEED))
-        chosen = tuple(chosen[i] for i in order[: config.estimates].tolist())
+    chosen = _drawn(truth, config.estimates, _ESTIMATED_SEED)
     (rewards,) = shared_weight_rewards(run.config, [state], chosen, on_progress=on_progress)
     return Estimates(chosen, tuple(rewards))

@@ -1,26 +1,27 @@
 """Ground truth: the published or measured quality of the architectures of a space, read from one CSV file.
 
-A truth file has a header, a column `arch` or `architecture`, and columns of numbers; docs/evaluation.md has the format.
-Two kinds are known by their columns: the accuracies of NAS-Bench-201 (Dong and Yang 2020, arXiv:2001.00326), and the
-benchmarks shipped with this package, which are found by name.
+A truth file has a header, a column `arch` or `architecture`, and columns of numbers: docs/truth-files.md has the
+format. Two kinds are known by their columns: the accuracies of NAS-Bench-201 (Dong and Yang 2020, arXiv:2001.00326),
+and the benchmarks shipped with this package, which are found by name.
 """
 
-import csv
 import itertools
-import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TextIO
+from typing import Any, Generic, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forgetless.errors import InputError, expect_one_of
 from forgetless.evaluation.ranking import regret
+from forgetless.evaluation.records import Ceiling
+from forgetless.evaluation.resolution import STATISTICS, Statistic, Trainings, ceiling_of, seed_columns
+from forgetless.evaluation.table import Table, read_table
 from forgetless.spaces import SPACES, Space
 from forgetless.spaces.base import A
 
@@ -31,11 +32,11 @@ ARCHITECTURE_COLUMNS = ("architecture", "arch")
 GROUP_COLUMN = "iso_group"
 
 DEFAULT_COLUMNS = ("cifar10_test", "test_error")
-"""What is the truth where no column is named: the test column of each known kind of file."""
+"""What is the truth where no column is named: the test column of each known kind of file, or a median over seeds."""
 
 # What the names of columns have that are better the lower they are, in small letters.
 _LOWER_IS_BETTER = re.compile(
-    r"error|loss|perplexity|entropy|(^|[^a-z])(err|ppl|nll|bpc|bpb|r?mse|mae|wer|cer|fid)([^a-z]|$)"
+    r"error|loss|perplexity|entropy|(^|[^a-z])(err|ppl|nll|bpc|bpb|r?mse|mae|wer|cer|fid)([^a-z]|$)|_(std|diverged)$"
 )
 
 # Numbers about an architecture that say nothing of how good it is.
@@ -58,6 +59,7 @@ class Truth(Generic[A]):
             `nll`, `mse`, …) is better the lower it is, any other the higher; `description` says which.
         source: The file, for messages.
         about: What the file says of itself: its leading lines `# key: value`.
+        trainings: What the values are the mean, median or the like of; None where the file has but one number of each.
 
     Raises:
         InputError: If there are no architectures, one is repeated or not of the space, a value is not finite, or the
@@ -79,6 +81,7 @@ class Truth(Generic[A]):
     column: str
     source: str
     about: dict[str, str] = field(default_factory=dict)
+    trainings: Trainings | None = None
 
     def __post_init__(self) -> None:
         n = len(self.architectures)
@@ -113,6 +116,13 @@ class Truth(Generic[A]):
     def qualities(self) -> NDArray[np.float64]:
         """(n,) The values with larger = better: errors have their sign changed."""
         return -self.values if self.lower_is_better else self.values
+
+    @cached_property
+    def ceiling(self) -> Ceiling | None:
+        """How well one half of the trainings ranks as the other does; None where that is not known."""
+        if self.trainings is None:
+            return None
+        return ceiling_of(self.trainings, self.groups, lower_is_better=self.lower_is_better)
 
     @property
     def best_architecture(self) -> A:
@@ -209,7 +219,10 @@ def read_truth(path_or_name: str | Path, space: Space[A], column: str | None = N
         space: The space that its architectures are of.
         column: Which quality. None takes the test column of a known kind of file, `cifar10_test` (NAS-Bench-201 after
             200 epochs, per cent) or `test_error` (ours), or the only column of qualities that there is. The columns
-            of NAS-Bench-201 that end in `_12ep` are another quantity (see `Truth`).
+            of NAS-Bench-201 that end in `_12ep` are another quantity (see `Truth`). Where a file has a column per
+            training seed, such as `test_error_seed0`, there are `test_error_mean`, `…_median` (the default), `…_std`
+            and `…_diverged`; `mean`, `median`, `std` and `diverged` are those of the test error, or of the only
+            quality with such columns.
 
     Returns:
         The truth, with architectures in the file's order; without a column `iso_group` every architecture is its own
@@ -220,43 +233,22 @@ def read_truth(path_or_name: str | Path, space: Space[A], column: str | None = N
             or a line of it is wrong: an architecture that is not of the space or was there before, a number that is
             none. With the line's number.
     """
-    path = _resolve(path_or_name, space)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            table = _read_table(path, file)
-    except OSError as error:
-        raise InputError(f"Expected to read the truth file {path}, but got: {error.strerror}.") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"Expected a truth file of comma-separated text, but got {path}: {error}.") from error
+    table = read_table(_resolve(path_or_name, space))
     column = _choose_column(table, column)
     architectures = _parse_architectures(table, space)
-    values = np.array([_number(table, line, column, cell) for line, cell in table.cells(column)])
+    trainings = _trainings(table, column)
+    values = table.numbers(column) if trainings is None else trainings.over()
     if GROUP_COLUMN in table.header:
         names: dict[str, int] = {}
         groups = np.array([names.setdefault(cell.strip(), len(names)) for _, cell in table.cells(GROUP_COLUMN)])
     else:
         groups = np.arange(len(architectures))
-    return Truth(space, architectures, values, groups, column, path.name, table.about)
+    return Truth(space, architectures, values, groups, column, table.path.name, table.about, trainings)
 
 
 def benchmark_names() -> tuple[str, ...]:
     """The names of the benchmarks shipped with this package, in alphabetical order."""
     return tuple(sorted(path.stem for path in BENCHMARKS.glob("*.csv")))
-
-
-class _Table(NamedTuple):
-    """The cells of a file, as text, with the numbers of their lines from 1."""
-
-    path: Path
-    about: dict[str, str]
-    header: list[str]
-    lines: list[int]
-    rows: list[list[str]]
-
-    def cells(self, column: str) -> Iterator[tuple[int, str]]:
-        """(line, cell) of each row."""
-        position = self.header.index(column)
-        return ((line, row[position]) for line, row in zip(self.lines, self.rows, strict=True))
 
 
 def _resolve(path_or_name: str | Path, space: Space[Any]) -> Path:
@@ -277,39 +269,22 @@ def _resolve(path_or_name: str | Path, space: Space[Any]) -> Path:
     )
 
 
-def _read_table(path: Path, file: TextIO) -> _Table:
-    about, num_comments, first = {}, 0, file.readline()
-    while first.startswith("#"):
-        key, colon, value = first[1:].partition(":")
-        if colon:
-            about[key.strip()] = value.strip()
-        num_comments, first = num_comments + 1, file.readline()
-    separator = max(",;\t", key=first.count)  # the first of equally many
-    reader = csv.reader(itertools.chain([first], file), delimiter=separator)
-    header = [name.strip() for name in next(reader, [])]
-    numbered = [(num_comments + reader.line_num, row) for row in reader if row]
-    if not numbered:
-        raise InputError(f"Expected a header and one line per architecture in {path}, but got an empty file.")
-    if len(set(header)) < len(header):
-        raise InputError(f"Expected different column names in {path}, but got {', '.join(header)}. Rename one.")
-    for line, row in numbered:
-        if len(row) != len(header):
-            raise InputError(
-                f"Expected {len(header)} cells on line {line} of {path}, like its header, but got {len(row)}. Mend the "
-                "line."
-            )
-    return _Table(path, about, header, [line for line, _ in numbered], [row for _, row in numbered])
-
-
-def _choose_column(table: _Table, column: str | None) -> str:
-    no_quality = {*ARCHITECTURE_COLUMNS, *_OTHER_COLUMNS}
+def _choose_column(table: Table, column: str | None) -> str:
+    seeds = seed_columns(table.header)
+    no_quality = {*ARCHITECTURE_COLUMNS, *_OTHER_COLUMNS, *itertools.chain(*seeds.values())}
     qualities = [name for name in table.header if name not in no_quality and not name.endswith("_std")]
+    qualities += [f"{quality}_{statistic}" for quality in seeds for statistic in STATISTICS]
+    quality = _default_quality(seeds)
+    if column in STATISTICS and column not in table.header and quality is not None:
+        column = f"{quality}_{column}"
     if column is not None:
         expect_one_of(f"the column of {table.path}", column, qualities)
         return column
     for name in DEFAULT_COLUMNS:
         if name in qualities:
             return name
+    if quality is not None:
+        return f"{quality}_median"
     if len(qualities) != 1:
         raise InputError(
             f"Expected {' or '.join(DEFAULT_COLUMNS)}, or one column of qualities, in {table.path}, but got "
@@ -318,7 +293,31 @@ def _choose_column(table: _Table, column: str | None) -> str:
     return qualities[0]
 
 
-def _parse_architectures(table: _Table, space: Space[A]) -> tuple[A, ...]:
+def _default_quality(seeds: Iterable[str]) -> str | None:
+    """The quality, of those with a column per seed, that `median` alone is of; None where that is not clear."""
+    known = tuple(seeds)
+    return "test_error" if "test_error" in known else known[0] if len(known) == 1 else None
+
+
+def _trainings(table: Table, column: str) -> Trainings | None:
+    """The trainings that a derived column is over; None for a column of the file."""
+    quality, _, statistic = column.rpartition("_")
+    columns = seed_columns(table.header).get(quality)
+    if column in table.header or columns is None:
+        return None
+    values = np.stack([table.numbers(name, are_finite=False) for name in columns], axis=1)
+    text = table.about.get("guessing", "nan")
+    try:
+        guessing = float(text)
+    except ValueError:
+        raise InputError(f"Expected a number on the line `# guessing:` of {table.path}, but got {text!r}.") from None
+    try:
+        return Trainings(values, cast("Statistic", statistic), guessing)
+    except InputError as error:
+        raise InputError(f"{table.path}: {error}") from None
+
+
+def _parse_architectures(table: Table, space: Space[A]) -> tuple[A, ...]:
     column = next((name for name in ARCHITECTURE_COLUMNS if name in table.header), None)
     if column is None:
         raise InputError(
@@ -363,16 +362,3 @@ def _expect_same_space(path: Path, line: int, text: str, space: Space[A], *, is_
     else:
         return
     raise InputError(message)
-
-
-def _number(table: _Table, line: int, column: str, cell: str) -> float:
-    try:
-        number = float(cell)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise InputError(
-            f"Expected a finite number in column {column} on line {line} of {table.path}, but got '{cell.strip()}'. "
-            "Mend the line, or leave the architecture out."
-        )
-    return number

@@ -45,6 +45,7 @@ class Row:
         label: Its name on the page.
         colour: Beside it.
         is_chosen: Whether it is in bold.
+        is_ranked: Whether it has a place among the others, which the page may show.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Row:
     label: str = ""
     colour: str = ""
     is_chosen: bool = False
+    is_ranked: bool = True
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from forgetless.runs.names import (
     INTERFERENCE,
     METRICS,
     REPORT,
+    SCORES,
     SEARCH,
     TENSORBOARD,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "INTERFERENCE",
     "METRICS",
     "REPORT",
+    "SCORES",
     "SEARCH",
     "TENSORBOARD",
     "RunFolder",

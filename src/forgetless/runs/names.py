@@ -28,6 +28,7 @@ TENSORBOARD = "tensorboard"
 INTERFERENCE = "interference.json"
 INTERFERENCE_PICTURE = "interference.png"
 EVALUATION = "evaluation.json"
+SCORES = "baselines"
 
 EXPERIMENT, VERSION, DIGEST = "experiment", "version", "digest"
 """The head of config.toml: of what it is a run, which forgetless wrote it, and the digest of its options."""

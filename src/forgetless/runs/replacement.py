@@ -23,6 +23,7 @@ from forgetless.runs.names import (
     INTERFERENCE_PICTURE,
     METRICS,
     REPORT,
+    SCORES,
     SEARCH,
     TENSORBOARD,
     read_header,
@@ -33,7 +34,8 @@ PREVIOUS = ".previous"
 
 _FILES = (
     CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, CHECKPOINT_BEFORE, "trained-seed*-*.pt", INTERFERENCE,
-    INTERFERENCE_PICTURE, EVALUATION, REPORT, f"{TENSORBOARD}/seed*-*/events.out.tfevents.*",
+    INTERFERENCE_PICTURE, EVALUATION, REPORT, f"{SCORES}/{'[0-9a-f]' * 64}.json",
+    f"{TENSORBOARD}/seed*-*/events.out.tfevents.*",
 )  # fmt: skip
 _NAMED_AT_MOST = 5
 

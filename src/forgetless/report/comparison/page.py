@@ -10,8 +10,11 @@ from forgetless.comparison import Measure, Row
 from forgetless.comparison.result import ComparisonResult
 from forgetless.errors import InputError
 from forgetless.evaluation.benchmark import task_difference
+from forgetless.evaluation.records import Beats
 from forgetless.report import table
+from forgetless.report.baselines import baseline_notes, baselines_table, beats_table
 from forgetless.report.canvas import picture
+from forgetless.report.ceiling import ceiling_notes, ceiling_rows
 from forgetless.report.comparison.figures import colour_of, forgetting_against_quality
 from forgetless.report.comparison.findings import decimals, headline_sentences, in_per_cent, scale_of
 from forgetless.report.formats import counted, duration, plus_minus, probability
@@ -59,8 +62,38 @@ def comparison_tables(result: ComparisonResult) -> list[table.Table]:
             table.Row(f"{i} {row}", [cells[row] for cells in columns.values()], label=str(row), colour=colour_of(row))
             for i, row in enumerate(result.ranked, start=1)
         ]
+        if Measure.TAU in measures:
+            rows += ceiling_rows(result.about, tuple(columns))
         tables.append(table.Table(title, tuple(columns), rows, first=""))
-    return tables
+    return [*tables, *_without_a_search(result)]
+
+
+def _has_rules(result: ComparisonResult) -> bool:
+    """Whether there are rules without a search: with a truth, where they were asked; else random alone."""
+    return bool(result.baselines) or result.config.evaluation.truth is None
+
+
+def _without_a_search(result: ComparisonResult) -> list[table.Table]:
+    """Which rows select better than rules without a search, and what these select."""
+    if not _has_rules(result):
+        return []
+    scale, summaries = scale_of(result, Measure.FOUND_MEAN), result.baseline_summaries
+    ranks = {row: i for i, row in enumerate(result.ranked, start=1)}
+
+    def name(beats: Beats) -> str:
+        row = Row(beats.strategy, beats.protection)
+        return f"{ranks[row]} {row}"
+
+    def look(beats: Beats) -> tuple[str, str]:
+        row = Row(beats.strategy, beats.protection)
+        return str(row), colour_of(row)
+
+    digits = decimals([result.interval(row, Measure.FOUND_MEAN) for row in result.ranked], scale)
+    tables = (
+        beats_table(result.beats, name, digits, scale, first="", look=look),
+        baselines_table(summaries, digits, scale),
+    )
+    return [each for each in tables if each is not None]
 
 
 def _column(result: ComparisonResult, measure: Measure) -> tuple[str, dict[Row, table.Cell]]:
@@ -114,8 +147,11 @@ def comparison_notes(result: ComparisonResult) -> list[str]:
         notes += filter(None, differences)
     else:
         notes.append("Surpasses: chance that an architecture drawn uniformly is worse.")
+    if _has_rules(result):
+        notes += baseline_notes(result.beats, result.undefined)
     if Measure.TAU in config.measures:
         notes.append("τ: Kendall's, of rewards on shared weights with the truth; top: best 20 %.")
+        notes += ceiling_notes(result.about)
     return [*notes, "Time: of one search, beside others; differences in it are not tested."]
 
 
