@@ -5,7 +5,7 @@ import string
 import pytest
 import torch
 
-from forgetless import diagonal_fisher
+from forgetless import diagonal_fisher, sample_text
 from forgetless.errors import InputError
 from forgetless.experiments.fine_tune.text import (
     Lines,
@@ -142,6 +142,39 @@ def test_the_transformer_sees_no_later_token(model):
     assert torch.equal(one[:, :5], other[:, :5])
     assert not torch.isclose(one[:, 5:], other[:, 5:]).all(-1).any()
     assert torch.allclose(model(tokens[:, :4]), one[:, :4], atol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [[1, 2, 3, 4, 5, 6, 7, 8], [3, 5, 8], [8, 8, 8], [4, 2, 3]], ids=str)
+def test_a_reader_gives_the_logits_of_the_whole_text(model, lengths):
+    """Of texts that grow by one token or several, and of others: a window that moved on, a shorter text."""
+    model.double()
+    text = torch.randint(200, (3, 40), generator=torch.Generator().manual_seed(0))
+    read, start, before = model.next_token_reader(), 0, 0
+    for length in lengths:
+        start += length <= before
+        tokens, before = text[:, start : start + length], length
+        torch.testing.assert_close(read(tokens), model(tokens)[:, -1], rtol=1e-12, atol=1e-14)
+
+
+def test_what_it_writes_is_what_it_would_write_with_no_memory(model):
+    """The same tokens with the same seed: within its context, each read once, and beyond it."""
+
+    class Whole(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, tokens):
+            return self.inner(tokens)
+
+    for weight in model.parameters():
+        weight.data *= 20  # as drawn it expects all tokens alike
+    prompts, num_read = torch.full((64, 2), 1), []
+    written = sample_text(Whole(), prompts, 16, context=8, generator=torch.Generator().manual_seed(0))
+    model.tokens.register_forward_pre_hook(lambda _, given: num_read.append(given[0].shape[1]))
+    again = sample_text(model, prompts, 16, context=8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again, written)
+    assert num_read == [2, *[1] * 6, *[8] * 9]
 
 
 def test_its_fisher_goes_the_fast_way_and_is_that_of_single_examples(model):

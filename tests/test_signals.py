@@ -40,9 +40,9 @@ def test_one_signal_ends_every_process_and_says_how_to_go_on(start, tmp_path):
         pass
 
 
-def test_a_second_signal_ends_every_process_at_once(start, tmp_path):
-    command = start("compare")
-    command.wait_for(is_working("compare", tmp_path))
+def test_a_second_signal_ends_it_at_once(start, tmp_path):
+    command = start("search")
+    command.wait_for(is_working("search", tmp_path))
     command.send(signal.SIGINT, "group")
     time.sleep(0.05)
     command.send(signal.SIGINT, "group")

@@ -4,6 +4,7 @@ A text is one long sequence of word indices. Every line (a verse, for the King J
 word outside the vocabulary is `<unk>`.
 """
 
+import functools
 import random
 import re
 from collections import Counter
@@ -183,13 +184,19 @@ def encode(lines: Lines, vocabulary: Iterable[str]) -> Tensor:
 
 def load_kjv(num_words: int | None) -> TextData:
     """Cut the King James text by chapters: neighbouring verses stay together, and splits share none."""
+    vocabulary, tokens = _encoded_kjv()
+    num_words = num_words or KJV_NUM_WORDS
+    # The rarer a word, the higher its index.
+    splits = {split: torch.where(text < num_words, text, 0) for split, text in tokens.items()}
+    return TextData("King James text", vocabulary[:num_words], **splits)
+
+
+@functools.cache
+def _encoded_kjv() -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """Every word of the training text, and split → its tokens; a process reads the text once."""
     lines = {split: list(map(_kjv_words, verses)) for split, verses in kjv_verses().items()}
-    vocabulary = build_vocabulary(lines["train"], num_words or KJV_NUM_WORDS)
-    return TextData(
-        name="King James text",
-        vocabulary=vocabulary,
-        **{split: encode(members, vocabulary) for split, members in lines.items()},
-    )
+    vocabulary = build_vocabulary(lines["train"])
+    return vocabulary, {split: encode(members, vocabulary) for split, members in lines.items()}
 
 
 def kjv_verses(books: range = range(1, 67)) -> dict[str, list[str]]:

@@ -1,7 +1,7 @@
 """Examples from the model itself, where those that it was trained on are not there any more."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,7 +27,10 @@ def sample_text(
     without old data: `diagonal_fisher(model, sample_text(...).split(8), kind="monte_carlo")`. Every token is drawn
     from the whole distribution, at temperature 1: what is cut or sharpened is no sample of the model's.
 
-    The model is evaluated in eval mode on the whole text before each token, and left in the mode in which it was found.
+    The model is in eval mode meanwhile, and left in the mode in which it was found. It is evaluated on the whole text
+    before each token, unless it has a method `next_token_reader`. That is called once; what it returns is then called
+    with the text before each token, (B, t), and returns the logits of the token, (B, V). It may keep what it computed
+    of the tokens that it has seen. Where `context` cuts the beginning off, it gets as many tokens as before.
 
     Args:
         model: Maps tokens (B, t) to logits (B, t, V), or to outputs that hold them as `logits`.
@@ -58,18 +61,31 @@ def sample_text(
     if num_tokens < 1 or (context is not None and context < 1):
         raise InputError(f"Expected num_tokens and context of at least 1, but got {num_tokens} and {context}.")
     with evaluating(model):
-        text = prompts
+        text, read = prompts, _reader_of(model)
         for _ in range(num_tokens):
-            seen = text if context is None else text[:, -context:]
-            logits = logits_of(model(seen), "monte_carlo")
-            if logits.shape[:-1] != seen.shape:
-                raise InputError(
-                    f"Expected logits (texts, tokens, words) for tokens of shape {tuple(seen.shape)}, but got "
-                    f"{tuple(logits.shape)}. Pass a causal language model."
-                )
-            drawn = torch.multinomial(logits[:, -1].float().softmax(-1), 1, generator=generator)
+            logits = read(text if context is None else text[:, -context:])
+            drawn = torch.multinomial(logits.float().softmax(-1), 1, generator=generator)
             text = torch.cat([text, drawn.to(text.dtype)], 1)
         return text
+
+
+def _reader_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What maps texts (B, t) to the logits (B, V) of their next token: the model's own, or the whole model."""
+    own = getattr(model, "next_token_reader", None)
+    if own is not None:
+        reader: Callable[[Tensor], Tensor] = own()
+        return reader
+
+    def read(seen: Tensor) -> Tensor:
+        logits = logits_of(model(seen), "monte_carlo")
+        if logits.shape[:-1] != seen.shape:
+            raise InputError(
+                f"Expected logits (texts, tokens, words) for tokens of shape {tuple(seen.shape)}, but got "
+                f"{tuple(logits.shape)}. Pass a causal language model."
+            )
+        return logits[:, -1]
+
+    return read
 
 
 def first_token(model: nn.Module, advice: str) -> int:

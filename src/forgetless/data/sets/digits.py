@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forgetless.data.named import IMAGE_DATA
 
@@ -15,12 +16,19 @@ if TYPE_CHECKING:
 def load(data_dir: str | Path | None) -> ImageData:  # noqa: ARG001
     """Cut 1,037 for training, 200 for the Fisher, 200 for validation and 360 for the test."""
     import numpy as np
-    from sklearn.datasets import load_digits
 
     from forgetless.data.splits import Labelled, assemble
 
-    pixels, labels = load_digits(return_X_y=True)
+    pixels, labels = _pixels_and_labels()
     images = pixels.astype(np.uint8).reshape(-1, 1, 8, 8)  # whole numbers 0..16
     train = Labelled(images, labels.astype(np.int64))
     classes = [str(digit) for digit in range(10)]
     return assemble("digits", classes, {"train": train}, num_test=360, num_importance=200, num_validation=200)
+
+
+@functools.cache
+def _pixels_and_labels() -> Any:
+    """Arrays (1797, 64) and (1797,), which scikit-learn has as a text; nobody may change them."""
+    from sklearn.datasets import load_digits
+
+    return load_digits(return_X_y=True)

@@ -6,6 +6,7 @@ import io
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,8 +145,8 @@ class WordPieces:
         Args:
             lines: Of text.
         """
-        encoded = self._processor.encode(list(lines), num_threads=1)
-        return torch.tensor([token for line in encoded for token in (_FIRST, *line)], dtype=torch.int64)
+        encoded = self._processor.encode(list(lines), add_bos=True, num_threads=1)
+        return torch.tensor(list(chain.from_iterable(encoded)), dtype=torch.int64)
 
     def unknown(self, lines: Sequence[str]) -> float:
         """The share of a text's characters, white space left out, that no piece has.
@@ -155,8 +156,8 @@ class WordPieces:
         """
         # Neighbouring characters without a piece become one unknown token, so that tokens cannot be counted.
         text = "".join("".join(line.split()) for line in lines)
-        known = {char for char in set(text) if _UNKNOWN not in self._processor.encode(char)}
-        return sum(char not in known for char in text) / max(1, len(text))
+        unknown = [char for char in set(text) if _UNKNOWN in self._processor.encode(char)]
+        return sum(map(text.count, unknown)) / max(1, len(text))
 
 
 class Windows:

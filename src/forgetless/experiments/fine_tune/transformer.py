@@ -12,6 +12,25 @@ from torch import Tensor, nn
 from forgetless.experiments.fine_tune.text import WordPieces
 
 
+class KeysAndValues:
+    """Keys and values of the tokens that a block has read, (B, heads, t, width / heads) each."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    def extended(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the tokens that follow, after those kept so far; all are kept.
+
+        Args:
+            keys: Of the tokens that follow.
+            values: Of the same.
+        """
+        if self._kept is not None:
+            keys, values = torch.cat([self._kept[0], keys], -2), torch.cat([self._kept[1], values], -2)
+        self._kept = keys, values
+        return self._kept
+
+
 class Block(nn.Module):
     """Causal self-attention, then a feed-forward layer; each normalises what it reads and adds to it.
 
@@ -30,15 +49,26 @@ class Block(nn.Module):
         self.hidden = nn.Linear(width, 4 * width)
         self.output = nn.Linear(4 * width, width)
 
-    def forward(self, stream: Tensor) -> Tensor:
-        """The stream (B, T, width) after this block."""
+    def forward(self, stream: Tensor, past: KeysAndValues | None = None) -> Tensor:
+        """The stream (B, T, width) after this block.
+
+        Args:
+            stream: Of T tokens.
+            past: What it has read of the tokens before them, and where theirs are kept; None: there are none before.
+        """
         length, width = stream.shape[-2:]
         parts = self.queries_keys_values(self.norm_attention(stream))
         # (B, T, 3 · width) → three of (B, heads, T, width / heads)
         queries, keys, values = (
             part.reshape(-1, length, self.heads, width // self.heads).transpose(1, 2) for part in parts.chunk(3, -1)
         )
-        seen = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        if past is None:
+            seen = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        else:
+            keys, values = past.extended(keys, values)
+            num_keys = keys.shape[-2]
+            is_seen = torch.ones(length, num_keys, dtype=torch.bool, device=keys.device).tril(num_keys - length)
+            seen = F.scaled_dot_product_attention(queries, keys, values, attn_mask=is_seen)
         stream = stream + self.mixed(seen.transpose(1, 2).reshape(stream.shape))
         return stream + self.output(F.gelu(self.hidden(self.norm_feed_forward(stream))))  # type: ignore[no-any-return]
 
@@ -89,6 +119,45 @@ class SmallTransformer(nn.Module):
         for block in self.blocks:
             stream = block(stream)
         logits: Tensor = self.head(self.norm(stream))
+        return logits
+
+    def next_token_reader(self) -> Reader:
+        """What reads a text as it is written; see `forgetless.sample_text`."""
+        return Reader(self)
+
+
+class Reader:
+    """Logits of the next token of texts that grow, each token read once: keys and values of those before it are kept.
+
+    A window of T tokens that moves on is read anew: each of its tokens has another position than before.
+
+    Args:
+        model: Which reads.
+    """
+
+    def __init__(self, model: SmallTransformer) -> None:
+        self._model = model
+        self._begin()
+
+    def _begin(self) -> None:
+        self._num_read = 0
+        self._pasts = [KeysAndValues() for _ in self._model.blocks]
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Logits (B, V) of the token after the last of tokens (B, t).
+
+        Args:
+            tokens: Those of the last call, with at least one more; or else others, which are read from their beginning.
+        """
+        length = tokens.shape[-1]
+        if length <= self._num_read:
+            self._begin()
+        model, start = self._model, self._num_read
+        stream = model.tokens(tokens[:, start:]) + model.positions.weight[start:length]
+        for block, past in zip(model.blocks, self._pasts, strict=True):
+            stream = block(stream, past)
+        self._num_read = length
+        logits: Tensor = model.head(model.norm(stream[:, -1]))
         return logits
 
 
