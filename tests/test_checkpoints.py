@@ -111,11 +111,11 @@ def killed_at_every_point(config, step=1):
 
 
 SMALL = {
-    "images, enas and wpl": (IMAGES | {"protection": ("wpl",), "interference_every": 2, "interference_models": 2}, 8),
+    "images, enas and wpl": (IMAGES | {"protection": ("wpl",), "interference_every": 2, "interference_models": 2}, 13),
     "text with dropout, evolution": (TEXT | {"strategy": "evolution", "protection": ("wpl",), "epochs": 1}, 3),
     "gdas, reset, decayed": (
         IMAGES | {"strategy": "gdas", "protection": ("wpl",), "reset_every": 1, "strength_decay": 0.5},
-        9,
+        14,
     ),
 }
 
@@ -141,7 +141,7 @@ MODELS = {
 def test_two_models_go_on_between_any_two_trainings():
     """A to the end, A to its share, B and C in each arm and in each try of the control."""
     config = two_model_config(**MODELS, protection=("none", "si", "wpl", "matched-lr"), wpl_strength=(1e3,))
-    assert killed_at_every_point(config, 2) > 8
+    assert killed_at_every_point(config, 3) > 8
 
 
 def test_each_part_of_the_state_of_two_models_matters():
@@ -199,7 +199,7 @@ def test_a_state_of_other_two_models_is_refused():
 
 def test_two_arms_and_a_control_go_on_within_the_second():
     config = search_config(**IMAGES | {"protection": ("wpl", "matched-lr"), "epochs": 2, "final_samples": 0})
-    assert killed_at_every_point(config, 11) > 10
+    assert killed_at_every_point(config, 17) > 10
 
 
 def test_a_training_from_scratch_goes_on_from_any_step(text):

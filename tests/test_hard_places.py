@@ -265,7 +265,7 @@ def test_a_seed_that_diverged_is_in_no_mean_and_in_no_pair():
 def test_a_search_whose_batches_are_all_skipped_is_a_result():
     """Gradients that overflow leave the weights, and the errors, finite."""
     options = {"units": 4, "epochs": 3, "models_per_epoch": 2, "batches_per_model": 3, "final_samples": 2}
-    options |= {"evaluation_batches": 1, "strategy_steps": 1, "samples_per_step": 2}
+    options |= {"final_batches": 2, "evaluation_batches": 1, "strategy_steps": 1, "samples_per_step": 2}
     config = search_config(space="nas201", learning_rate=1e10, protect_from=0, protection=("wpl",), **options)
     records = run(config)
     skipped = [record.num_passed_over for record in records if record.event == "epoch"]

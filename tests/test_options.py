@@ -109,7 +109,7 @@ def value_of(kind):
     return st.sampled_from(list(kind)) if issubclass(kind, Enum) else VALUES[kind]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=settings.default.max_examples // 2)  # each reads a whole command
 @given(data=st.data())
 @pytest.mark.parametrize("command", READERS)
 def test_any_options_come_back_from_the_command(command, data):

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ FILES = sorted(map(str, FOLDER.glob("*.py")))
 WORDS = (
     "search --space stacks --stacks.units 8 --data even-digits --strategy climbing --climbing.restart-every 3 "
     "--protection none magnitude --magnitude.strength 5 --protect-from 0 --epochs 2 --models-per-epoch 2 "
-    "--batches-per-model 2 --strategy-steps 1 --samples-per-step 2 --final-samples 2 --batch-size 16"
+    "--batches-per-model 2 --strategy-steps 1 --samples-per-step 2 --final-samples 2 --final-batches 2 "
+    "--batch-size 16"
 )
 
 
@@ -52,6 +54,7 @@ def test_each_file_is_short(path):
     assert len(Path(path).read_text().splitlines()) < 50
 
 
+@pytest.mark.usefixtures("forked_workers", "without_pictures")
 def test_four_files_add_four_kinds_and_nothing_else_is_edited(forget, tmp_path, capfd):
     assert main([*WORDS.split(), "--plugin", *FILES, "--output", str(tmp_path / "run")]) == 0
     assert "magnitude" in capfd.readouterr().out
@@ -65,19 +68,29 @@ def test_four_files_add_four_kinds_and_nothing_else_is_edited(forget, tmp_path, 
         assert main([name, str(tmp_path / "run")]) == 2
         assert "It was made with plugins: pass --plugin" in capfd.readouterr().err
         assert main([name, str(tmp_path / "run"), "--plugin", *FILES]) == 0
-    # Other processes load them, too.
+    # Other processes, in which they are not there yet, load them, too.
     assert main([*WORDS.split(), "--plugin", *FILES, "--workers", "2", "--output", str(tmp_path / "spread")]) == 0
     assert without_time(tmp_path / "run") == without_time(tmp_path / "spread")
 
 
+def install(path, folder, name):
+    """Put a plugin where Python looks for packages, as `pip` does: it is there without --plugin."""
+    (folder / f"{name}.py").write_text(Path(path).read_text())
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[forgetless.plugins]\nmine = {name}\n")
+
+
 def test_they_run_against_an_installed_wheel(tmp_path):
-    """Outside of the checkout, with nothing but what `python -m build` packs."""
-    python = [sys.executable, "-m"]
-    subprocess.run([*python, "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)], cwd=ROOT, check=True)
+    """Outside of the checkout, with nothing but what `python -m build` packs; one of them is installed, too."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True)
     (wheel,) = tmp_path.glob("*.whl")
-    install = ["pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(tmp_path / "site"), str(wheel)]
-    subprocess.run([*python, *install], check=True)
-    files = [shutil.copy(path, tmp_path) for path in FILES]
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(tmp_path / "site")
+    install(FOLDER / "magnitude.py", tmp_path / "site", "my_methods")
+    files = [shutil.copy(path, tmp_path) for path in FILES if "magnitude" not in path]
 
     small = "two-model --seeds 1 --iterations 2 --iterations-a 2 --width 4 --protection none wpl --output two"
     commands = [[*WORDS.split(), "--plugin", *files, "--output", "run"], small.split()]
@@ -126,14 +139,13 @@ def test_help_and_errors_know_what_a_plugin_adds(forget, capfd):
         ),
     ],
 )
-def test_a_bad_plugin_is_one_sentence(tmp_path, content, told):
+def test_a_bad_plugin_is_one_sentence(forget, tmp_path, capfd, content, told):
     path = tmp_path / "mine.py"
     path.write_text(content)
-    words = [sys.executable, "-m", "forgetless", "search", "--plugin", str(path)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert told in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert main(["search", "--plugin", str(path)]) == 2
+    error = capfd.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
 
 
 def test_no_file_is_one_sentence(capfd):
@@ -141,25 +153,31 @@ def test_no_file_is_one_sentence(capfd):
     assert "Expected a Python file for --plugin, but got nothing.py." in capfd.readouterr().err
 
 
-def test_an_installed_package_adds_by_its_entry_point(tmp_path):
+@pytest.fixture
+def as_new(forget, monkeypatch):
+    """A call after which installed plugins are looked for again."""
+
+    def looking():
+        forget()
+        for registry in (PROTECTIONS, SPACES):
+            monkeypatch.setattr(registry, "_is_complete", False)
+        monkeypatch.setattr(plugins, "_installed", [])
+        monkeypatch.delitem(sys.modules, "my_methods", raising=False)
+
+    return looking
+
+
+def test_an_installed_package_adds_by_its_entry_point(as_new, tmp_path, monkeypatch, capfd):
     """What a package declares is there without --plugin, and one that cannot be imported is named."""
-    (tmp_path / "my_methods.py").write_text((FOLDER / "magnitude.py").read_text())
-    info = tmp_path / "my_methods-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-methods\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[forgetless.plugins]\nmine = my_methods\n")
-    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom forgetless.cli import main\nsys.exit(main())"
-    done = subprocess.run(
-        [sys.executable, "-c", program, "search", "--help-all"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "--magnitude.strength" in done.stdout
+    install(FOLDER / "magnitude.py", tmp_path, "my_methods")
+    monkeypatch.syspath_prepend(tmp_path)
+    as_new()
+    assert main(["search", "--help-all"]) == 0
+    assert "--magnitude.strength" in capfd.readouterr().out
     (tmp_path / "my_methods.py").write_text("raise RuntimeError('broken')\n")
-    done = subprocess.run(
-        [sys.executable, "-c", program, "search", "--epochs", "1"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert "Expected the installed plugin mine (my_methods) to be importable" in done.stderr
+    as_new()
+    assert main(["search", "--epochs", "1"]) == 2
+    assert "Expected the installed plugin mine (my_methods) to be importable" in capfd.readouterr().err
 
 
 @pytest.fixture

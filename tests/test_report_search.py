@@ -512,7 +512,7 @@ def test_unfinished_searches_say_so(tmp_path):
 
 def test_real_searches_become_a_page_and_every_key_is_documented(tmp_path):
     sizes = {"epochs": 1, "models_per_epoch": 2, "batches_per_model": 2, "samples_per_step": 2, "units": 2}
-    config = search_config(space="nas201", strategy_steps=1, final_samples=2, batch_size=16, **sizes)
+    config = search_config(space="nas201", strategy_steps=1, final_samples=2, final_batches=2, batch_size=16, **sizes)
     result = SearchResult(config, run(config))
     folder = stored(tmp_path / "run", result)
     assert load_result(folder).summary() == result.summary()

@@ -46,6 +46,7 @@ TINY = search_config(
     strategy_steps=1,
     samples_per_step=3,
     final_samples=3,
+    final_batches=2,
     units=2,
     batch_size=16,
     max_gradient_norm=5.0,
