@@ -1,8 +1,10 @@
 """A search of graph networks: it protects, goes on exactly, and is evaluated by a table."""
 
 import json
+import math
 
 import pytest
+import torch
 
 from configs import search_config, without_time
 from forgetless import InputError
@@ -11,7 +13,7 @@ from forgetless.cli.folders import search_result
 from forgetless.evaluation.searches import random_architectures
 from forgetless.protection import PROTECTIONS
 from forgetless.runs import RunFolder
-from forgetless.search import run
+from forgetless.search import Search, SearchArm, run
 from forgetless.search.records import EpochRecord
 from forgetless.search.setup import load_task, make_search_space, memory_bytes
 from forgetless.spaces.graph import GraphSpace
@@ -70,6 +72,20 @@ def test_strengths_are_those_of_images_and_the_rate_the_benchmark_s():
     assert [each.strength for each in graphs.protections] == [each.strength for each in images.protections]
     assert (graphs.data.name, graphs.optimizer.name, graphs.optimizer.learning_rate) == ("cora", "sgd", 0.1)
     assert (graphs.space.units, graphs.space.dropout) == (RECIPES["cora"].units, RECIPES["cora"].dropout)
+
+
+def test_the_reward_may_be_the_loss_of_held_out_nodes(graph):
+    config = search_config(**TINY, data=graph, protection=("none",), score="loss")
+    task = load_task(config)
+    search = Search(config, task, SearchArm(0, "none"))
+    architecture = GraphSpace().parse("0112|gcn,gat,skip,fc")
+    nodes = task.data.validation[: len(task.data.validation) // 2]
+    with torch.no_grad():
+        logits = search.supernet.eval()(nodes, architecture).double()
+    right = logits.softmax(-1)[torch.arange(len(nodes)), task.data.labels[nodes]]
+    expected = math.prod(right.tolist()) ** (1 / len(nodes))
+    assert search.rewards.of(architecture) == pytest.approx(expected, rel=1e-5)
+    assert 0 < run(config)[-1].reward < 1
 
 
 def test_the_estimate_from_whole_batches_is_refused(graph):
