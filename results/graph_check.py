@@ -103,6 +103,7 @@ def summary(name: str, made: list[dict[str, Any]], table: dict[str, dict[str, fl
         "command": f"python results/graph_check.py nasbenchgraph.csv --data {name}",
         "recipe": dataclasses.asdict(recipe_of(name)),
         "num_architectures": len(rows),
+        "num_wanted": NUM_DRAWN,
         "same_number_of_weights": same_size,
         **found,
         "is_reproduced": len(rows) == NUM_DRAWN
