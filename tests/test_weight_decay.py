@@ -31,8 +31,9 @@ def first_step(name, weight, gradient, decay):
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("decay", [None, 0.0, DECAY])
 def test_one_step_is_the_formula(name, decay):
-    model = nn.Linear(3, 2, bias=False).double()
-    begin, gradient = model.weight.detach().clone(), torch.randn(2, 3, dtype=torch.double)
+    model = nn.Linear(20, 10, bias=False).double()
+    begin = model.weight.detach().clone()
+    gradient = 0.1 * torch.randn_like(begin)  # small, so that decay decides the sign, which is all of Adam's first step
     optimizer = make_optimizer(config_of(name, decay), model)
     model.weight.grad = gradient.clone()
     optimizer.step()
