@@ -16,7 +16,7 @@ from forgetless.runs import RunFolder
 from forgetless.search import Search, SearchArm, run
 from forgetless.search.records import EpochRecord
 from forgetless.search.setup import load_task, make_search_space, memory_bytes
-from forgetless.spaces.graph import GraphSpace
+from forgetless.spaces.graph import GraphSpace, published
 from forgetless.spaces.graph.published import RECIPES, Recipe, recipe_of, train_as_published
 from graphs import small_graph, written
 from test_checkpoints import killed_at_every_point
@@ -143,6 +143,15 @@ def test_training_as_published_learns_and_follows_its_seed():
     assert one.validation > 0.5
     untrained = train_as_published(data, Recipe(**{**vars(SHORT), "epochs": 1}), architecture, 0)
     assert one.validation > untrained.validation
+
+
+def test_what_is_kept_of_the_epochs(monkeypatch):
+    """Validation, test and validation loss after each."""
+    after = iter([(0.5, 0.1, 2.0), (0.7, 0.2, 1.5), (0.7, 0.3, 1.0), (0.6, 0.4, 1.2)])
+    monkeypatch.setattr(published, "_measured", lambda *_: next(after))
+    short = Recipe(**{**vars(SHORT), "epochs": 4})
+    found = train_as_published(small_graph(), short, GraphSpace().parse("0123|skip,skip,skip,fc"), 0)
+    assert (found.validation, found.test, found.test_by_loss, found.last_test) == (0.7, 0.2, 0.3, 0.4)
 
 
 def test_weights_decay():
