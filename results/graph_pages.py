@@ -133,7 +133,10 @@ def pages() -> list[Page]:
     noise = read(HERE / "graph-noise.json")
     checks = {name: read(path) for name in NAMES if (path := HERE / f"graph-check-{name}.json").is_file()}
     cora = noise["columns"]["cora_test"]
-    verdicts = "; ".join(in_words(name, check) for name, check in checks.items()) or "No training was made yet"
+    verdicts = (
+        "; ".join(in_words(name, check) for name, check in checks.items())
+        or "Not decided: fewer than three of our trainings are kept so far"
+    )
     return [
         Page(
             name="graph-check",
