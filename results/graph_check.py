@@ -15,6 +15,11 @@ Written down before any of these trainings was made, "within its noise" means al
   within 1 point of it, and so for test accuracies;
 - Kendall's tau of ours with the table's validation accuracies is above 0 at p < 0.05, one-sided.
 
+Seen after the first three: the table's test accuracies may not be of the epoch with the best validation accuracy. Of
+networks that train badly they lie up to 41 points below the validation accuracies, ours beside them. So the same
+comparison is made of the test accuracies after the epoch with the lowest validation loss and after the last epoch; the
+verdict stays that of the criterion above.
+
 The summary goes to results/graph-check-cora.json.
 """
 
@@ -39,6 +44,7 @@ from forgetless.training import cpu_arithmetic
 SEED, NUM_DRAWN = 2206, 20
 RESULTS = Path(__file__).parent
 SPLITS = {"validation": "valid", "test": "test"}
+OTHER_TESTS = ("test_by_loss", "last_test")
 
 
 def drawn() -> list[GraphArchitecture]:
@@ -103,8 +109,13 @@ def summary(name: str, made: list[dict[str, Any]], table: dict[str, dict[str, fl
         "command": f"python results/graph_check.py nasbenchgraph.csv --data {name}",
         "recipe": dataclasses.asdict(recipe_of(name)),
         "num_architectures": len(rows),
+        "num_wanted": NUM_DRAWN,
         "same_number_of_weights": same_size,
         **found,
+        "other_tests": {
+            name: compared([100 * row[name] for row in rows], [row["table"]["test"] for row in rows])
+            for name in OTHER_TESTS
+        },
         "is_reproduced": len(rows) == NUM_DRAWN
         and same_size
         and all(each["is_within"] for each in found.values())

@@ -10,6 +10,7 @@ from pathlib import Path
 import budget_pages
 import comparisons
 import frontiers
+import graph_pages
 import one_alpha
 import peers
 import practice
@@ -24,6 +25,7 @@ TOPICS = {
     "Two models on MNIST": two_models.pages,
     "Searches": searches.pages,
     "Searches judged by a benchmark": comparisons.pages,
+    "Benchmarks": graph_pages.pages,
     "One α": one_alpha.pages,
     "Fine-tuning": lambda: [*frontiers.pages(), *budget_pages.pages()],
     "Published protocols": published.pages,

@@ -10,6 +10,7 @@ from forgetless.errors import InputError
 from forgetless.sampling.unique import distinct_functions
 from forgetless.spaces.cell import CellNode, CellSpace
 from forgetless.spaces.choices import ChoiceSpace
+from forgetless.spaces.graph import NUM_UNIQUE, GraphArchitecture, GraphSpace
 from forgetless.spaces.nas201 import NAS201_EDGES, Nas201Space
 from forgetless.spaces.recurrent import RecurrentSpace
 
@@ -116,6 +117,61 @@ def test_nas201_cells_are_the_same_where_they_give_the_same_with_any_weights(ope
     assert partition(map(space.canonical_form, cells)) == partition(map(least_output, cells))
     if "none" in operations:
         assert len(distinct_functions(space)) == 99
+
+
+GRAPH = SOURCE.normal(size=(3, 9, 9))  # three ways to sum over the neighbours of nine graph nodes
+WEIGHTS = SOURCE.normal(size=(4, 3, 4, 4))  # of each mark: two matrices, and that of the layer after the leaves
+NORMS = SOURCE.random(size=(4, 4))  # above 0: below it, a ReLU after a ReLU would change nothing here
+UNITS_IN = SOURCE.normal(size=(9, 4))
+
+
+def graph_output(architecture, marks):
+    """What a graph network gives where node i has the weights number marks[i], by its definition."""
+    summed, scaled, mean = GRAPH
+    values, raw = [UNITS_IN], [True]
+    for node, (link, name) in enumerate(zip(architecture.links, architecture.operations, strict=True), 1):
+        w, v, _ = WEIGHTS[marks[node - 1]]
+        x = values[link]
+        if not raw[link]:
+            x = np.maximum(0, x + NORMS[marks[node - 1]])
+        values.append(
+            {
+                "gat": lambda x=x, w=w, v=v: np.tanh(mean @ x @ v) * (x @ w),
+                "gcn": lambda x=x, w=w: (scaled + np.eye(9)) @ x @ w,
+                "gin": lambda x=x, w=w: x @ w + summed @ x @ w,
+                "cheb": lambda x=x, w=w, v=v: x @ w - scaled @ x @ v,
+                "sage": lambda x=x, w=w, v=v: mean @ x @ w + x @ v,
+                "arma": lambda x=x, w=w, v=v: np.maximum(0, scaled @ x @ -v + x @ w),  # any V is −V of another
+                "graph": lambda x=x, w=w, v=v: summed @ x @ w + x @ v,
+                "fc": lambda x=x, w=w: x @ w,
+                "skip": lambda x=x: x,
+            }[name]()
+        )
+        raw.append(raw[link] and name == "skip")
+    after = [np.maximum(0, values[leaf]) @ WEIGHTS[marks[leaf - 1]][2] for leaf in architecture.leaves]
+    return np.round(sum(after), 6).ravel() + 0.0
+
+
+def least_graph_output(architecture):
+    """Its least output over all ways to give its nodes the weights: equal where two networks are the same."""
+    return min(tuple(graph_output(architecture, marks)) for marks in itertools.permutations(range(4)))
+
+
+def test_graph_networks_are_the_same_where_they_give_the_same_with_any_weights():
+    space = GraphSpace()
+    assert len({space.canonical_form(each) for each in space}) == 20_261 < NUM_UNIQUE
+    source = torch.Generator().manual_seed(0)
+    drawn = [space.sample(source) for _ in range(60)]
+    # Others in which something looks the same: one operation changed over.
+    other = {"arma": "cheb", "cheb": "arma", "gin": "graph", "sage": "graph"}
+    drawn += [
+        GraphArchitecture(each.links, tuple(other.get(name, name) if i == place else name for i, name in old))
+        for each in drawn
+        for place in range(4)
+        if (old := tuple(enumerate(each.operations)))[place][1] in other
+    ]
+    assert partition(map(space.canonical_form, drawn)) == partition(map(least_graph_output, drawn))
+    assert len(set(map(space.canonical_form, drawn))) < len(set(drawn))
 
 
 def test_a_space_without_canonical_forms_says_so():

@@ -16,7 +16,7 @@ from forgetless.spaces.graph.supernet import GraphSupernet, parameters_of_table
 from forgetless.spaces.nas201 import Nas201Space
 from graphs import NUM_FEATURES, dense, small_graph
 
-UNITS = 6
+UNITS = 2 * HEADS
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}  # the graph's own numbers, such as 1/√(d_i d_j), are kept in float32
 SPACE = GraphSpace()
 
@@ -203,6 +203,16 @@ def test_the_network_is_the_dense_one(text, data):
         torch.testing.assert_close(model(nodes, architecture), expected, **CLOSE)
     model.dropout = 0.0
     torch.testing.assert_close(model.train()(nodes, architecture), expected, **CLOSE)
+
+
+def test_cheb_and_arma_are_the_same_at_the_end(data):
+    """With the weights of one in the other, one of them with the other sign; see `GraphSpace.canonical_form`."""
+    model = moved(GraphSupernet(data, UNITS, dropout=0.0)).train()
+    one, other = SPACE.parse("0112|arma,gcn,cheb,cheb"), SPACE.parse("0112|arma,gcn,cheb,arma")
+    assert SPACE.canonical_form(one) == SPACE.canonical_form(other) == str(one)
+    cheb, arma = (model.operations[f"4_units_{name}"] for name in ("cheb", "arma"))
+    arma.root.data, arma.weight.data, arma.bias.data = cheb.weight.data, -cheb.first_order.data, cheb.bias.data
+    torch.testing.assert_close(model(data.train, one), model(data.train, other))
 
 
 @pytest.mark.parametrize("text", ARCHITECTURES)

@@ -1,8 +1,10 @@
 """A search of graph networks: it protects, goes on exactly, and is evaluated by a table."""
 
 import json
+import math
 
 import pytest
+import torch
 
 from configs import search_config, without_time
 from forgetless import InputError
@@ -11,10 +13,10 @@ from forgetless.cli.folders import search_result
 from forgetless.evaluation.searches import random_architectures
 from forgetless.protection import PROTECTIONS
 from forgetless.runs import RunFolder
-from forgetless.search import run
+from forgetless.search import Search, SearchArm, run
 from forgetless.search.records import EpochRecord
 from forgetless.search.setup import load_task, make_search_space, memory_bytes
-from forgetless.spaces.graph import GraphSpace
+from forgetless.spaces.graph import GraphSpace, published
 from forgetless.spaces.graph.published import RECIPES, Recipe, recipe_of, train_as_published
 from graphs import small_graph, written
 from test_checkpoints import killed_at_every_point
@@ -72,6 +74,20 @@ def test_strengths_are_those_of_images_and_the_rate_the_benchmark_s():
     assert (graphs.space.units, graphs.space.dropout) == (RECIPES["cora"].units, RECIPES["cora"].dropout)
 
 
+def test_the_reward_may_be_the_loss_of_held_out_nodes(graph):
+    config = search_config(**TINY, data=graph, protection=("none",), score="loss")
+    task = load_task(config)
+    search = Search(config, task, SearchArm(0, "none"))
+    architecture = GraphSpace().parse("0112|gcn,gat,skip,fc")
+    nodes = task.data.validation[: len(task.data.validation) // 2]
+    with torch.no_grad():
+        logits = search.supernet.eval()(nodes, architecture).double()
+    right = logits.softmax(-1)[torch.arange(len(nodes)), task.data.labels[nodes]]
+    expected = math.prod(right.tolist()) ** (1 / len(nodes))
+    assert search.rewards.of(architecture) == pytest.approx(expected, rel=1e-5)
+    assert 0 < run(config)[-1].reward < 1
+
+
 def test_the_estimate_from_whole_batches_is_refused(graph):
     whole = TINY | {"batch_size": 1000, "data": graph}
     with pytest.raises(InputError, match="Expected importance to be held-out for batches of all 12 training examples"):
@@ -127,6 +143,15 @@ def test_training_as_published_learns_and_follows_its_seed():
     assert one.validation > 0.5
     untrained = train_as_published(data, Recipe(**{**vars(SHORT), "epochs": 1}), architecture, 0)
     assert one.validation > untrained.validation
+
+
+def test_what_is_kept_of_the_epochs(monkeypatch):
+    """Validation, test and validation loss after each."""
+    after = iter([(0.5, 0.1, 2.0), (0.7, 0.2, 1.5), (0.7, 0.3, 1.0), (0.6, 0.4, 1.2)])
+    monkeypatch.setattr(published, "_measured", lambda *_: next(after))
+    short = Recipe(**{**vars(SHORT), "epochs": 4})
+    found = train_as_published(small_graph(), short, GraphSpace().parse("0123|skip,skip,skip,fc"), 0)
+    assert (found.validation, found.test, found.test_by_loss, found.last_test) == (0.7, 0.2, 0.3, 0.4)
 
 
 def test_weights_decay():

@@ -17,6 +17,7 @@ from forgetless.sampling.unique import distinct_functions
 from forgetless.search import Search, SearchArm, load_task, run
 from forgetless.spaces.cell import CellSpace
 from forgetless.spaces.choices import ChoiceSpace
+from forgetless.spaces.graph import GraphSpace
 from forgetless.spaces.nas201 import Nas201Space
 from forgetless.spaces.recurrent import RecurrentSpace
 
@@ -90,13 +91,15 @@ def test_every_notation_of_a_function_may_train():
     assert all(30 < counts[cell] < 70 for cell in twice)  # 50 of 100 each
 
 
-def test_a_large_space_is_drawn_from_without_duplicates(monkeypatch):
-    space = RecurrentSpace(12, ("tanh",))
-    sampler = sampler_of("unique", space)
-    forms = [space.canonical_form(sampler.next()) for _ in range(300)]
-    assert len(set(forms)) == 300
-    plain = [space.canonical_form(space.sample(torch.Generator().manual_seed(seed))) for seed in range(300)]
-    assert len(set(plain)) < 300  # which uniform draws are not
+@pytest.mark.parametrize(("space", "number"), [(RecurrentSpace(12, ("tanh",)), 300), (GraphSpace(), 600)])
+def test_a_large_space_is_drawn_from_without_duplicates(space, number):
+    sampler, source = sampler_of("unique", space), torch.Generator().manual_seed(0)
+    assert len({space.canonical_form(sampler.next()) for _ in range(number)}) == number
+    # Which uniform draws are not.
+    assert len({space.canonical_form(space.sample(source)) for _ in range(number)}) < number
+
+
+def test_rounds_without_duplicates_have_every_function(monkeypatch):
     monkeypatch.setattr(unique_module, "_MOST_LISTED", 0)
     small = RecurrentSpace(2, ("tanh", "relu"))
     sampler, number = sampler_of("unique", small), len(distinct_functions(small))

@@ -36,6 +36,8 @@ class OptimizerConfig(Part):
         learning_rate: Of all weights, but where an experiment says otherwise.
         momentum: Of SGD.
         max_gradient_norm: Gradients are scaled down to it; not at all if None.
+        weight_decay: λ, at least 0, of the weights that a batch trains. SGD and Adam add λ w to the gradient (L₂),
+            after it was scaled down; AdamW takes rate · λ w off the weight (decoupled). By default 0, of AdamW 0.01.
     """
 
     title: ClassVar[str] = "Optimizer"
@@ -44,11 +46,13 @@ class OptimizerConfig(Part):
     learning_rate: float = fitting(basic=True)
     momentum: float = fitting()
     max_gradient_norm: float | None = fitting()
+    weight_decay: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.expect_positive("learning_rate", "max_gradient_norm")
         self.expect_below_1("momentum")
+        self.expect_not_negative("weight_decay")
 
     def fitted(self, defaults: Mapping[str, Any], rates: Mapping[str, float]) -> OptimizerConfig:
         """The same with a value for every option that has none.
@@ -61,7 +65,7 @@ class OptimizerConfig(Part):
         rate = rates.get(name, 0.001) if self.learning_rate is None else self.learning_rate
         momentum = defaults.get("momentum", 0.0) if self.momentum is None else self.momentum
         norm = defaults.get("max_gradient_norm") if self.max_gradient_norm is None else self.max_gradient_norm
-        return OptimizerConfig(name=name, learning_rate=rate, momentum=momentum, max_gradient_norm=norm)
+        return replace(self, name=name, learning_rate=rate, momentum=momentum, max_gradient_norm=norm)
 
 
 @dataclass(frozen=True, kw_only=True)

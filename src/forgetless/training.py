@@ -105,7 +105,7 @@ def make_optimizer(
     """The optimizer of a model or supernet; the shared weights are its first group, if there are any.
 
     Args:
-        config: Optimizer and learning rate.
+        config: Optimizer, learning rate and weight decay.
         model: Whose weights to train.
         shared: Those of them that are protected.
         shared_rate: Their learning rate; that of the others if None.
@@ -115,9 +115,10 @@ def make_optimizer(
     others = [weight for weight in model.parameters() if id(weight) not in held]
     own: dict[str, Any] = {"params": list(shared), "lr": rate if shared_rate is None else shared_rate}
     groups = [group for group in (own, {"params": others}) if group["params"]]
+    decay: dict[str, Any] = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
     if config.name == "sgd":
-        return SGD(groups, lr=rate, momentum=config.momentum)
-    return (Adam if config.name == "adam" else AdamW)(groups, lr=rate)
+        return SGD(groups, lr=rate, momentum=config.momentum, **decay)
+    return (Adam if config.name == "adam" else AdamW)(groups, lr=rate, **decay)
 
 
 class MeanStep:

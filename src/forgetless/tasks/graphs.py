@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from forgetless.data.named import GRAPH_DATA
 from forgetless.registry import Registry
 from forgetless.tasks._classification import Classification
-from forgetless.tasks.base import TASKS, SplitName, TaskOptions, bound, evaluating, sha256_of
+from forgetless.tasks.base import TASKS, SplitName, TaskOptions, sha256_of
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from forgetless.data.graphs import GraphData
     from forgetless.tasks.base import Batch
@@ -127,32 +125,3 @@ class NodeClassification(Classification):
         """SHA-256 of features, edges, labels and all splits."""
         graph = {"features": self.data.features, "edges": self.data.edges, "labels": self.data.labels}
         return sha256_of(graph | {f"{name} nodes": nodes for name, nodes in self._nodes.items()})
-
-    def error(
-        self, model: nn.Module, split: SplitName, architecture: Any = None, num_batches: int | None = None
-    ) -> float:
-        """Share of a split's nodes that a model gets wrong, in eval mode.
-
-        Args:
-            model: A module or supernet.
-            split: Its name.
-            architecture: The supernet's architecture.
-            num_batches: Only the first so many batches of 1,000; all if None.
-
-        Returns:
-            The error in [0, 1]; NaN if a logit is not finite.
-        """
-        import torch
-
-        forward = bound(model, architecture)
-        wrong = seen = 0
-        with evaluating(model):
-            for number, (nodes, labels) in enumerate(self.batches(split)):
-                if number == num_batches:
-                    break
-                logits = forward(nodes)
-                if not torch.isfinite(logits).all():
-                    return math.nan
-                wrong += int((logits.argmax(-1) != labels).sum())
-                seen += len(labels)
-        return wrong / seen

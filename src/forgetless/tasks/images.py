@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 from forgetless.data.named import IMAGE_DATA
 from forgetless.registry import Registry
 from forgetless.tasks._classification import Classification
-from forgetless.tasks.base import TASKS, SplitName, TaskOptions, bound, evaluating, sha256_of
+from forgetless.tasks.base import TASKS, SplitName, TaskOptions, bound, sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -161,52 +160,8 @@ class ImageClassification(Classification):
         model.train()
         return self.loss(model(images, architecture, edge_weights.to(images.device)), labels)
 
-    def error(
-        self,
-        model: nn.Module,
-        split: SplitName,
-        architecture: Any = None,
-        num_batches: int | None = None,
-    ) -> float:
-        """Share of a split's images that a model gets wrong, in eval mode.
-
-        A supernet with batch normalisation is recalibrated first, on the first 500 training images.
-
-        Args:
-            model: A module or supernet.
-            split: Its name.
-            architecture: The supernet's architecture.
-            num_batches: Only the first so many batches of 1,000; all if None.
-
-        Returns:
-            The error in [0, 1]; NaN if a logit is not finite.
-        """
-
-        def wrong(logits: Tensor, labels: Tensor) -> int:
-            return int((logits.argmax(-1) != labels).sum())
-
-        return self._mean(wrong, model, split, architecture, num_batches)
-
-    def held_out_loss(
-        self, model: nn.Module, split: SplitName, architecture: Any = None, num_batches: int | None = None
-    ) -> float:
-        """Mean cross entropy of a split's images, in nats, measured as `error` is; NaN if a logit is not finite."""
-        import torch.nn.functional as F
-
-        def nats(logits: Tensor, labels: Tensor) -> float:
-            return float(F.cross_entropy(logits, labels, reduction="sum"))
-
-        return self._mean(nats, model, split, architecture, num_batches)
-
-    def _mean(
-        self,
-        total_of: Callable[[Tensor, Tensor], float],
-        model: nn.Module,
-        split: SplitName,
-        architecture: Any,
-        num_batches: int | None,
-    ) -> float:
-        """The mean over a split's images of what is told of logits and labels of a batch, in eval mode."""
+    def _logits_of(self, model: nn.Module, architecture: Any) -> Callable[[Tensor], Tensor]:
+        """A supernet with batch normalisation is recalibrated, on the first 500 training images."""
         import torch
 
         most = getattr(model, "inputs_at_a_time", None)
@@ -214,14 +169,4 @@ class ImageClassification(Classification):
             first = self._splits["train"].images[:_RECALIBRATION_IMAGES]
             cast("Supernet[Any]", model).recalibrate(architecture, torch.split(first, most or len(first)))
         forward = bound(model, architecture)
-        total, seen = 0.0, 0
-        with evaluating(model):
-            for number, (images, labels) in enumerate(self.batches(split)):
-                if number == num_batches:
-                    break
-                logits = torch.cat([forward(part) for part in torch.split(images, most or len(images))])
-                if not torch.isfinite(logits).all():
-                    return math.nan
-                total += total_of(logits, labels)
-                seen += len(labels)
-        return total / seen
+        return lambda images: torch.cat([forward(part) for part in torch.split(images, most or len(images))])

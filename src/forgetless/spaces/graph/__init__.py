@@ -126,6 +126,32 @@ class GraphSpace(Space[GraphArchitecture]):
             if self._encode(architecture) == decisions:
                 yield architecture
 
+    @property
+    def has_canonical_form(self) -> bool:
+        """See `canonical_form`."""
+        return True
+
+    def canonical_form(self, architecture: GraphArchitecture) -> str:
+        """The architecture with `cheb` in the place of every `arma` that no node reads: 20,261 functions.
+
+        Every architecture is in the one notation that the benchmark has, so that only this is left to merge. With S for
+        D^(-1/2) A D^(-1/2), `cheb` is H W − S H V + b and `arma` max(0, S H W + H V + b). The ReLU after the leaves
+        changes nothing of the latter and makes them the same for −V and W changed over, whose initial distributions
+        are the same too. The table has both, trained with other seeds, so that it tells its own noise by these pairs.
+
+        Args:
+            architecture: A member of this space.
+
+        >>> space = GraphSpace()
+        >>> space.canonical_form(space.parse("0112|arma,gcn,arma,arma"))
+        '0112|arma,gcn,cheb,cheb'
+        """
+        operations = tuple(
+            "cheb" if operation == "arma" and node in architecture.leaves else operation
+            for node, operation in enumerate(architecture.operations, 1)
+        )
+        return str(GraphArchitecture(architecture.links, operations))
+
     def parse(self, text: str) -> GraphArchitecture:
         """Read `0112|gcn,gat,skip,fc`: what nodes 1 … 4 read, and their operations. Nodes may come in any order.
 

@@ -210,6 +210,7 @@ class Neighbours(nn.Module):
             "offsets": _offsets(targets, num_nodes),
             "counts": degree.long() + 1,
             "adjacent": is_edge,
+            "adjacent_with_loops": torch.ones_like(is_edge),
             "mean": is_edge / alone[targets],
             "mean_transposed": is_edge / alone[sources],
             "symmetric": is_edge / (alone[sources] * alone[targets]).sqrt(),
@@ -291,6 +292,14 @@ class Sums:
             inputs: Of all nodes.
         """
         return self._sum("adjacent", inputs)
+
+    def sum_with_own(self, inputs: Input | Hidden) -> Summed | Hidden:
+        """(I + A) H: h_i + Σ_j h_j over the neighbours j of i.
+
+        Args:
+            inputs: Of all nodes.
+        """
+        return self._sum("adjacent_with_loops", inputs)
 
     def mean(self, inputs: Input | Hidden) -> Summed | Hidden:
         """D⁻¹ A H: Σ_j h_j / d_i; 0 for a node without neighbours.
