@@ -299,5 +299,6 @@ def run_trainings(
 
     if on_result is not None:
         on_result(len(results), len(distinct))
-    failures = fan_out(missing, runner, done, workers=workers, cluster=cluster, retries=retries)
+    device = next((training.spec.device for training in missing if training.spec.device != "cpu"), "cpu")
+    failures = fan_out(missing, runner, done, workers=workers, cluster=cluster, device=device, retries=retries)
     return [results.get(training.key) for training in trainings], failures

@@ -105,13 +105,15 @@ def run_in_pieces(
     sizes = {piece.path: kind.num_records(piece.config) for piece in pieces}
     done = sum(size for path, size in sizes.items() if all(path != piece.path for piece in unfinished))
     with followed({piece.path: piece.key for piece in unfinished}, sizes, done, on_progress):
-        failed = _make(unfinished, gather, config.resources)
+        failed = _make(unfinished, gather, config.resources, kind.device(config))
     with contextlib.suppress(OSError):
         (folder.path / PIECES).rmdir()
     return failed
 
 
-def _make(pieces: Sequence[Piece], gather: Callable[[Piece, None], None], resources: Resources) -> dict[str, str]:
+def _make(
+    pieces: Sequence[Piece], gather: Callable[[Piece, None], None], resources: Resources, device: str
+) -> dict[str, str]:
     """Make pieces; name → reason of each that failed twice."""
     from forgetless.workers import fan_out
 
@@ -120,7 +122,7 @@ def _make(pieces: Sequence[Piece], gather: Callable[[Piece, None], None], resour
         return {failure.job.key: failure.reason for failure in failures}
     from forgetless.experiments.carried import make_on_cluster
 
-    return make_on_cluster(pieces, gather, resources.cluster, resources.workers)
+    return make_on_cluster(pieces, run_piece, gather, resources.cluster, resources.workers, device)
 
 
 def run_piece(piece: Piece) -> None:
