@@ -47,12 +47,13 @@ class Command:
     Args:
         arguments: After the program's name.
         folder: Where it runs.
+        launcher: What starts it; Python's words.
     """
 
-    def __init__(self, arguments, folder):
+    def __init__(self, arguments, folder, launcher=()):
         self.mark = uuid.uuid4().hex
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "forgetless", *arguments],
+            [sys.executable, *launcher, "-m", "forgetless", *arguments],
             cwd=folder,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

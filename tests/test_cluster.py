@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from configs import search_config, two_model_config
+from configs import comparison_config, search_config, two_model_config
+from forgetless import InputError
 from forgetless.cli import main
+from forgetless.cluster import ray_pool
+from forgetless.comparison.run import _run_unit, is_finished, read_evaluation, units
 from forgetless.experiments import RUN_KINDS
 from forgetless.experiments.carried import ArrivedPiece, CarriedPiece, read_files, run_arrived, write_files
 from forgetless.experiments.pieces import PIECES, Piece, run_piece
@@ -21,6 +24,10 @@ TWO_MODEL = (
 SEARCH = (
     "--space nas201 --nas201.units 2 --protection none --seeds 1 --epochs 3 --models-per-epoch 2 --batches-per-model 2 "
     "--strategy-steps 1 --samples-per-step 2 --final-samples 2 --final-batches 2 --batch-size 16"
+)
+COMPARISON = (
+    "--space nas201 --nas201.units 2 --nas201.operations none skip_connect nor_conv_3x3 --strategy random --seeds 1 "
+    "--allow-few-seeds --final-samples 2 --final-batches 1 --truth nas201-digits --top 1 --batch-size 16"
 )
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -46,7 +53,7 @@ def whole(config, tmp_path_factory):
 
 def sent(piece):
     """As it arrives on another machine."""
-    return pickle.loads(pickle.dumps(CarriedPiece(piece)))
+    return pickle.loads(pickle.dumps(CarriedPiece(piece, run_piece)))
 
 
 class Home:
@@ -63,7 +70,7 @@ class Home:
 def test_a_piece_is_made_elsewhere_and_comes_back(config, whole, tmp_path):
     piece = Piece(tmp_path / "piece", "search", config)
     arrived = sent(piece)
-    assert arrived == ArrivedPiece(piece, {})
+    assert arrived == ArrivedPiece(piece, {}, run_piece)
     files = run_arrived(arrived, Home(tmp_path / "told").tell)
     assert not piece.path.exists()
     write_files(piece.path, files)
@@ -118,6 +125,39 @@ def test_a_cluster_decides_no_number(config):
     other = config.changed({"resources.cluster": "local"})
     assert RUN_KINDS["search"].pieces(config) == RUN_KINDS["search"].pieces(other)
     assert dataclasses.replace(other, resources=config.resources) == config
+
+
+def test_the_searches_of_a_comparison_are_made_elsewhere_and_judged_there(tmp_path):
+    config = comparison_config(COMPARISON)
+    (unit,) = units(RUN_KINDS["compare"].create(tmp_path / "run", config), config)
+    files = run_arrived(pickle.loads(pickle.dumps(CarriedPiece(unit, _run_unit))), Home(tmp_path / "told").tell)
+    assert not unit.path.exists()
+    write_files(unit.path, files)
+    assert is_finished(unit)
+    assert [judged.run for judged in read_evaluation(unit).searches] == ["random/seed-0"]
+
+
+@needs_ray
+def test_a_job_on_cuda_has_a_gpu_of_its_own(monkeypatch):
+    """As Ray is told; there is none here."""
+    resources, asked = {"CPU": 4.0}, []
+    monkeypatch.setattr("ray.init", lambda **_: None)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr("ray.cluster_resources", lambda: resources)
+    monkeypatch.setattr("ray.remote", lambda **options: lambda _: asked.append(options))
+
+    def begin(device):
+        with ray_pool(1, "local", lambda job: job, print, device=device, tells=False):
+            pass
+
+    with pytest.raises(InputError, match="Expected a cluster with GPUs for the device cuda, but local has none"):
+        begin("cuda")
+    with pytest.raises(InputError, match="Expected the device cuda without a number on a cluster"):
+        begin("cuda:1")
+    resources["GPU"] = 2.0
+    begin("cuda")
+    begin("cpu")
+    assert [options["num_gpus"] for options in asked] == [1, 0]
 
 
 @needs_ray

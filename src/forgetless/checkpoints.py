@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from forgetless import interruption
+from forgetless import interruption, ranks
 from forgetless.errors import InputError
 
 DEFAULT = "10min"
@@ -59,14 +59,19 @@ class Checkpoints:
             keep: Keep a copy of the state where it is not stored, for `kept_if_interrupted`.
 
         Raises:
-            Interrupted: If this process is asked to stop; the state is stored then.
+            Interrupted: If this process, or one that works with it, is asked to stop; the state is stored then.
         """
-        if interruption.is_asked() or time.monotonic() - self._last >= self._every:
+        processes = ranks.here()
+        is_time = time.monotonic() - self._last >= self._every
+        asked, is_due = processes.largest(interruption.signal_number(), int(is_time))
+        if asked or is_due:
             self._save(make_state())
             self.stored()
+            processes.meet()  # none leaves before it is stored, which would end the others
         elif keep:
             self._kept = copy.deepcopy(make_state())
-        interruption.stop_if_asked()
+        if asked:
+            interruption.stop(asked)
 
     @contextlib.contextmanager
     def kept_if_interrupted(self) -> Iterator[None]:

@@ -29,7 +29,7 @@ _SECONDS_TO_STOP = interruption.GRACE_SECONDS
 
 @contextlib.contextmanager
 def ray_pool(
-    workers: int, cluster: str, pack: Callable[[Any], Any], run: Callable[..., Any], *, tells: bool
+    workers: int, cluster: str, pack: Callable[[Any], Any], run: Callable[..., Any], *, device: str, tells: bool
 ) -> Iterator["OnRay"]:
     """A pool of tasks of a cluster, which lasts as long as the block.
 
@@ -38,15 +38,17 @@ def ray_pool(
         cluster: Its address, or `local` to start one here.
         pack: Makes of a job what is sent.
         run: Does what was sent; where jobs tell how far they are, with a `Tell` as its second argument.
+        device: Of the jobs; where it is `cuda`, each has a GPU of its own, and sees no other.
         tells: Whether they do.
 
     Yields:
         The pool.
 
     Raises:
-        InputError: If Ray is not installed, or the cluster does not answer within 10 s.
+        InputError: If Ray is not installed, the cluster does not answer within 10 s, or it does not have the device.
     """
     expect_cluster(cluster)
+    num_gpus = gpus_of_a_job(device)
     import ray
 
     with _own_handlers():
@@ -60,11 +62,34 @@ def ray_pool(
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise _no_answer(cluster, reason) from error
     try:
+        if num_gpus and not ray.cluster_resources().get("GPU"):  # type: ignore[no-untyped-call]
+            raise InputError(
+                f"Expected a cluster with GPUs for the device {device}, but {cluster} has none. Start Ray with "
+                "--num-gpus, or choose the device cpu."
+            )
         # A machine that is lost takes the mailbox with it; a new one is empty, and what comes next fills it.
         mailbox = ray.remote(num_cpus=0, max_restarts=-1)(_Mailbox).remote() if tells else None
-        yield OnRay(workers, ray.remote(num_cpus=1, max_retries=0)(_task(run)), pack, mailbox)
+        remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=0)(_task(run))
+        yield OnRay(workers, remote, pack, mailbox)
     finally:
         ray.shutdown()
+
+
+def gpus_of_a_job(device: str) -> int:
+    """How many GPUs a job on a device is given.
+
+    Args:
+        device: Such as `cpu` or `cuda`.
+
+    Raises:
+        InputError: If it names one of several GPUs, of which a job sees its own only.
+
+    >>> gpus_of_a_job("cpu"), gpus_of_a_job("cuda")
+    (0, 1)
+    """
+    if device.startswith("cuda:"):
+        raise InputError(f"Expected the device cuda without a number on a cluster, which chooses it, but got {device}.")
+    return int(device == "cuda")
 
 
 @contextlib.contextmanager

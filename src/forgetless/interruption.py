@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 GRACE_SECONDS = 2.0
 """How long a loop has to store what it has."""
@@ -50,6 +51,7 @@ class Interrupted(KeyboardInterrupt):
 _Handler = signal.Handlers | Callable[..., object] | int | None
 
 _SECONDS_OF_A_HANGUP = 0.3
+_OF_TORCHRUN = "TORCHELASTIC_RUN_ID"
 _SECONDS_OF_LAST_WORDS = 0.5
 
 _ending = threading.Lock()
@@ -85,8 +87,25 @@ def stop_if_asked() -> None:
         Interrupted: If so.
     """
     if _State.signal_number is not None:
-        _alarm(0)
-        raise Interrupted(_State.signal_number)
+        stop(_State.signal_number)
+
+
+def signal_number() -> int:
+    """The signal that has asked this process to stop; 0 if none has."""
+    return _State.signal_number or 0
+
+
+def stop(number: int) -> NoReturn:
+    """Stop because of a signal, which another process may have got.
+
+    Args:
+        number: Of the signal.
+
+    Raises:
+        Interrupted: Always.
+    """
+    _alarm(0)
+    raise Interrupted(number)
 
 
 @contextlib.contextmanager
@@ -184,8 +203,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def _is_the_same(number: int, asked_at: float) -> bool:
-    """Whether a second signal is the first one over again: shell and kernel both tell that a terminal is closed."""
-    return number == getattr(signal, "SIGHUP", None) and time.monotonic() - asked_at < _SECONDS_OF_A_HANGUP
+    """Whether a second signal is the first one over again.
+
+    Shell and kernel both tell that a terminal is closed; terminal and torchrun both tell of Ctrl-C.
+    """
+    is_hangup = number == getattr(signal, "SIGHUP", None) and time.monotonic() - asked_at < _SECONDS_OF_A_HANGUP
+    return is_hangup or _OF_TORCHRUN in os.environ
 
 
 def _ask(number: int, _frame: FrameType | None) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from forgetless import ranks
 from forgetless.errors import DivergedError, InputError
 from forgetless.parts import OptimizerConfig
 from forgetless.protection import Evidence, Protection
@@ -34,6 +35,9 @@ def train(
     With `max_gradient_norm` a batch whose gradient is not finite is skipped: scaled, it would turn every weight
     into NaN.
 
+    Where several processes train together (`forgetless.ranks`), each takes the loss of its own rows of a batch, and all
+    step with the mean of their gradients. What the protection adds is computed on the whole batch in each of them.
+
     Args:
         batches: Training ends with them.
         loss_of: The loss of a batch, a scalar that is a mean over its examples.
@@ -48,11 +52,12 @@ def train(
         How many batches were skipped.
     """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    passed_over = 0
+    passed_over, processes = 0, ranks.here()
     with protection.during(optimizer):
         for step, batch in enumerate(batches, start=1):
             optimizer.zero_grad(set_to_none=True)
-            loss = loss_of(batch)
+            with processes.sharing():
+                loss = loss_of(processes.own(batch))
             extra = protection.extra_loss(batch)
             if extra is not None:
                 # Models that the extra loss is about may hold weights of their own, which are not to be touched.
@@ -60,6 +65,7 @@ def train(
                 (loss + extra).backward(inputs=held)  # type: ignore[no-untyped-call]
             elif loss.requires_grad:  # not where a protection froze everything the loss depends on
                 loss.backward()  # type: ignore[no-untyped-call]
+            processes.average(weights)
             norm = None
             if max_gradient_norm is not None:
                 norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])

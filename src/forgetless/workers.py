@@ -69,6 +69,7 @@ def fan_out(
     *,
     workers: int | None = None,
     cluster: str | None = None,
+    device: str = "cpu",
     retries: int = 1,
     on_news: OnNews | None = None,
 ) -> list[Failure[J]]:
@@ -81,6 +82,7 @@ def fan_out(
         workers: Processes, or tasks at a time on a cluster; as many as there are cores if None. One runs in this
             process.
         cluster: The address of a Ray cluster, `local` to start one here, or None for processes.
+        device: Of the jobs. On a cluster each has a GPU of its own where it is `cuda`.
         retries: How often a failed job is tried again.
         on_news: For jobs on a cluster that tell how far they are: called in this process with the key of a job and what
             it told. The runner then gets a second argument, a `cluster.Tell`.
@@ -89,13 +91,13 @@ def fan_out(
         Those that failed, with the reason.
 
     Raises:
-        InputError: If the runner raises one, which ends everything; or if the cluster does not answer within 10 s, or
-            Ray is not installed.
+        InputError: If the runner raises one, which ends everything; or if the cluster does not answer within 10 s or
+            does not have the device, or Ray is not installed.
     """
     if not jobs:
         return []
     tells = on_news is not None
-    with _pool(workers or os.cpu_count() or 1, cluster, runner, tells=tells) as pool:
+    with _pool(workers or os.cpu_count() or 1, cluster, runner, device, tells=tells) as pool:
         try:
             return _fan_out(jobs, pool, retries, done, on_news)
         except interruption.Interrupted:
@@ -174,11 +176,11 @@ def _fan_out(
 
 
 @contextlib.contextmanager
-def _pool(workers: int, cluster: str | None, runner: Runner, *, tells: bool) -> Iterator[_Pool]:
+def _pool(workers: int, cluster: str | None, runner: Runner, device: str, *, tells: bool) -> Iterator[_Pool]:
     if cluster is not None:
         from forgetless.cluster import ray_pool
 
-        with ray_pool(workers, cluster, _Packed.of, _unpacking(runner), tells=tells) as on_ray:
+        with ray_pool(workers, cluster, Packed.of, _unpacking(runner), device=device, tells=tells) as on_ray:
             yield on_ray
     elif workers == 1:
         yield _Here(runner)
@@ -248,7 +250,7 @@ class _Processes:
 
     def submit(self, job: Any) -> "Future[Any]":
         with interruption.starting_children():
-            return self._executor.submit(_run_job, self._runner, _Packed.of(job))
+            return self._executor.submit(_run_job, self._runner, Packed.of(job))
 
     def restart(self) -> None:
         self.close()
@@ -278,13 +280,13 @@ class _Processes:
                 process.join()
 
 
-def _run_job(runner: Runner, job: "_Packed") -> Any:
+def _run_job(runner: Runner, job: "Packed") -> Any:
     with interruption.job_of_worker():
         return runner(job.unpacked())
 
 
 @dataclass(frozen=True)
-class _Packed:
+class Packed:
     """A job on its way to another process, which has to import plugins before it can read the job.
 
     Attributes:
@@ -296,7 +298,7 @@ class _Packed:
     content: bytes
 
     @classmethod
-    def of(cls, job: Any) -> "_Packed":
+    def of(cls, job: Any) -> "Packed":
         """Pack a job."""
         return cls(plugins.loaded(), pickle.dumps(job))
 
@@ -307,7 +309,7 @@ class _Packed:
 
 
 def _unpacking(runner: Runner) -> Callable[..., Any]:
-    def run(job: _Packed, *tell: Any) -> Any:
+    def run(job: Packed, *tell: Any) -> Any:
         return runner(job.unpacked(), *tell)
 
     return run

@@ -8,8 +8,9 @@ import pytest
 
 from forgetless.cli import main
 from forgetless.experiments.pieces import PIECES
-from forgetless.runs import CHECKPOINT, METRICS
+from forgetless.runs import CHECKPOINT, METRICS, read_sealed
 from processes import TINY, Command
+from test_cluster import COMPARISON
 from test_pieces import RUNS, records_of
 
 pytestmark = [pytest.mark.usefixtures("without_pictures"), pytest.mark.filterwarnings("ignore")]
@@ -26,6 +27,16 @@ def test_ray_makes_the_records_of_one_process(name, tmp_path, two_texts):
     assert main([name, *words, "--output", str(tmp_path / "here")]) == 0
     assert main([name, *words, "--cluster", "local", "--workers", "2", "--output", str(tmp_path / "there")]) == 0
     assert records_of(tmp_path / "there") == records_of(tmp_path / "here")
+
+
+def test_ray_makes_the_numbers_of_a_comparison_in_one_process(tmp_path):
+    assert main(["compare", *COMPARISON.split(), "--workers", "1", "--output", str(tmp_path / "here")]) == 0
+    cluster = ["--cluster", "local", "--workers", "2"]
+    assert main(["compare", *COMPARISON.split(), *cluster, "--output", str(tmp_path / "there")]) == 0
+    unit = "random/seed-0"
+    assert records_of(tmp_path / "there" / unit) == records_of(tmp_path / "here" / unit)
+    here, there = (read_sealed(tmp_path / name / unit / "evaluation.json") for name in ("here", "there"))
+    assert there["summary"] == here["summary"]
 
 
 def test_an_interrupted_run_has_what_was_stored_there_and_goes_on_here(tmp_path):

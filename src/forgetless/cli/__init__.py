@@ -10,12 +10,12 @@ import importlib
 import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import get_args
 
 from cyclopts import App, ArgumentCollection, CoercionError, CycloptsError, Parameter
 
-from forgetless import __version__, interruption, plugins
+from forgetless import __version__, interruption, plugins, ranks
 from forgetless.cli.terminal import complain
 from forgetless.errors import InputError
 
@@ -51,6 +51,9 @@ def _expect_whole_numbers(_app: App, _commands: tuple[str, ...], arguments: Argu
 _CONFIGURED = frozenset({"two-model", "landscape", "fine-tune", "search", "compare", "evaluate"})
 """Commands that have an option for each field of a configuration."""
 
+_TRAINS_TOGETHER = frozenset({"search", "evaluate", "resume"})
+"""Commands that several processes of torchrun do together; `resume` refuses other runs than searches."""
+
 _HELP_ALL, _PLUGIN = "--help-all", "--plugin"
 
 
@@ -71,7 +74,7 @@ def make_app(words: Sequence[str]) -> App:
         suppress_keyboard_interrupt=False,  # main has an exit code for each signal
         default_parameter=Parameter(consume_multiple=True, negative=(), json_list=False),
     )
-    called = next((word for word in words if not word.startswith("-")), None)
+    called = _called(words)
     plugins.load_files(_plugins_in(words))
     for place, (name, text) in enumerate(_COMMANDS.items()):
         module = f"{__name__}.{name.replace('-', '_')}"
@@ -85,6 +88,10 @@ def make_app(words: Sequence[str]) -> App:
         else:
             app.command(f"{module}:{function}", name=name, help=text, sort_key=place)
     return app
+
+
+def _called(words: Sequence[str]) -> str | None:
+    return next((word for word in words if not word.startswith("-")), None)
 
 
 def _plugins_in(words: Sequence[str]) -> list[str]:
@@ -111,24 +118,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with interruption.handled():
             try:
-                app = make_app(words)  # imports the command
+                if _would_repeat(_called(words)):
+                    return 2
+                with ranks.joined():
+                    return _run(words)
             except InputError as error:
-                complain(str(error))
+                if ranks.is_first() or not isinstance(error, ranks.LostError):
+                    complain(str(error))
                 return 2
-            words = ["--help" if word == _HELP_ALL else word for word in words]
-            with contextlib.suppress(CycloptsError):  # which the call tells
-                app.parse_commands(words)  # an error here is one of the installation
-            interruption.stop_if_asked()
-            return _call(app, words)
     except interruption.Interrupted as error:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
 
 
-def _call(app: App, words: list[str]) -> int:
+def _would_repeat(command: str | None) -> bool:
+    """Whether several processes would do the same in the same folder; the first one refuses it."""
+    if command is None or command in _TRAINS_TOGETHER or ranks.launched() == 1:
+        return False
+    if ranks.is_first():
+        complain(
+            f"Expected one process for {command}, but torchrun has started {ranks.launched()}. Leave torchrun out; of "
+            f"the commands only {', '.join(sorted(_TRAINS_TOGETHER))} train one model in several processes."
+        )
+    return True
+
+
+def _run(words: list[str]) -> int:
+    """What the command says; or, in another process than the first, what that one asks for."""
+    if not ranks.is_first():
+        return _call(ranks.follow)
+    app = make_app(words)  # imports the command
+    words = ["--help" if word == _HELP_ALL else word for word in words]
+    with contextlib.suppress(CycloptsError):  # which the call tells
+        app.parse_commands(words)  # an error here is one of the installation
+    interruption.stop_if_asked()
+    code = _call(lambda: app(words, exit_on_error=False, print_error=False, result_action="return_value"))
+    if code != 2:  # else the others end because this one does
+        ranks.dismiss()
+    return code
+
+
+def _call(command: Callable[[], int | None]) -> int:
     try:
-        code = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        code = command()
     except InputError as error:
         complain(str(error))
         return 2

@@ -12,6 +12,7 @@ from forgetless.cluster import expect_cluster
 from forgetless.configuration import Configuration
 from forgetless.errors import InputError
 from forgetless.experiments.base import RUN_KINDS, kind_of, load_config, load_result
+from forgetless.experiments.pieces import expect_one_way
 from forgetless.records import plain
 from forgetless.runs import COMPARE, REPORT, SEARCH, TENSORBOARD, RunFolder
 from forgetless.tensorboard import EpochScalars
@@ -43,11 +44,12 @@ def start(
         The exit code.
     """
     kind = RUN_KINDS[experiment]
+    stamp = dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    path = output or Path("runs") / f"{experiment}-{_short_name(kind.data(config))}-{stamp}"
+    expect_one_way(kind, config, path)
     kind.check(config)  # bad input is refused before anything is written
     if (cluster := kind.cluster(config)) is not None:
         expect_cluster(cluster)
-    stamp = dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    path = output or Path("runs") / f"{experiment}-{_short_name(kind.data(config))}-{stamp}"
     with warnings_in_one_line():
         folder = kind.create(path, config, overwrite=overwrite)
     return go_on(folder, as_json=as_json, tensorboard=tensorboard)

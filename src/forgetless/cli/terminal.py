@@ -1,6 +1,7 @@
 """What the command line says and shows: results on standard output, the rest on standard error."""
 
 import contextlib
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column, Table
 from rich.text import Text
 
-from forgetless import interruption
+from forgetless import interruption, ranks
 from forgetless.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ def tell(*shown: Table | str) -> None:
 
 
 def complain(sentence: str) -> None:
-    """On standard error, in one line."""
-    line = printable(f"forgetless: {sentence}")
+    """On standard error, in one line; where several processes work, all but the first say which they are."""
+    speaker = "" if ranks.is_first() else f"rank {os.environ['RANK']}: "
+    line = printable(f"forgetless: {speaker}{sentence}")
     Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(line)
 
 

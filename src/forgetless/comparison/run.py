@@ -1,4 +1,4 @@
-"""Doing a comparison: one search folder per strategy and seed, over processes, and what they selected judged.
+"""Doing a comparison: one search folder per strategy and seed, here or on a cluster, and what they selected judged.
 
 | in the folder | content |
 |---|---|
@@ -13,6 +13,7 @@ Nothing else is kept, so that an interrupted comparison goes on as its searches 
 
 import functools
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -26,6 +27,7 @@ from forgetless.evaluation.run import EvaluatedRun, run_evaluation
 from forgetless.evaluation.searches import random_architectures
 from forgetless.evaluation.trainings import TrainingStore, default_store
 from forgetless.evaluation.truth import read_truth
+from forgetless.experiments.carried import make_on_cluster
 from forgetless.experiments.pieces import Piece, followed, run_piece
 from forgetless.experiments.search import SearchRun
 from forgetless.progress import OnProgress
@@ -137,13 +139,11 @@ def run_comparison(
     sizes = {unit.path: SearchRun.num_records(unit.config) for unit in wanted}
     names = {unit.path: unit.key for unit in wanted}
     with followed(names, sizes, 0, on_progress, at_last="judging what was found"):
-        failures = fan_out(
+        reasons = _make(
             [unit for unit in wanted if not is_finished(unit)],
-            _run_unit,
             lambda unit, result: folder.drop_previous(),  # noqa: ARG005
-            workers=config.resources.workers,
+            config,
         )
-    reasons = {failure.job.key: failure.reason for failure in failures}
     for name, reason in reasons.items():
         folder.append(FailureRecord(unit=name, reason=reason).to_dict())
     finished = [unit for unit in wanted if is_finished(unit)]
@@ -155,6 +155,16 @@ def run_comparison(
         _store_evaluation(folder.path, found)
         reasons |= {f"{each.architecture}, training seed {each.seed}": each.reason for each in found.failures}
     return reasons
+
+
+def _make(wanted: Sequence[Unit], done: Callable[[Unit, None], None], config: ComparisonConfig) -> dict[str, str]:
+    """Make units, over processes or a cluster; name → reason of each that failed twice."""
+    resources = config.resources
+    if resources.cluster is not None:
+        device = config.search.run.device
+        return make_on_cluster(wanted, _run_unit, done, resources.cluster, resources.workers, device)
+    failures = fan_out(wanted, _run_unit, done, workers=resources.workers)
+    return {failure.job.key: failure.reason for failure in failures}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,7 +37,7 @@ from forgetless.parts import TrainingResources
 from forgetless.progress import OnProgress, Progress
 from forgetless.search import SearchConfig, load_task, make_space, shared_weight_rewards
 from forgetless.search.records import SearchRecord
-from forgetless.search.setup import make_search_space
+from forgetless.search.setup import check_shares, make_search_space
 from forgetless.tasks import TASKS
 from forgetless.workers import Failure
 
@@ -147,7 +147,11 @@ def _train_all(
     on_progress: OnProgress | None,
 ) -> tuple[list[dict[Any, float]], list[Failure[Training]]]:
     """For each search the mean test error of every architecture that it is judged by."""
-    digests = {run.name: load_task(run.config).digest() for run, _ in searches}
+    digests = {}
+    for run in {run.name: run for run, _ in searches}.values():
+        task = load_task(run.config)
+        check_shares(run.config.run.device, task)
+        digests[run.name] = task.digest()
     wanted: list[tuple[int, Any, Training]] = []
     for number, (run, search) in enumerate(searches):
         found = search.ranking[: config.top]

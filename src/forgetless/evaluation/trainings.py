@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forgetless.checkpoints import DEFAULT, Checkpoints, seconds_of
+from forgetless import ranks
+from forgetless.checkpoints import DEFAULT, Checkpoints, no_checkpoints, seconds_of
 from forgetless.configuration import Part
 from forgetless.errors import InputError
 from forgetless.parts import DataConfig, OptimizerConfig, Resources
@@ -150,14 +151,6 @@ def run_training(training: Training) -> TrainingResult:
     Raises:
         InputError: If the data is missing, or another than the training was asked for.
     """
-    spec = training.spec
-    task, digest = _task(spec.space, spec.task, spec.data, spec.batch_size, spec.device, training.resources.data_dir)
-    if digest != spec.data_sha256:
-        raise InputError(
-            f"Expected data with the SHA-256 {spec.data_sha256[:12]}…, but got {digest[:12]}… from {spec.data.name}. "
-            "Evaluate on the data of the search."
-        )
-    space = spec.space.kind(spec.space)
     # On another machine of a cluster the folder may not be there.
     begun = None if training.kept_in is None else Path(training.kept_in, f"{training.key}.pt")
     is_kept = begun is not None and begun.parent.is_dir()
@@ -168,7 +161,22 @@ def run_training(training: Training) -> TrainingResult:
                 save_state(begun, state)
 
     state = load_state(begun, "beginning this training again") if begun is not None and is_kept else None
-    checkpoints = Checkpoints(save, training.checkpoint_seconds)
+    with ranks.together(_run_from, training, state):
+        return _run_from(training, state, Checkpoints(save, training.checkpoint_seconds))
+
+
+def _run_from(
+    training: Training, state: Mapping[str, Any] | None, checkpoints: Checkpoints | None = None
+) -> TrainingResult:
+    """Make one training from a state; where several processes make it, the others store nothing."""
+    spec = training.spec
+    task, digest = _task(spec.space, spec.task, spec.data, spec.batch_size, spec.device, training.resources.data_dir)
+    if digest != spec.data_sha256:
+        raise InputError(
+            f"Expected data with the SHA-256 {spec.data_sha256[:12]}…, but got {digest[:12]}… from {spec.data.name}. "
+            "Evaluate on the data of the search."
+        )
+    space = spec.space.kind(spec.space)
     with cpu_arithmetic(1, flush_denormals=True):
         return train_from_scratch(
             task,
@@ -180,7 +188,7 @@ def run_training(training: Training) -> TrainingResult:
             num_batches=spec.num_batches,
             as_published=spec.as_published,
             state=state,
-            on_step=checkpoints.point,
+            on_step=(checkpoints or no_checkpoints()).point,
         )
 
 
@@ -299,5 +307,19 @@ def run_trainings(
 
     if on_result is not None:
         on_result(len(results), len(distinct))
-    failures = fan_out(missing, runner, done, workers=workers, cluster=cluster, retries=retries)
+    if ranks.num_processes() > 1:
+        _expect_no_workers(workers, cluster)
+        for training in missing:  # what fails in one process ends all, as the others wait for it
+            done(training, runner(training))
+        return [results.get(training.key) for training in trainings], []
+    device = next((training.spec.device for training in missing if training.spec.device != "cpu"), "cpu")
+    failures = fan_out(missing, runner, done, workers=workers, cluster=cluster, device=device, retries=retries)
     return [results.get(training.key) for training in trainings], failures
+
+
+def _expect_no_workers(workers: int | None, cluster: str | None) -> None:
+    if cluster is not None or (workers or 1) > 1:
+        raise InputError(
+            f"Expected either the {ranks.num_processes()} processes of torchrun, which make one training together, or "
+            "--workers and --cluster, which make several at a time, but got both. Leave out one of them."
+        )

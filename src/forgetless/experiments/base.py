@@ -33,6 +33,7 @@ class RunKind(ABC, Generic[C, R]):
     Attributes:
         name: Of its command, and in config.toml.
         Config: The class of its configurations.
+        works_in_ranks: Whether several processes of torchrun can make one of its runs together.
         has_scalars: Whether its records can be written to TensorBoard.
         template: Of its section of the report.
         counts: What the `progress` of its results counts, such as `runs`.
@@ -43,6 +44,7 @@ class RunKind(ABC, Generic[C, R]):
 
     name: ClassVar[str]
     Config: ClassVar[type[Configuration]]
+    works_in_ranks: ClassVar[bool] = False
     has_scalars: ClassVar[bool] = False
     template: ClassVar[str]
     counts: ClassVar[str]
@@ -118,9 +120,10 @@ class RunKind(ABC, Generic[C, R]):
         Raises:
             InputError: If it cannot be done.
         """
-        from forgetless.experiments.pieces import run_in_pieces, wants_pieces
+        from forgetless.experiments.pieces import expect_one_way, run_in_pieces, wants_pieces
 
-        if wants_pieces(config, folder) and cls.pieces(config):
+        expect_one_way(cls, config, folder.path)
+        if wants_pieces(config, folder.path) and cls.pieces(config):
             return run_in_pieces(cls, config, folder, on_progress=on_progress, on_record=on_record)
         return cls.make(config, folder, on_progress=on_progress, on_record=on_record)
 

@@ -1,5 +1,7 @@
 """A piece of a run on another machine, which shares no folder with this one: it takes along what its folder holds.
 
+A piece is a `Piece`, or the searches of one strategy and seed of a comparison; what it is makes no difference here.
+
 There it goes on in a temporary folder, and whatever changes in that is sent back into the folder here, as is what it
 has stored when it is asked to stop. So a run that was interrupted goes on as one over processes does, here or on a
 cluster; what a sudden end costs is what has not been sent: half a second beside what no checkpoint holds.
@@ -15,20 +17,33 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from forgetless import interruption
-from forgetless.experiments.pieces import Piece, run_piece
 from forgetless.workers import fan_out
 
 if TYPE_CHECKING:
     from forgetless.cluster import Tell
 
+
 _SECONDS_BETWEEN_LOOKS = 0.5
 _TRIES_TO_READ = 5
 
 Files = Mapping[str, bytes]
+P = TypeVar("P", bound="InFolder")
 _Stamps = dict[str, tuple[int, int, int]]
+
+
+class InFolder(Protocol):
+    """What is made in a folder of its own, such as a `Piece`: a dataclass."""
+
+    @property
+    def path(self) -> Path:
+        """Of the folder."""
+
+    @property
+    def key(self) -> str:
+        """Its name, which is a path below another folder."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +52,19 @@ class CarriedPiece:
 
     Attributes:
         piece: As its folder here has it.
+        make: Makes what its folder lacks; importable.
     """
 
-    piece: Piece
+    piece: InFolder
+    make: Callable[[Any], None]
 
     @property
     def key(self) -> str:
         """Its name."""
         return self.piece.key
 
-    def __reduce__(self) -> tuple[type[ArrivedPiece], tuple[Piece, Files]]:
-        return ArrivedPiece, (self.piece, read_files(self.piece.path))
+    def __reduce__(self) -> tuple[type[ArrivedPiece], tuple[InFolder, Files, Callable[[Any], None]]]:
+        return ArrivedPiece, (self.piece, read_files(self.piece.path), self.make)
 
 
 @dataclass(frozen=True)
@@ -57,10 +74,12 @@ class ArrivedPiece:
     Attributes:
         piece: With the path of its folder on the machine that it comes from.
         files: Of that folder, by name.
+        make: Makes what its folder lacks.
     """
 
-    piece: Piece
+    piece: InFolder
     files: Files
+    make: Callable[[Any], None]
 
 
 def run_arrived(arrived: ArrivedPiece, tell: Tell) -> Files:
@@ -81,7 +100,7 @@ def run_arrived(arrived: ArrivedPiece, tell: Tell) -> Files:
         write_files(path, arrived.files)
         try:
             with interruption.handled(), _sending(path, tell):
-                run_piece(dataclasses.replace(arrived.piece, path=path))
+                arrived.make(dataclasses.replace(arrived.piece, path=path))  # type: ignore[type-var]
         except interruption.Interrupted as error:
             tell(read_files(path))
             raise RuntimeError("it was asked to stop") from error
@@ -118,15 +137,22 @@ def _sending(path: Path, tell: Tell) -> Iterator[None]:
 
 
 def make_on_cluster(
-    pieces: Sequence[Piece], gather: Callable[[Piece, None], None], cluster: str, workers: int | None
+    pieces: Sequence[P],
+    make: Callable[[P], None],
+    gather: Callable[[P, None], None],
+    cluster: str,
+    workers: int | None,
+    device: str,
 ) -> dict[str, str]:
     """Make pieces on a cluster. Their folders here hold what was sent back so far.
 
     Args:
         pieces: Which.
+        make: Makes what the folder of one lacks; importable.
         gather: Called with each whose folder is complete.
         cluster: As for `fan_out`.
         workers: How many at a time; as many as this machine has cores if None.
+        device: Where they are made.
 
     Returns:
         Name → reason of each that failed twice.
@@ -138,14 +164,15 @@ def make_on_cluster(
 
     def arrived(carried: CarriedPiece, files: Files) -> None:
         write_files(carried.piece.path, files)
-        gather(carried.piece, None)
+        gather(carried.piece, None)  # type: ignore[arg-type]
 
     failures = fan_out(
-        [CarriedPiece(piece) for piece in pieces],
+        [CarriedPiece(piece, make) for piece in pieces],
         run_arrived,
         arrived,
         workers=workers,
         cluster=cluster,
+        device=device,
         on_news=lambda key, files: write_files(places[key], files),
     )
     return {failure.job.key: failure.reason for failure in failures}

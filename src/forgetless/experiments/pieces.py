@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forgetless import ranks
+from forgetless.errors import InputError
 from forgetless.experiments.base import RUN_KINDS, RunKind
 from forgetless.progress import OnProgress, Progress
 from forgetless.records import Record
@@ -51,15 +53,37 @@ class Piece:
         return self.path.name
 
 
-def wants_pieces(config: Any, folder: RunFolder) -> bool:
+def wants_pieces(config: Any, path: Path) -> bool:
     """Whether a run is made in pieces: where processes or a cluster are asked for, or were when it was begun.
 
     Args:
         config: Of the run, with its resources.
-        folder: Of the run.
+        path: Of its folder.
     """
     resources: Resources = config.resources
-    return (resources.workers or 1) > 1 or resources.cluster is not None or (folder.path / PIECES).is_dir()
+    return (resources.workers or 1) > 1 or resources.cluster is not None or (path / PIECES).is_dir()
+
+
+def expect_one_way(kind: type[RunKind[Any, Any]], config: Any, path: Path) -> None:
+    """Refuse processes of torchrun for a run that they cannot make together.
+
+    Args:
+        kind: Of run.
+        config: Of the run, with its resources.
+        path: Of its folder, which need not exist.
+
+    Raises:
+        InputError: If there are several, and the kind is not for them, or the run is made in pieces.
+    """
+    if (number := ranks.num_processes()) == 1:
+        return
+    if not kind.works_in_ranks:
+        raise InputError(f"Expected one process for a run of {kind.name}, but got {number}. Leave torchrun out.")
+    if wants_pieces(config, path):
+        raise InputError(
+            f"Expected either processes that train one model, which torchrun starts, or --workers and --cluster, which "
+            f"spread seeds and arms, but got both for {path}. Leave out one of them."
+        )
 
 
 def run_in_pieces(
@@ -105,13 +129,15 @@ def run_in_pieces(
     sizes = {piece.path: kind.num_records(piece.config) for piece in pieces}
     done = sum(size for path, size in sizes.items() if all(path != piece.path for piece in unfinished))
     with followed({piece.path: piece.key for piece in unfinished}, sizes, done, on_progress):
-        failed = _make(unfinished, gather, config.resources)
+        failed = _make(unfinished, gather, config.resources, kind.device(config))
     with contextlib.suppress(OSError):
         (folder.path / PIECES).rmdir()
     return failed
 
 
-def _make(pieces: Sequence[Piece], gather: Callable[[Piece, None], None], resources: Resources) -> dict[str, str]:
+def _make(
+    pieces: Sequence[Piece], gather: Callable[[Piece, None], None], resources: Resources, device: str
+) -> dict[str, str]:
     """Make pieces; name → reason of each that failed twice."""
     from forgetless.workers import fan_out
 
@@ -120,7 +146,7 @@ def _make(pieces: Sequence[Piece], gather: Callable[[Piece, None], None], resour
         return {failure.job.key: failure.reason for failure in failures}
     from forgetless.experiments.carried import make_on_cluster
 
-    return make_on_cluster(pieces, gather, resources.cluster, resources.workers)
+    return make_on_cluster(pieces, run_piece, gather, resources.cluster, resources.workers, device)
 
 
 def run_piece(piece: Piece) -> None:
@@ -132,7 +158,6 @@ def run_piece(piece: Piece) -> None:
     Raises:
         RuntimeError: If it cannot be made.
     """
-    from forgetless.errors import InputError
     from forgetless.runs import CONFIG, RunFolder
 
     kind = RUN_KINDS[piece.experiment]

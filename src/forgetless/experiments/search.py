@@ -26,6 +26,7 @@ class SearchRun(RunKind[SearchConfig, "SearchResult"]):
 
     name: ClassVar[str] = "search"
     Config: ClassVar[type[Configuration]] = SearchConfig
+    works_in_ranks: ClassVar[bool] = True
     has_scalars: ClassVar[bool] = True
     template: ClassVar[str] = "search/section.html"
     counts: ClassVar[str] = "searches"
@@ -42,9 +43,11 @@ class SearchRun(RunKind[SearchConfig, "SearchResult"]):
     @staticmethod
     def check(config: SearchConfig) -> None:
         """Refuse missing data and sizes that do not fit the memory."""
-        from forgetless.search.setup import check_memory, load_task
+        from forgetless.search.setup import check_memory, check_ranks, load_task
 
-        check_memory(config, load_task(config))
+        task = load_task(config)
+        check_memory(config, task)
+        check_ranks(config, task)
 
     @staticmethod
     def make(

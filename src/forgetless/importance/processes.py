@@ -23,15 +23,17 @@ def processes_of(model: nn.Module) -> Processes:
 
     Args:
         model: Wrapped in DistributedDataParallel, sharded by `fully_shard`, or neither. What is sharded holds its
-            parts afterwards.
+            parts afterwards. A module that is whole in every process may name their group as `examples_from`.
 
     Raises:
         InputError: If its weights are in parts in another way, or away from the devices that exchange them.
     """
     refuse_fsdp1(model)
-    groups = (m.process_group for m in layers_of_wrapping(model) if isinstance(m, DistributedDataParallel))
-    if (group := next(groups, None)) is not None:
-        return group
+    for layer in layers_of_wrapping(model):
+        if isinstance(layer, DistributedDataParallel):
+            return layer.process_group
+        if (group := getattr(layer, "examples_from", None)) is not None:
+            return group
     reshard(model)
     meshes: dict[Any, None] = {}
     gathered_there = {id(p) for module in fsdp_modules([model]) for p in module.parameters()}

@@ -135,6 +135,7 @@ class Protection(Kind, ABC):
         holds_all: Whether it holds all weights of earlier models, not only those that several use.
         matches: The protection whose steps this one takes without its pull; None for most.
         replaces_layers: Whether it trains other layers in place of a model's own, so that no models can share them.
+        works_in_ranks: Whether it does the same in several processes that train one model (`forgetless.ranks`).
         strength: Of the pull; may be set at any time. 0 where there is none.
     """
 
@@ -154,6 +155,7 @@ class Protection(Kind, ABC):
     holds_all: ClassVar[bool] = False
     matches: ClassVar[str | None] = None
     replaces_layers: ClassVar[bool] = False
+    works_in_ranks: ClassVar[bool] = True
     strength: float
 
     def __init__(

@@ -75,6 +75,7 @@ class BudgetProtection(Protection):
     unit: ClassVar[str] = "nats"
     decays: ClassVar[bool] = False
     uses_examples: ClassVar[bool] = True
+    works_in_ranks: ClassVar[bool] = False  # a budget takes other old examples in each process
     options: BudgetOptions
 
     def _set_up(self) -> None:

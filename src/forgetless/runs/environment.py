@@ -8,7 +8,9 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-DECIDING = ("torch", "processor", "instruction_set", "blas", "onednn", "variables", "device")
+from forgetless import ranks
+
+DECIDING = ("torch", "processor", "instruction_set", "blas", "onednn", "variables", "device", "processes")
 """What decides the last bits of a result, and with them, after some hundred steps, all of it."""
 
 _VARIABLES = (
@@ -29,7 +31,8 @@ def environment(device: str = "cpu") -> dict[str, str | int | None]:
 
     Returns:
         Versions, git revision of the source (None outside a checkout), processor, the instruction set and the libraries
-        that PyTorch computes with there, the environment variables that choose among these, and the device.
+        that PyTorch computes with there, the environment variables that choose among these, the device, and how many
+        processes of torchrun train together.
     """
     import torch
 
@@ -47,6 +50,7 @@ def environment(device: str = "cpu") -> dict[str, str | int | None]:
         "onednn": _built_with(r"MKL-DNN (\S+)"),
         "variables": ", ".join(f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ) or "none set",
         "device": accelerator or device,
+        "processes": ranks.num_processes(),
     }
 
 

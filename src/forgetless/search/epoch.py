@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from forgetless import ranks
 from forgetless.forgetting import ForgettingSummary
 from forgetless.importance import TrainingFisher
 from forgetless.interference import Interference, measure_interference
@@ -130,9 +131,10 @@ class Search:
             show(f"model {j + 1}/{config.schedule.models_per_epoch}", {self.task.error_name: now.first[-1]})
             point()
         now.penalty = self.protection.penalty() if now.penalty is None else now.penalty
-        for architecture in now.architectures[len(now.second) :]:
+        while len(now.second) < len(now.architectures):
+            part = now.architectures[len(now.second) :][: ranks.here().size]
             with clock("evaluate"):
-                now.second.append(self.rewards.error(architecture, "forgetting"))
+                now.second += self.rewards.errors(part, "forgetting")
             show(f"error {len(now.second)}/{config.schedule.models_per_epoch}", {})
             point()
         forgetting = now.forgetting(self.task.diverged_above)
@@ -180,13 +182,13 @@ class Search:
             gradients, step, skipped = self._train(architecture, number)
         now.num_passed_over += skipped
         with clock("evaluate"):
-            error = self.rewards.error(architecture, "forgetting")
+            (error,) = self.rewards.errors([architecture], "forgetting")
         with clock("consolidate"):
             if error <= self.task.diverged_above and self._protects:
                 self._consolidate(architecture, gradients)
         with clock("evaluate"):
             moves = self._protects and self.protection.moves_weights
-            now.consolidated.append(self.rewards.error(architecture, "forgetting") if moves else error)
+            now.consolidated += self.rewards.errors([architecture], "forgetting") if moves else [error]
         now.moved.append(Moved(step, _distance(before, self._shared) / config.schedule.batches_per_model))
         self.matched.learn(self._measured_step(now.moved[-1]), scheduled)
         now.architectures.append(architecture)
@@ -396,11 +398,13 @@ class Search:
             self._end = DerivationState(self.strategy.propose_final(self.config.selection.final_samples))
         end, clock = self._end, _Clock(self._end.seconds)
         measured = self.strategy.trains_shared_weights
-        for architecture in dict.fromkeys(end.proposed):
-            if architecture not in end.rewards:
-                with clock("derive"):
-                    end.rewards[architecture] = self.rewards.of(architecture) if measured else math.nan
-                point()
+        missing, at_once = [each for each in dict.fromkeys(end.proposed) if each not in end.rewards], ranks.here().size
+        for start in range(0, len(missing), at_once):
+            part = missing[start : start + at_once]
+            with clock("derive"):
+                found = self.rewards.of_all(part) if measured else [math.nan] * len(part)
+                end.rewards |= zip(part, found, strict=True)
+            point()
         # Best first, what diverged last; of equals the one proposed first.
         known = end.rewards
         ranked = sorted(known, key=lambda a: math.inf if math.isnan(known[a]) else -known[a])

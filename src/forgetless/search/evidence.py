@@ -6,12 +6,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from forgetless import ranks
 from forgetless.importance import TrainingFisher, diagonal_fisher
 from forgetless.protection import Evidence
 from forgetless.search.config import ImportanceConfig
 from forgetless.spaces import Space
 from forgetless.supernet import Supernet
 from forgetless.tasks import Task
+
+# Kinds of Fisher information of which several processes take some examples each. Of the others all take all, because a
+# batch counts as one, or labels are drawn one after the other; the mean over processes is then what each of them has.
+_BY_EXAMPLE = ("empirical", "exact")
 
 
 class BoundArchitecture(nn.Module):
@@ -47,6 +52,11 @@ class BoundArchitecture(nn.Module):
             return
         used = self.supernet.used_parameters(self.architecture)
         yield from ((f"{prefix}supernet.{name}", parameter) for name, parameter in used.items())
+
+    @property
+    def examples_from(self) -> Any:
+        """The processes over whose examples an importance is a mean; None for this one alone."""
+        return ranks.here().group
 
     def forward(self, inputs: Tensor) -> Any:
         """The outputs of the architecture; of those that give a state as well, without it."""
@@ -114,8 +124,9 @@ class EvidenceOf:
         if self._config.source == "training":
             return gradients.fisher(self._task.batch_size)
         bound = self.bound(architecture)
-        kind = self._config.fisher
-        return diagonal_fisher(bound, self._batches(architecture), self._task.loss, kind, parameters=bound.parameters())
+        kind, whole = self._config.fisher, self._batches(architecture)
+        batches = ranks.here().some_of_each(whole) if kind in _BY_EXAMPLE else whole
+        return diagonal_fisher(bound, batches, self._task.loss, kind, parameters=bound.parameters())
 
     def _batches(self, architecture: Any) -> list[tuple[Any, Tensor]]:
         """Held-out batches; a supernet with batch normalisation is recalibrated on them, for eval mode."""

@@ -1,14 +1,16 @@
 """A search in a run folder: everything is stored as it comes, and an interrupted one goes on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from forgetless import ranks
 from forgetless.checkpoints import Checkpoints, seconds_of
 from forgetless.progress import OnProgress
 from forgetless.runs import RunFolder
 from forgetless.search.arms import reconcile, run
 from forgetless.search.config import SearchConfig
 from forgetless.search.records import EpochRecord, SearchRecord, read_records
+from forgetless.search.setup import check_ranks, load_task
 
 
 def run_in_folder(
@@ -50,11 +52,26 @@ def run_in_folder(
         for record in kept:
             on_record(record)
     checkpoints = Checkpoints(folder.save_checkpoint, seconds_of(config.resources.checkpoint_every))
-    return run(
-        config,
-        records=kept,
-        checkpoint=checkpoint,
-        on_epoch=on_epoch,
-        on_progress=on_progress,
-        checkpoints=checkpoints,
-    )
+    task = load_task(config)
+    check_ranks(config, task)
+    with ranks.together(run_beside, config, kept, checkpoint):
+        return run(
+            config,
+            records=kept,
+            checkpoint=checkpoint,
+            on_epoch=on_epoch,
+            on_progress=on_progress,
+            checkpoints=checkpoints,
+            task=task,
+        )
+
+
+def run_beside(config: SearchConfig, records: Sequence[SearchRecord], checkpoint: Mapping[str, Any] | None) -> None:
+    """What another process does while the first one makes what its run folder lacks.
+
+    Args:
+        config: Of the folder.
+        records: That the run goes on from.
+        checkpoint: The newest state.
+    """
+    run(config, records=records, checkpoint=checkpoint)

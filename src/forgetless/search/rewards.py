@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from forgetless import ranks
 from forgetless.search.averaging import AverageWeights
 from forgetless.supernet import Supernet
 from forgetless.tasks import Task
@@ -57,6 +58,15 @@ class Rewards:
         """
         return self._task.error(self._supernet, split, architecture, self._num_batches)
 
+    def errors(self, architectures: Sequence[Any], split: SplitName) -> list[float]:
+        """The errors of some architectures, each measured by one of the processes that train together.
+
+        Args:
+            architectures: Members of the space.
+            split: On which part of the data.
+        """
+        return ranks.here().each(architectures, lambda architecture: self.error(architecture, split))
+
     def of(self, architecture: Any) -> float:
         """What the strategy learns of an architecture, measured on the reward split.
 
@@ -70,12 +80,13 @@ class Rewards:
             return self._task.reward(self.error(architecture, "reward"))
 
     def of_all(self, architectures: Sequence[Any]) -> list[float]:
-        """Rewards in order; an architecture that occurs twice is evaluated once.
+        """Rewards in order; an architecture that occurs twice is evaluated once, by one of the processes.
 
         Args:
             architectures: Members of the space.
         """
-        known = {architecture: self.of(architecture) for architecture in dict.fromkeys(architectures)}
+        distinct = list(dict.fromkeys(architectures))
+        known = dict(zip(distinct, ranks.here().each(distinct, self.of), strict=True))
         return [known[architecture] for architecture in architectures]
 
     def loss(self, architecture: Any, edge_weights: Tensor) -> Tensor:

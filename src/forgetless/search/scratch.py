@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from forgetless import ranks
 from forgetless.parts import OptimizerConfig
 from forgetless.protection.none import NoProtection
 from forgetless.records import Record
@@ -78,7 +79,7 @@ def train_from_scratch(
             done = state["step"]
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
-            loss.state = state["carried"]
+            loss.state = None if state["carried"] is None else ranks.here().own(state["carried"])
             torch.set_rng_state(state["random_state"])
 
         def after_step(step: int) -> None:
@@ -87,7 +88,7 @@ def train_from_scratch(
                     "step": done + step,
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
-                    "carried": loss.state,
+                    "carried": ranks.here().gathered(loss.state),
                     "random_state": torch.get_rng_state(),
                     "seconds": before + time.perf_counter() - started,
                 }
@@ -103,9 +104,14 @@ def train_from_scratch(
             max_gradient_norm=optimizer_config.max_gradient_norm,
             after_step=after_step,
         )
+    measures: list[Callable[[], float]] = [
+        lambda: task.error(model, "validation", architecture),
+        lambda: (task.published_error if as_published else task.error)(model, "test", architecture),
+    ]
+    validation_error, test_error = ranks.here().each(measures, lambda measure: measure())
     return TrainingResult(
-        validation_error=task.error(model, "validation", architecture),
-        test_error=(task.published_error if as_published else task.error)(model, "test", architecture),
+        validation_error=validation_error,
+        test_error=test_error,
         parameters=sum(weight.numel() for weight in model.used_parameters(architecture).values()),
         seconds=before + time.perf_counter() - started,
     )

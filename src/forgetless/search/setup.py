@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from forgetless import ranks
 from forgetless.errors import InputError
 from forgetless.search.config import SearchConfig
 from forgetless.spaces import SearchSpace, Space
@@ -107,6 +108,46 @@ def check_importance(config: SearchConfig, task: Task[Any]) -> None:
         raise InputError(
             f"Expected importance to be held-out for batches of all {task.batch_size} training examples, but got "
             "training. Take --importance held-out, or a smaller --batch-size."
+        )
+
+
+def check_ranks(config: SearchConfig, task: Task[Any]) -> None:
+    """Refuse a search that several processes of torchrun cannot make together.
+
+    Args:
+        config: Of the search.
+        task: The data.
+
+    Raises:
+        InputError: As `check_shares`; or if a protection does not do the same in all.
+    """
+    check_shares(config.run.device, task)
+    for each in config.protections:
+        if ranks.num_processes() > 1 and not each.kind.works_in_ranks:
+            raise InputError(
+                f"Expected protections that do the same in {ranks.num_processes()} processes, but got "
+                f"{each.kind.name}. Leave it or torchrun out."
+            )
+
+
+def check_shares(device: str, task: Task[Any]) -> None:
+    """Refuse batches that several processes of torchrun cannot share.
+
+    Args:
+        device: Where they train.
+        task: The data.
+
+    Raises:
+        InputError: If batches have no equal parts, or a process has no device of its own.
+    """
+    if ranks.num_processes() == 1:
+        return
+    ranks.expect_divisible(task.batch_size)
+    num_devices = torch.cuda.device_count()
+    if device != "cpu" and (device != "cuda" or ranks.num_local() > num_devices):
+        raise InputError(
+            f"Expected the device cpu, or cuda with a GPU for each of {ranks.num_local()} processes, but got {device} "
+            f"and {num_devices} GPUs. Leave the number of the device out, or start fewer processes."
         )
 
 

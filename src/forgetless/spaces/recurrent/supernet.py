@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from forgetless import ranks
 from forgetless.errors import InputError
 from forgetless.spaces.recurrent import RecurrentArchitecture, RecurrentSpace
 from forgetless.supernet import Supernet
@@ -297,7 +298,11 @@ class RecurrentSupernet(Supernet[RecurrentArchitecture]):
         probability = self.dropouts[name]
         if not self.training or probability == 0:
             return None
-        return F.dropout(self.embedding.new_ones(batch_size, self.num_units), probability)
+
+        def draw(number: int) -> Tensor:
+            return F.dropout(self.embedding.new_ones(number, self.num_units), probability)
+
+        return ranks.rows_of_all(draw, batch_size)
 
     def _takes_fused_path(self) -> bool:
         # vmap and grad of torch.func cannot look into an autograd.Function that is written with in-place operations.
