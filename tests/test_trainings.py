@@ -17,6 +17,7 @@ from forgetless.configuration import Part
 from forgetless.errors import InputError
 from forgetless.evaluation.trainings import Training, TrainingStore, run_training, run_trainings
 from forgetless.search import load_task
+from forgetless.search.rates import RateConfig
 from forgetless.search.scratch import TrainingResult
 from forgetless.workers import _fan_out
 
@@ -92,7 +93,12 @@ def test_every_option_that_decides_changes_the_key():
             elif isinstance(value, int | float):
                 yield dataclasses.replace(part, **{field.name: value + (0.25 if isinstance(value, float) else 1)})
             else:
-                changes = {"sgd": "adam", "cpu": "cuda", ("tanh", "relu"): ("tanh",)}
+                changes = {
+                    "sgd": "adam",
+                    "cpu": "cuda",
+                    ("tanh", "relu"): ("tanh",),
+                    None: RateConfig(schedule="linear"),
+                }
                 yield dataclasses.replace(part, **{field.name: changes[value]})
 
     specs = list(neighbours(first))

@@ -23,6 +23,7 @@ from forgetless.parts import DataConfig, OptimizerConfig, Resources
 from forgetless.runs import environment, read_sealed, write_sealed, writing_to
 from forgetless.runs.states import load_state, save_state
 from forgetless.search import SearchConfig
+from forgetless.search.rates import RateConfig
 from forgetless.search.scratch import TrainingResult, train_from_scratch
 from forgetless.spaces import SpaceOptions
 from forgetless.tasks import TASKS, Task, TaskOptions
@@ -49,6 +50,7 @@ class TrainingSpec(Part):
         seed: Of weights and batches.
         num_batches: How long it trains.
         as_published: Whether the test error is measured as it is published; see `train_from_scratch`.
+        rates: How the learning rate changes; constant if None, which keeps the keys from before there was a choice.
     """
 
     space: SpaceOptions
@@ -62,6 +64,7 @@ class TrainingSpec(Part):
     seed: int
     num_batches: int
     as_published: bool = False
+    rates: RateConfig | None = None
 
     @property
     def key(self) -> str:
@@ -96,6 +99,7 @@ class Training:
         seed: int,
         num_batches: int,
         as_published: bool = False,
+        rates: RateConfig | None = None,
     ) -> "Training":
         """The training of an architecture in the way of a search.
 
@@ -106,6 +110,7 @@ class Training:
             seed: Of weights and batches.
             num_batches: How long to train.
             as_published: See `train_from_scratch`.
+            rates: How the learning rate changes; constant if None, whatever it does in the search.
         """
         spec = TrainingSpec(
             space=config.space,
@@ -119,6 +124,7 @@ class Training:
             seed=seed,
             num_batches=num_batches,
             as_published=as_published,
+            rates=rates,
         )
         return cls(spec, config.resources)
 
@@ -178,6 +184,7 @@ def run_training(training: Training) -> TrainingResult:
             device=spec.device,
             seed=spec.seed,
             num_batches=spec.num_batches,
+            rates=spec.rates,
             as_published=spec.as_published,
             state=state,
             on_step=checkpoints.point,

@@ -1,7 +1,7 @@
 """One architecture trained from scratch, with weights of its own: what a search's findings are worth."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from forgetless.parts import OptimizerConfig
 from forgetless.protection.none import NoProtection
 from forgetless.records import Record
 from forgetless.schema import Measured
+from forgetless.search.rates import RateConfig, rate_factor
 from forgetless.search.setup import make_supernet
 from forgetless.spaces import SearchSpace
 from forgetless.tasks import Task
@@ -43,6 +44,7 @@ def train_from_scratch(
     device: str,
     seed: int,
     num_batches: int,
+    rates: RateConfig | None = None,
     as_published: bool = True,
     state: Mapping[str, Any] | None = None,
     on_step: Callable[[Callable[[], dict[str, Any]]], None] | None = None,
@@ -57,6 +59,7 @@ def train_from_scratch(
         device: Where to train.
         seed: Of the initial weights and of the batches.
         num_batches: How many.
+        rates: How the learning rate changes over them, the whole training being one epoch; constant if None.
         as_published: Measure the test error as it is published, which for text is slow: over the whole file as one
             stream; else as the validation error.
         state: To go on from: of an earlier call's `on_step`, with the same other arguments. The result is the same,
@@ -95,8 +98,13 @@ def train_from_scratch(
             if on_step is not None:
                 on_step(present)
 
+        batches: Iterable[Any] = task.training_batches(
+            num_batches - done, torch.Generator().manual_seed(seed), start=done
+        )
+        if rates is not None:
+            batches = _at_their_rates(batches, optimizer, rates, start=done, total=num_batches)
         train(
-            task.training_batches(num_batches - done, torch.Generator().manual_seed(seed), start=done),
+            batches,
             loss,
             optimizer,
             NoProtection([]),
@@ -109,3 +117,14 @@ def train_from_scratch(
         parameters=sum(weight.numel() for weight in model.used_parameters(architecture).values()),
         seconds=before + time.perf_counter() - started,
     )
+
+
+def _at_their_rates(
+    batches: Iterable[Any], optimizer: torch.optim.Optimizer, rates: RateConfig, *, start: int, total: int
+) -> Iterator[Any]:
+    """Batches number `start`, … of `total`; before each, the learning rate is set."""
+    full = optimizer.defaults["lr"]  # a group's own may be that of an interrupted call's last step
+    for step, batch in enumerate(batches, start):
+        for group in optimizer.param_groups:
+            group["lr"] = full * rate_factor(rates, step, per_epoch=total, total=total)
+        yield batch

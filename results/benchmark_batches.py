@@ -1,0 +1,218 @@
+"""How long, and in which way, the trainings of a benchmark have to train so that it can judge.
+
+$ FORGETLESS_TRAININGS=runs/trainings python results/benchmark_batches.py
+
+Trains 24 recurrent cells, drawn uniformly from the 188 different functions of the space of `recurrent-3` (seed 1124),
+each under every recipe of RECIPES with seeds 0, 1 and 2, one training after the other in one thread. What is done is
+kept, one line per training, in results/benchmark-batches.jsonl, and a second call goes on from there; trainings are
+also kept as those of `forgetless benchmark` are, which makes none of them again. `--limit 10` makes at most ten
+trainings, `--limit 0` only sums up. The order is that of PLAN: what is decided first comes first.
+
+The summary goes to results/benchmark-batches.json. For each recipe, over the cells whose trainings are complete, with
+errors on the test split in nats per token:
+
+- spread: standard deviation between cells of the medians over seeds, and noise: the root mean square, and the median,
+  over cells of the standard deviation between seeds; a training that diverged counts with the error of guessing;
+- halves: Kendall's tau between the orders of two single seeds, mean over pairs of seeds: what one training resolves;
+- diverged: share of trainings whose error is not finite or above that of guessing;
+- CPU seconds of a training with its evaluation.
+
+And for each pair of recipes Kendall's tau between the orders by medians over the seeds that both have.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import random
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forgetless.evaluation.benchmark import BENCHMARKS
+from forgetless.evaluation.ranking import kendall_tau
+from forgetless.evaluation.trainings import Training, TrainingStore, default_store, run_training
+from forgetless.runs import environment, write_atomically
+from forgetless.search import load_task, make_space
+from forgetless.search.rates import RateConfig
+from forgetless.tasks import Task
+
+NUM_DRAWN, SEED = 24, 1124
+RESULTS = Path(__file__).parent
+DONE = RESULTS / "benchmark-batches.jsonl"
+LINEAR = RateConfig(schedule="linear")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a training is made; what is not said is as in version 1 of the benchmark.
+
+    Attributes:
+        num_batches: How long.
+        rates: How the learning rate changes; constant if None.
+        learning_rate: Of Adam, at first.
+        max_gradient_norm: What gradients are scaled down to.
+    """
+
+    num_batches: int
+    rates: RateConfig | None = None
+    learning_rate: float = 0.003
+    max_gradient_norm: float = 1.0
+
+
+RECIPES = {
+    "constant-200": Recipe(200),
+    "constant-500": Recipe(500),
+    "constant-1000": Recipe(1000),
+    "linear-200": Recipe(200, LINEAR),
+    "linear-500": Recipe(500, LINEAR),
+    "linear-1000": Recipe(1000, LINEAR),
+    "linear-200-clip-0.25": Recipe(200, LINEAR, max_gradient_norm=0.25),
+    "linear-200-rate-0.01": Recipe(200, LINEAR, learning_rate=0.01),
+}
+
+PLAN = (
+    *(("linear-200", seed) for seed in (0, 1)),
+    *(("constant-200", seed) for seed in (0, 1)),
+    *(("linear-200-rate-0.01", seed) for seed in (0, 1)),
+    *((f"linear-{length}", seed) for seed in (0, 1) for length in (500, 1000)),
+    *(("linear-200-clip-0.25", seed) for seed in (0, 1)),
+    *((f"constant-{length}", seed) for seed in (0, 1) for length in (500, 1000)),
+    *((recipe, 2) for recipe in RECIPES),
+)
+"""Recipe and seed, in the order in which they are trained, all cells of one before the next."""
+
+
+def drawn() -> list[Any]:
+    """The first notation of each of 24 functions."""
+    space = make_space(BENCHMARKS["recurrent-3"].config)
+    first: dict[str, Any] = {}
+    for cell in space:
+        first.setdefault(space.canonical_form(cell), cell)
+    return random.Random(SEED).sample(list(first.values()), NUM_DRAWN)
+
+
+def done() -> list[dict[str, Any]]:
+    """What earlier calls have made; a line that was cut off is left out."""
+    if not DONE.exists():
+        return []
+    return [json.loads(line) for line in DONE.read_text().splitlines() if line.endswith("}")]
+
+
+def training(recipe: Recipe, digest: str, cell: Any, seed: int) -> Training:
+    changes = {
+        "optimizer.learning_rate": recipe.learning_rate,
+        "optimizer.max_gradient_norm": recipe.max_gradient_norm,
+    }
+    config = BENCHMARKS["recurrent-3"].config.changed(changes)
+    return Training.of(config, digest, cell, seed=seed, num_batches=recipe.num_batches, rates=recipe.rates)
+
+
+def train(limit: int | None, task: Task[Any]) -> list[dict[str, Any]]:
+    """Make what the plan has and the file has not; each is in the file before the next begins."""
+    rows, digest, store = done(), task.digest(), TrainingStore(default_store())
+    had = {(row["recipe"], row["seed"], row["architecture"]) for row in rows}
+    wanted = [(name, seed, cell) for name, seed in PLAN for cell in drawn() if (name, seed, str(cell)) not in had]
+    for name, seed, cell in wanted[:limit]:
+        job, started = training(RECIPES[name], digest, cell, seed), time.process_time()
+        result = run_training(store.to_make(job))
+        store.save(job, result)
+        error = result.test_error if math.isfinite(result.test_error) else None
+        row = {"recipe": name, "seed": seed, "architecture": str(cell), "test_error": error}
+        rows.append(row | {"cpu_seconds": round(time.process_time() - started, 2)})
+        with DONE.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+        print(f"{len(rows)} of {len(PLAN) * NUM_DRAWN}: {rows[-1]}", flush=True)
+    return rows
+
+
+Errors = dict[str, dict[int, float]]
+"""By architecture and seed."""
+
+
+def by_recipe(rows: list[dict[str, Any]], guess: float) -> dict[str, Errors]:
+    """The test errors of each recipe; guessing in the place of one that diverged."""
+    found: dict[str, Errors] = {}
+    for row in rows:
+        error = guess if row["test_error"] is None else min(row["test_error"], guess)
+        found.setdefault(row["recipe"], {}).setdefault(row["architecture"], {})[row["seed"]] = error
+    return found
+
+
+def tau(x: list[float], y: list[float]) -> float | None:
+    found = kendall_tau(x, y)
+    return None if found is None else round(found.mean, 3)
+
+
+def complete(errors: Errors) -> tuple[list[str], list[int]]:
+    """The cells and seeds of the finished trainings: every seed that half of the cells or more have."""
+    counts = {seed: sum(seed in each for each in errors.values()) for each in errors.values() for seed in each}
+    seeds = sorted(seed for seed, count in counts.items() if 2 * count >= len(errors))
+    return [cell for cell, each in errors.items() if all(seed in each for seed in seeds)], seeds
+
+
+def resolution(errors: Errors, guess: float) -> dict[str, Any]:
+    """What one recipe resolves."""
+    cells, seeds = complete(errors)
+    table = [[errors[cell][seed] for seed in seeds] for cell in cells]
+    found: dict[str, Any] = {"cells": len(cells), "seeds": len(seeds)}
+    if len(cells) < 3:
+        return found
+    found["spread"] = round(statistics.stdev(map(statistics.median, table)), 4)
+    found["best"] = round(min(map(statistics.median, table)), 4)
+    if len(seeds) > 1:
+        between = [statistics.stdev(each) for each in table]
+        pairs = [tau(list(x), list(y)) for x, y in itertools.combinations(zip(*table, strict=True), 2)]
+        found |= {
+            "noise": round(math.sqrt(statistics.fmean(sd**2 for sd in between)), 4),
+            "median_noise": round(statistics.median(between), 4),
+            "halves": round(statistics.fmean(each for each in pairs if each is not None), 3),
+        }
+    found["diverged"] = round(statistics.fmean(error >= guess for each in table for error in each), 4)
+    return found
+
+
+def compared(first: Errors, second: Errors) -> dict[str, Any] | None:
+    """Tau between two recipes, by the median over the seeds that both have."""
+    (mine, seeds), (others, other_seeds) = complete(first), complete(second)
+    cells, both = [cell for cell in mine if cell in others], [seed for seed in seeds if seed in other_seeds]
+    if len(cells) < 3 or not both:
+        return None
+    medians = [[statistics.median(errors[cell][seed] for seed in both) for cell in cells] for errors in (first, second)]
+    return {"tau": tau(*medians), "cells": len(cells), "seeds": len(both)}
+
+
+def summary(rows: list[dict[str, Any]], guess: float) -> dict[str, Any]:
+    recipes = {name: errors for name in RECIPES if (errors := by_recipe(rows, guess).get(name))}
+    seconds = {
+        name: round(statistics.median(row["cpu_seconds"] for row in rows if row["recipe"] == name), 2)
+        for name in recipes
+    }
+    pairs = {
+        f"{first} / {second}": found
+        for first, second in itertools.combinations(recipes, 2)
+        if (found := compared(recipes[first], recipes[second])) is not None
+    }
+    return {
+        "recipes": {
+            name: resolution(errors, guess) | {"cpu_seconds": seconds[name]} for name, errors in recipes.items()
+        },
+        "tau": pairs,
+        "environment": environment(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--limit", type=int)
+    task = load_task(BENCHMARKS["recurrent-3"].config)
+    rows = train(parser.parse_args().limit, task)
+    found = summary(rows, task.error_of_guessing)
+    write_atomically(RESULTS / "benchmark-batches.json", json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
