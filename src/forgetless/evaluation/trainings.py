@@ -51,6 +51,7 @@ class TrainingSpec(Part):
         num_batches: How long it trains.
         as_published: Whether the test error is measured as it is published; see `train_from_scratch`.
         rates: How the learning rate changes; constant if None, which keeps the keys from before there was a choice.
+        reset_state_every: See `train_from_scratch`; None keeps the keys, too.
     """
 
     space: SpaceOptions
@@ -65,6 +66,7 @@ class TrainingSpec(Part):
     num_batches: int
     as_published: bool = False
     rates: RateConfig | None = None
+    reset_state_every: int | None = None
 
     @property
     def key(self) -> str:
@@ -100,6 +102,7 @@ class Training:
         num_batches: int,
         as_published: bool = False,
         rates: RateConfig | None = None,
+        reset_state_every: int | None = None,
     ) -> "Training":
         """The training of an architecture in the way of a search.
 
@@ -111,6 +114,7 @@ class Training:
             num_batches: How long to train.
             as_published: See `train_from_scratch`.
             rates: How the learning rate changes; constant if None, whatever it does in the search.
+            reset_state_every: See `train_from_scratch`.
         """
         spec = TrainingSpec(
             space=config.space,
@@ -125,6 +129,7 @@ class Training:
             num_batches=num_batches,
             as_published=as_published,
             rates=rates,
+            reset_state_every=reset_state_every,
         )
         return cls(spec, config.resources)
 
@@ -185,6 +190,7 @@ def run_training(training: Training) -> TrainingResult:
             seed=spec.seed,
             num_batches=spec.num_batches,
             rates=spec.rates,
+            reset_state_every=spec.reset_state_every,
             as_published=spec.as_published,
             state=state,
             on_step=checkpoints.point,
