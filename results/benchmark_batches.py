@@ -1,20 +1,21 @@
 """How long, and in which way, the trainings of a benchmark have to train so that it can judge.
 
-$ FORGETLESS_TRAININGS=runs/trainings python results/benchmark_batches.py
+$ FORGETLESS_TRAININGS=runs/trainings python results/benchmark_batches.py recurrent-3
+$ FORGETLESS_TRAININGS=runs/trainings python results/benchmark_batches.py nas201-digits-hard
 
-Trains 24 recurrent cells, drawn uniformly from the 188 different functions of the space of `recurrent-3` (seed 1124),
-each under every recipe of RECIPES with seeds 0, 1 and 2, one training after the other in one thread. What is done is
-kept, one line per training, in results/benchmark-batches.jsonl, and a second call goes on from there; trainings are
-also kept as those of `forgetless benchmark` are, which makes none of them again. `--limit 10` makes at most ten
-trainings, `--limit 0` only sums up. The order is that of PLAN: what decides most comes first.
+Trains cells drawn uniformly from the different functions of the benchmark's space (seed 1124) under every recipe of its
+study with several seeds, one training after the other in one thread. What is done is kept, one line per training, in
+results/benchmark-batches-NAME.jsonl, and a second call goes on from there; trainings are also kept as those of
+`forgetless benchmark` are, which makes none of them again. `--limit 10` makes at most ten trainings, `--limit 0` only
+sums up. The order is that of the study's plan: what decides most comes first.
 
-The summary goes to results/benchmark-batches.json. For each recipe, over the cells whose trainings are complete, with
-errors on the test split in nats per token:
+The summary goes to results/benchmark-batches-NAME.json. For each recipe, over the cells whose trainings are complete,
+with errors on the test split, in nats per token or as a share of images:
 
 - spread: standard deviation between cells of the medians over seeds, and noise: the root mean square, and the median,
   over cells of the standard deviation between seeds; a training that diverged counts with the error of guessing;
 - halves: Kendall's tau between the orders of two single seeds, mean over pairs of seeds: what one training resolves;
-- diverged: share of trainings whose error is not finite or above that of guessing;
+- diverged: share of trainings whose error is not finite or, of text, above that of guessing;
 - CPU seconds of a training with its evaluation.
 
 And for each pair of recipes Kendall's tau between the orders by medians over the seeds that both have.
@@ -27,7 +28,8 @@ import math
 import random
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,95 +37,112 @@ from forgetless.evaluation.benchmark import BENCHMARKS, Benchmark
 from forgetless.evaluation.ranking import kendall_tau
 from forgetless.evaluation.trainings import Training, TrainingStore, default_store, run_training
 from forgetless.runs import environment, write_atomically
-from forgetless.search import load_task, make_space
+from forgetless.search import SearchConfig, load_task, make_space
 from forgetless.search.rates import RateConfig
-from forgetless.tasks import Task
 
-NUM_DRAWN, SEED = 24, 1124
+SEED = 1124
 RESULTS = Path(__file__).parent
-DONE = RESULTS / "benchmark-batches.jsonl"
 LINEAR = RateConfig(schedule="linear")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a training is made; what is not said is as in version 1 of the benchmark.
+    """How a training is made.
 
     Attributes:
         num_batches: How long.
-        learning_rate: Of Adam, at first.
         rates: How the learning rate changes; constant if None.
         reset_state_every: Batches after which training goes on from a zero state, from which errors are measured; 7 is
             what a model of a search is trained for at a time. Never if None.
+        changes: Of the benchmark's configuration.
     """
 
     num_batches: int
-    learning_rate: float = 0.003
     rates: RateConfig | None = None
-    reset_state_every: int | None = 7
+    reset_state_every: int | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def training(self, config: SearchConfig, digest: str, cell: Any, seed: int) -> Training:
+        config = config.changed(self.changes)
+        return Benchmark(1, config, self.num_batches, 1, self.rates, self.reset_state_every).training(
+            digest, cell, seed
+        )
 
 
-RECIPES = {
-    "version-1": Recipe(200, reset_state_every=None),
-    "constant-200": Recipe(200),
-    "constant-500": Recipe(500),
-    "constant-1000": Recipe(1000),
-    "linear-200": Recipe(200, 0.01, LINEAR),
-    "linear-500": Recipe(500, 0.01, LINEAR),
-    "linear-1000": Recipe(1000, 0.01, LINEAR),
-    "linear-1000-slow": Recipe(1000, 0.003, LINEAR),
+@dataclass(frozen=True)
+class Study:
+    """What is trained for one benchmark.
+
+    Attributes:
+        num_cells: How many are drawn.
+        recipes: By name.
+        plan: Recipe, seed and how many of the cells, in the order in which they are trained.
+    """
+
+    num_cells: int
+    recipes: dict[str, Recipe]
+    plan: tuple[tuple[str, int, int], ...]
+
+
+SLOW, FAST = {"optimizer.learning_rate": 0.003}, {"optimizer.learning_rate": 0.01}
+STUDIES = {
+    # About an hour of one core in all.
+    "recurrent-3": Study(
+        num_cells=24,
+        recipes={
+            "version-1": Recipe(200, changes=SLOW),
+            "constant-200": Recipe(200, None, 7, SLOW),
+            "constant-500": Recipe(500, None, 7, SLOW),
+            "constant-1000": Recipe(1000, None, 7, SLOW),
+            "linear-200": Recipe(200, LINEAR, 7, FAST),
+            "linear-500": Recipe(500, LINEAR, 7, FAST),
+            "linear-1000": Recipe(1000, LINEAR, 7, FAST),
+            "linear-1000-slow": Recipe(1000, LINEAR, 7, SLOW),
+        },
+        plan=(
+            *((name, seed, 8) for seed in (0, 1) for name in ("constant-200", "linear-500", "version-1")),
+            *((name, seed, 24) for seed in (0, 1) for name in ("constant-200", "linear-500", "version-1")),
+            *((name, seed, 24) for seed in (0, 1) for name in ("linear-1000", "linear-200")),
+            *((name, seed, 24) for seed in (0, 1) for name in ("constant-500", "constant-1000", "linear-1000-slow")),
+            *((f"constant-{length}", 2, 24) for length in (200, 500, 1000)),
+            *((f"linear-{length}", 2, 24) for length in (200, 500, 1000)),
+        ),
+    ),
 }
 
-FIRST_CELLS = 8
-FIRST = ("constant-200", "linear-500", "version-1")
-PLAN = (
-    *((recipe, seed, True) for seed in (0, 1) for recipe in FIRST),
-    *((recipe, seed, False) for seed in (0, 1) for recipe in FIRST),
-    *((recipe, seed, False) for seed in (0, 1) for recipe in ("linear-1000", "linear-200")),
-    *((recipe, seed, False) for seed in (0, 1) for recipe in ("constant-500", "constant-1000", "linear-1000-slow")),
-    *((recipe, 2, False) for recipe in RECIPES if recipe != "linear-1000-slow"),
-)
-"""Recipe, seed, and whether only the first cells, in the order in which they are trained: about an hour in all."""
 
-
-def drawn() -> list[Any]:
-    """The first notation of each of 24 functions."""
-    space = make_space(BENCHMARKS["recurrent-3"].config)
+def drawn(config: SearchConfig, number: int) -> list[Any]:
+    """The first notation of each of some functions."""
+    space = make_space(config)
     first: dict[str, Any] = {}
     for cell in space:
         first.setdefault(space.canonical_form(cell), cell)
-    return random.Random(SEED).sample(list(first.values()), NUM_DRAWN)
+    return random.Random(SEED).sample(list(first.values()), number)
 
 
-def done() -> list[dict[str, Any]]:
+def done(path: Path) -> list[dict[str, Any]]:
     """What earlier calls have made; a line that was cut off is left out."""
-    if not DONE.exists():
+    if not path.exists():
         return []
-    return [json.loads(line) for line in DONE.read_text().splitlines() if line.endswith("}")]
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
-def training(recipe: Recipe, digest: str, cell: Any, seed: int) -> Training:
-    config = BENCHMARKS["recurrent-3"].config.changed({"optimizer.learning_rate": recipe.learning_rate})
-    benchmark = Benchmark(1, config, recipe.num_batches, 1, recipe.rates, recipe.reset_state_every)
-    return benchmark.training(digest, cell, seed)
-
-
-def train(limit: int | None, task: Task[Any]) -> list[dict[str, Any]]:
+def train(path: Path, study: Study, config: SearchConfig, digest: str, limit: int | None) -> list[dict[str, Any]]:
     """Make what the plan has and the file has not; each is in the file before the next begins."""
-    rows, digest, store = done(), task.digest(), TrainingStore(default_store())
+    rows, store, cells = done(path), TrainingStore(default_store()), drawn(config, study.num_cells)
     had = {(row["recipe"], row["seed"], row["architecture"]) for row in rows}
-    planned = [(name, seed, cell) for name, seed, few in PLAN for cell in drawn()[: FIRST_CELLS if few else None]]
-    wanted = [each for each in dict.fromkeys(planned) if (each[0], each[1], str(each[2])) not in had]
+    planned = dict.fromkeys((name, seed, cell) for name, seed, number in study.plan for cell in cells[:number])
+    wanted = [(name, seed, cell) for name, seed, cell in planned if (name, seed, str(cell)) not in had]
     for name, seed, cell in wanted[:limit]:
-        job, started = training(RECIPES[name], digest, cell, seed), time.process_time()
+        job, started = study.recipes[name].training(config, digest, cell, seed), time.process_time()
         result = run_training(store.to_make(job))
         store.save(job, result)
         error = result.test_error if math.isfinite(result.test_error) else None
         row = {"recipe": name, "seed": seed, "architecture": str(cell), "test_error": error}
         rows.append(row | {"cpu_seconds": round(time.process_time() - started, 2)})
-        with DONE.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(rows[-1]) + "\n")
-        print(f"{len(rows)} of {len(set(planned))}: {rows[-1]}", flush=True)
+        print(f"{len(rows)} of {len(planned)}: {rows[-1]}", flush=True)
     return rows
 
 
@@ -183,8 +202,8 @@ def compared(first: Errors, second: Errors) -> dict[str, Any] | None:
     return {"tau": tau(*medians), "cells": len(cells), "seeds": len(both)}
 
 
-def summary(rows: list[dict[str, Any]], guess: float) -> dict[str, Any]:
-    recipes = {name: errors for name in RECIPES if (errors := by_recipe(rows, guess).get(name))}
+def summary(study: Study, rows: list[dict[str, Any]], guess: float) -> dict[str, Any]:
+    recipes = {name: errors for name in study.recipes if (errors := by_recipe(rows, guess).get(name))}
     seconds = {
         name: round(statistics.median(row["cpu_seconds"] for row in rows if row["recipe"] == name), 2)
         for name in recipes
@@ -205,11 +224,14 @@ def summary(rows: list[dict[str, Any]], guess: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("name", choices=STUDIES)
     parser.add_argument("--limit", type=int)
-    task = load_task(BENCHMARKS["recurrent-3"].config)
-    rows = train(parser.parse_args().limit, task)
-    found = summary(rows, task.error_of_guessing)
-    write_atomically(RESULTS / "benchmark-batches.json", json.dumps(found, indent=1) + "\n")
+    options = parser.parse_args()
+    study, config = STUDIES[options.name], BENCHMARKS[options.name].config
+    task, path = load_task(config), RESULTS / f"benchmark-batches-{options.name}.jsonl"
+    rows = train(path, study, config, task.digest(), options.limit)
+    found = summary(study, rows, task.error_of_guessing)
+    write_atomically(path.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
 

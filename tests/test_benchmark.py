@@ -189,6 +189,8 @@ def test_the_command(tiny, tmp_path, capsys):
     options = ("--limit", "1", "--workers", "1", "--trainings", str(tmp_path / "t"), "--output", str(out))
     assert main(["benchmark", tiny, *options]) == 0
     assert len(out.read_text().splitlines()) == 10
+    assert main(["benchmark", tiny, *options, "--seeds", "1"]) == 0
+    assert about(out.read_text())["command"] == "forgetless benchmark tiny --seeds 1"
     assert main(["benchmark", "recurent-3"]) == 2
     assert "Did you mean 'recurrent-3'" in capsys.readouterr().err
 
