@@ -108,6 +108,20 @@ STUDIES = {
             *((f"linear-{length}", 2, 24) for length in (200, 500, 1000)),
         ),
     ),
+    # Half an hour.
+    "nas201-digits-hard": Study(
+        num_cells=20,
+        recipes={
+            "linear-1000": Recipe(1000, LINEAR),
+            "linear-500": Recipe(500, LINEAR),
+            "constant-1000": Recipe(1000),
+        },
+        plan=(
+            *(("linear-1000", seed, 8) for seed in (0, 1)),
+            *(("linear-1000", seed, 20) for seed in (0, 1, 2)),
+            *((name, seed, 20) for seed in (0, 1, 2) for name in ("linear-500", "constant-1000")),
+        ),
+    ),
 }
 
 

@@ -74,8 +74,8 @@ def main() -> None:
     rows = []
     for cell in map(make_space(CONFIG).parse, CELLS):
         with cpu_arithmetic(1, flush_denormals=True):
-            found = {"carried": measure(task, cell, None), "reset": measure(task, cell, 7)}
-        rows.append({"architecture": str(cell), **found})
+            measured = {"carried": measure(task, cell, None), "reset": measure(task, cell, 7)}
+        rows.append({"architecture": str(cell), **measured})
         print(rows[-1], flush=True)
     found = {"error_of_guessing": task.error_of_guessing, "cells": rows, "environment": environment()}
     write_atomically(RESULTS / "zero-state.json", json.dumps(found, indent=1) + "\n")

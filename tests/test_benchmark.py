@@ -181,7 +181,7 @@ def test_a_cross_entropy_above_that_of_guessing_has_diverged(monkeypatch, tmp_pa
 def test_failures_are_told_and_what_is_done_is_kept(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("forgetless.evaluation.trainings.train_from_scratch", lambda *_, **__: 1 / 0)
     with pytest.raises(InputError, match=r"Expected every training to end, but 2 failed, first '\|skip"):
-        make_benchmark(tiny, TrainingStore(tmp_path), workers=1, limit=1)
+        make_benchmark(tiny, TrainingStore(tmp_path), workers=1, limit=2)
 
 
 def test_the_command(tiny, tmp_path, capsys):

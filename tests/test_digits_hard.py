@@ -5,13 +5,13 @@ import hashlib
 import numpy as np
 import pytest
 from scipy import ndimage
+from sklearn.datasets import load_digits
 
 from forgetless.data import load_images
-from forgetless.data.sets.digits import scanned_digits
 from forgetless.data.sets.digits_hard import COPIES, SIZE, Dice, harder, mapped, random_maps
 from forgetless.data.splits import Labelled
 
-SCANS = scanned_digits().images[:40, 0].astype(np.int64)
+SCANS = load_digits().images[:40].astype(np.int64)
 UPRIGHT = np.array([[256, 0], [0, 256]])
 
 

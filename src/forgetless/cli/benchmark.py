@@ -37,7 +37,7 @@ def benchmark_command(
     """Make a shipped benchmark again: every architecture of a space, from scratch.
 
     Args:
-        name: recurrent-3 or nas201-digits.
+        name: recurrent-3, nas201-digits or nas201-digits-hard.
         output: The file; NAME.csv by default. It is written whenever all architectures have one more seed.
         seeds: Trainings of each architecture; as many as the benchmark has by default.
         trainings: Folder of trainings, from which an interrupted call goes on; FORGETLESS_TRAININGS or runs/trainings

@@ -87,6 +87,18 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         num_batches=80,
     ),
+    "nas201-digits-hard": Benchmark(
+        version=1,
+        config=SearchConfig(
+            space=Nas201Options(operations=("none", "skip_connect", "nor_conv_3x3"), units=4),
+            data=DataConfig(name="digits-hard"),
+            optimizer=OptimizerConfig(learning_rate=0.1),
+            schedule=Schedule(batch_size=32),
+        ),
+        num_batches=1000,
+        num_seeds=5,
+        rates=RateConfig(schedule="linear"),
+    ),
 }
 """The benchmarks that come with forgetless, by name."""
 

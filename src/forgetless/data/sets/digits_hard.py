@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forgetless.data.named import IMAGE_DATA
-from forgetless.data.sets.digits import CLASSES, SIZES, scanned_digits
+from forgetless.data.sets.digits import cut_digits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,9 +37,7 @@ _ONE = 256  # matrices count in 256ths
 @IMAGE_DATA.named("digits-hard")
 def load(data_dir: str | Path | None) -> ImageData:  # noqa: ARG001
     """Make 5,185 for training, 1,000 for the Fisher, 2,000 for validation and 3,600 for the test."""
-    from forgetless.data.splits import assemble
-
-    return assemble("digits-hard", CLASSES, {"train": scanned_digits()}, **SIZES, derive=harder)
+    return cut_digits("digits-hard", harder)
 
 
 def harder(purpose: str, scans: Labelled) -> Labelled:
