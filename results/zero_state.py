@@ -10,6 +10,7 @@ on from a zero state every 7 batches. Three CPU seconds per training. Writes res
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,17 +49,17 @@ def batches(task: LanguageModelling, loss: BatchLoss, every: int | None) -> Iter
 
 
 @torch.no_grad()
-def error(task: LanguageModelling, model: Any, cell: Any, state: Any) -> float:
-    """The test error from a state."""
+def error(task: LanguageModelling, model: Any, cell: Any, state: Any) -> float | None:
+    """The test error from a state; None where it is not finite."""
     total, seen = 0.0, 0
     model.eval()
     for words, targets in task.batches("test"):
         value, state = model.loss(words, targets, cell, state)
         total, seen = total + float(value) * targets.numel(), seen + targets.numel()
-    return round(total / seen, 4)
+    return round(total / seen, 4) if math.isfinite(total) else None
 
 
-def measure(task: LanguageModelling, cell: Any, every: int | None) -> dict[str, float]:
+def measure(task: LanguageModelling, cell: Any, every: int | None) -> dict[str, float | None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: Any = make_supernet("cpu", task, make_search_space(CONFIG), 0)
