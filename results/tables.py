@@ -7,6 +7,7 @@ $ python results/tables.py --check  # exit code 1 and the names of the pages tha
 import sys
 from pathlib import Path
 
+import benchmark_pages
 import budget_pages
 import comparisons
 import frontiers
@@ -23,7 +24,7 @@ from forgetless.runs import write_atomically
 TOPICS = {
     "Two models on MNIST": two_models.pages,
     "Searches": searches.pages,
-    "Searches judged by a benchmark": comparisons.pages,
+    "Searches judged by a benchmark": lambda: [*comparisons.pages(), *benchmark_pages.pages()],
     "One α": one_alpha.pages,
     "Fine-tuning": lambda: [*frontiers.pages(), *budget_pages.pages()],
     "Published protocols": published.pages,
