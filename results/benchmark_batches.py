@@ -15,6 +15,10 @@ with errors on the test split, in nats per token or as a share of images:
 - spread: standard deviation between cells of the medians over seeds, and noise: the root mean square, and the median,
   over cells of the standard deviation between seeds; a training that diverged counts with the error of guessing;
 - halves: Kendall's tau between the orders of two single seeds, mean over pairs of seeds: what one training resolves;
+- reliability: the share of the variance between single trainings of one seed that is between cells (the intraclass
+  correlation of Shrout and Fleiss 1979, case 3), and what follows for the benchmark of all functions with as many seeds
+  as three hours of one core allow: r_n = n r / (1 + (n - 1) r), and tau of a ranking that knows the expected errors
+  with the mean over n seeds, (2 / pi) arcsin sqrt(r_n), if all is normal;
 - diverged: share of trainings whose error is not finite or, of text, above that of guessing;
 - CPU seconds of a training with its evaluation.
 
@@ -28,10 +32,12 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from forgetless.evaluation.benchmark import BENCHMARKS, Benchmark
 from forgetless.evaluation.ranking import kendall_tau
@@ -127,13 +133,18 @@ STUDIES = {
 }
 
 
-def drawn(config: SearchConfig, number: int) -> list[Any]:
-    """The first notation of each of some functions."""
+def functions(config: SearchConfig) -> list[Any]:
+    """The first notation of each function of the space."""
     space = make_space(config)
     first: dict[str, Any] = {}
     for cell in space:
         first.setdefault(space.canonical_form(cell), cell)
-    return random.Random(SEED).sample(list(first.values()), number)
+    return list(first.values())
+
+
+def drawn(config: SearchConfig, number: int) -> list[Any]:
+    """Some of them."""
+    return random.Random(SEED).sample(functions(config), number)
 
 
 def done(path: Path) -> list[dict[str, Any]]:
@@ -187,6 +198,23 @@ def complete(errors: Errors) -> tuple[list[str], list[int]]:
     return [cell for cell, each in errors.items() if all(seed in each for seed in seeds)], seeds
 
 
+def reliability(table: Sequence[Sequence[float]]) -> float:
+    """Of single trainings; rows are cells, columns seeds."""
+    errors = np.array(table)
+    n, k = errors.shape
+    cells, seeds = errors.mean(1, keepdims=True), errors.mean(0, keepdims=True)
+    between = k * float(cells.var(ddof=1))
+    within = float(((errors - cells - seeds + errors.mean()) ** 2).sum()) / ((n - 1) * (k - 1))
+    return (between - within) / (between + (k - 1) * within)
+
+
+def in_three_hours(share: float, num_functions: int, cpu_seconds: float) -> dict[str, Any]:
+    """How many seeds of all functions, and the ceiling of tau that follows from a reliability."""
+    seeds, share = int(3 * 3600 / (num_functions * cpu_seconds)), max(0.0, share)
+    whole = seeds * share / (1 + (seeds - 1) * share)
+    return {"seeds": seeds, "tau": round(2 / math.pi * math.asin(math.sqrt(whole)), 3)}
+
+
 def resolution(errors: Errors, guess: float) -> dict[str, Any]:
     """What one recipe resolves."""
     cells, seeds = complete(errors)
@@ -203,6 +231,7 @@ def resolution(errors: Errors, guess: float) -> dict[str, Any]:
             "noise": round(math.sqrt(statistics.fmean(sd**2 for sd in between)), 4),
             "median_noise": round(statistics.median(between), 4),
             "halves": round(statistics.fmean(each for each in pairs if each is not None), 3),
+            "reliability": round(reliability(table), 3),
         }
     found["diverged"] = round(statistics.fmean(error >= guess for each in table for error in each), 4)
     return found
@@ -218,24 +247,20 @@ def compared(first: Errors, second: Errors) -> dict[str, Any] | None:
     return {"tau": tau(*medians), "cells": len(cells), "seeds": len(both)}
 
 
-def summary(study: Study, rows: list[dict[str, Any]], guess: float) -> dict[str, Any]:
+def summary(study: Study, rows: list[dict[str, Any]], guess: float, num_functions: int) -> dict[str, Any]:
     recipes = {name: errors for name in study.recipes if (errors := by_recipe(rows, guess).get(name))}
-    seconds = {
-        name: round(statistics.median(row["cpu_seconds"] for row in rows if row["recipe"] == name), 2)
-        for name in recipes
-    }
+    found = {name: resolution(errors, guess) for name, errors in recipes.items()}
+    for name, row in found.items():
+        seconds = statistics.median(each["cpu_seconds"] for each in rows if each["recipe"] == name)
+        row["cpu_seconds"] = round(seconds, 2)
+        if "reliability" in row:
+            row["in_three_hours"] = in_three_hours(row["reliability"], num_functions, seconds)
     pairs = {
-        f"{first} / {second}": found
+        f"{first} / {second}": between
         for first, second in itertools.combinations(recipes, 2)
-        if (found := compared(recipes[first], recipes[second])) is not None
+        if (between := compared(recipes[first], recipes[second])) is not None
     }
-    return {
-        "recipes": {
-            name: resolution(errors, guess) | {"cpu_seconds": seconds[name]} for name, errors in recipes.items()
-        },
-        "tau": pairs,
-        "environment": environment(),
-    }
+    return {"recipes": found, "tau": pairs, "functions": num_functions, "environment": environment()}
 
 
 def main() -> None:
@@ -246,7 +271,7 @@ def main() -> None:
     study, config = STUDIES[options.name], BENCHMARKS[options.name].config
     task, path = load_task(config), RESULTS / f"benchmark-batches-{options.name}.jsonl"
     rows = train(path, study, config, task.digest(), options.limit)
-    found = summary(study, rows, task.error_of_guessing)
+    found = summary(study, rows, task.error_of_guessing, len(functions(config)))
     write_atomically(path.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
