@@ -107,8 +107,8 @@ STUDIES = {
         },
         plan=(
             *(("constant-200", seed, 24) for seed in (0, 1)),
-            *(("linear-200", seed, 24) for seed in (0, 1)),
             *(("linear-500", seed, 24) for seed in (0, 1)),
+            *(("linear-200", seed, 24) for seed in (0, 1)),
             *(("linear-1000", seed, 24) for seed in (0, 1)),
             *((name, seed, 24) for seed in (0, 1) for name in ("constant-500", "constant-1000", "linear-1000-slow")),
             *(("version-1", seed, 24) for seed in (0, 1)),
