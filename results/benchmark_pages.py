@@ -9,7 +9,8 @@ NAMES = {"recurrent-3": "nats", "nas201-digits-hard": "share of images"}
 MEANINGS = """*Spread*: standard deviation between cells of the median over seeds. *Noise*: root mean square over cells
 of the standard deviation between seeds. *Halves*: Kendall's τ between the orders by two single seeds. *Reliability*:
 the share of the variance of single trainings that is between cells. *In 3 h*: how many seeds of all functions three
-hours of one core make, and what τ a ranking that knows the expected errors then reaches, if all is normal."""
+hours of one core make, and what τ a ranking that knows the expected errors then reaches, if all is normal. A study
+that is not at its end has fewer cells in some rows."""
 
 
 def pages() -> list[Page]:

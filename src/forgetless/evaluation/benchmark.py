@@ -67,7 +67,7 @@ class Benchmark:
 
 BENCHMARKS: dict[str, Benchmark] = {
     "recurrent-3": Benchmark(
-        version=1,
+        version=2,
         config=SearchConfig(
             space=RecurrentOptions(nodes=3, units=32),
             task=TextOptions(num_steps=20, vocabulary=1000),
@@ -76,6 +76,8 @@ BENCHMARKS: dict[str, Benchmark] = {
             schedule=Schedule(batch_size=32),
         ),
         num_batches=200,
+        num_seeds=5,
+        reset_state_every=7,
     ),
     "nas201-digits": Benchmark(
         version=2,  # a function is trained once, not in each notation
