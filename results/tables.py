@@ -7,6 +7,7 @@ $ python results/tables.py --check  # exit code 1 and the names of the pages tha
 import sys
 from pathlib import Path
 
+import benchmark_pages
 import budget_pages
 import comparisons
 import frontiers
@@ -25,7 +26,7 @@ TOPICS = {
     "Two models on MNIST": two_models.pages,
     "Searches": searches.pages,
     "Searches judged by a benchmark": comparisons.pages,
-    "Benchmarks": graph_pages.pages,
+    "Benchmarks": lambda: [*benchmark_pages.pages(), *graph_pages.pages()],
     "One α": one_alpha.pages,
     "Fine-tuning": lambda: [*frontiers.pages(), *budget_pages.pages()],
     "Published protocols": published.pages,

@@ -13,6 +13,7 @@ from forgetless.checkpoints import Checkpoints, seconds_of
 from forgetless.errors import InputError
 from forgetless.experiments import two_model
 from forgetless.search import SearchConfig, load_task, make_space, reconcile, run
+from forgetless.search.rates import RateConfig
 from forgetless.search.scratch import train_from_scratch
 from forgetless.search.setup import make_search_space
 
@@ -202,19 +203,23 @@ def test_two_arms_and_a_control_go_on_within_the_second():
     assert killed_at_every_point(config, 17) > 10
 
 
-def test_a_training_from_scratch_goes_on_from_any_step(text):
+@pytest.mark.parametrize(("rates", "every"), [(None, None), (RateConfig(schedule="linear"), 3)])
+def test_a_training_from_scratch_goes_on_from_any_step(text, rates, every):
     config = search_config(**TEXT, data=text)
     task = load_task(config)
     architecture = make_space(config).sample(torch.Generator().manual_seed(1))
     states = []
     how = (task, make_search_space(config), architecture, config.optimizer)
-    options = {"device": "cpu", "seed": 3, "num_batches": 5}
+    options = {"device": "cpu", "seed": 3, "num_batches": 5, "rates": rates, "reset_state_every": every}
     whole = train_from_scratch(*how, **options, on_step=lambda make: states.append(stored(make())))
     assert [state["step"] for state in states] == [1, 2, 3, 4, 5]
+    full = config.optimizer.learning_rate
+    falling = [full * share for share in ((1, 0.8, 0.6, 0.4, 0.2) if rates else (1,) * 5)]
+    assert [state["optimizer"]["param_groups"][0]["lr"] for state in states] == pytest.approx(falling)
     for state in states:
         again = train_from_scratch(*how, **options, state=state)
         assert dataclasses.replace(again, seconds=0) == dataclasses.replace(whole, seconds=0)
-    lost = dict(states[2], carried=None)  # each part matters: the text's state is one
+    lost = dict(states[3], carried=None)  # each part matters: the text's state is one
     assert train_from_scratch(*how, **options, state=lost).test_error != whole.test_error
 
 

@@ -129,3 +129,42 @@ def test_seeds_of_split_mnist_have_every_fisher_and_strength(split_mnist):
     proximal = {(arm.fisher, arm.strength) for arm in arms if arm.form == "proximal"}
     assert len(arms) == len(set(arms)) == 1 + 5 + 70
     assert proximal == {(fisher, 10.0**power) for fisher in split_mnist.FISHERS for power in range(14)}
+
+
+@pytest.fixture
+def benchmark_batches(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "results")
+    return importlib.import_module("benchmark_batches")
+
+
+def test_reliability_is_that_of_the_published_example(benchmark_batches):
+    """Shrout and Fleiss 1979, table 2: six targets, four judges; ICC(3, 1) is 0.71 in their table 4."""
+    ratings = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
+    assert round(benchmark_batches.reliability(ratings), 2) == 0.71
+    assert benchmark_batches.reliability([[1, 2], [3, 4], [7, 8]]) == pytest.approx(
+        1
+    )  # seeds that differ for all alike
+
+
+def test_the_ceiling_that_follows_from_a_reliability(benchmark_batches):
+    """With r_n = 1/2 it is tau of two normal variables whose squared correlation is 1/2."""
+    found = benchmark_batches.in_three_hours(0.1, num_functions=100, cpu_seconds=12.0)
+    assert found == {"seeds": 9, "tau": 0.5}
+    assert benchmark_batches.in_three_hours(-0.2, 100, 12.0)["tau"] == 0
+
+
+def test_a_summary_of_trainings(benchmark_batches):
+    rows = [
+        {"recipe": recipe, "seed": seed, "architecture": cell, "test_error": error + seed / 100, "cpu_seconds": 2.0}
+        for recipe, sign in (("constant-200", 1), ("linear-200", -1))
+        for seed in (0, 1)
+        for cell, error in (("a", 4 + sign * 0.3), ("b", 4.0), ("c", 4 - sign * 0.3))
+    ]
+    rows[0]["test_error"] = None
+    found = benchmark_batches.summary(benchmark_batches.STUDIES["recurrent-3"], rows, 6.9, 188)
+    first, second = found["recipes"]["constant-200"], found["recipes"]["linear-200"]
+    assert (first["cells"], first["seeds"], first["diverged"]) == (3, 2, pytest.approx(1 / 6, abs=1e-4))
+    assert (second["best"], second["halves"], second["reliability"]) == (3.705, 1, 1)
+    assert second["noise"] == pytest.approx(0.01 / 2**0.5, abs=1e-4)
+    assert second["spread"] == pytest.approx(0.3)
+    assert found["tau"] == {"constant-200 / linear-200": {"tau": -1, "cells": 3, "seeds": 2}}

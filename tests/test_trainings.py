@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from configs import changed, search_config
 from forgetless.checkpoints import Checkpoints
@@ -17,7 +18,9 @@ from forgetless.configuration import Part
 from forgetless.errors import InputError
 from forgetless.evaluation.trainings import Training, TrainingStore, run_training, run_trainings
 from forgetless.search import load_task
-from forgetless.search.scratch import TrainingResult
+from forgetless.search.rates import RateConfig
+from forgetless.search.scratch import TrainingResult, train_from_scratch
+from forgetless.search.setup import make_search_space, make_supernet
 from forgetless.workers import _fan_out
 
 CONFIG = search_config(space="nas201", units=2, batch_size=16, operations=("none", "skip_connect", "nor_conv_1x1"))
@@ -92,7 +95,12 @@ def test_every_option_that_decides_changes_the_key():
             elif isinstance(value, int | float):
                 yield dataclasses.replace(part, **{field.name: value + (0.25 if isinstance(value, float) else 1)})
             else:
-                changes = {"sgd": "adam", "cpu": "cuda", ("tanh", "relu"): ("tanh",)}
+                changes = {
+                    "sgd": "adam",
+                    "cpu": "cuda",
+                    ("tanh", "relu"): ("tanh",),
+                    None: RateConfig(schedule="linear"),
+                }
                 yield dataclasses.replace(part, **{field.name: changes[value]})
 
     specs = list(neighbours(first))
@@ -112,6 +120,35 @@ def test_a_training_is_what_the_search_makes_and_repeats_itself(trainings):
     assert without_time([first]) == without_time([again])
     assert 0 <= first.test_error <= 1
     assert first.parameters > 0
+
+
+def test_a_falling_rate_and_a_state_that_is_reset_are_those_of_a_plain_loop():
+    config = search_config(nodes=1, units=4, vocabulary=100, batch_size=4, num_steps=5)
+    task, space = load_task(config), make_search_space(config)
+    architecture = space.space.parse("relu(0)")
+    model = make_supernet("cpu", task, space, seed=3)
+    weights, state = list(model.parameters()), None
+    for step, (words, targets) in enumerate(task.training_batches(5, torch.Generator().manual_seed(3))):
+        loss, state = model.loss(words, targets, architecture, None if step in {0, 2, 4} else state.detach())
+        gradients = torch.autograd.grad(loss, weights)
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
+        rate = config.optimizer.learning_rate * (5 - step) / 5 * min(1, config.optimizer.max_gradient_norm / norm)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.data -= rate * gradient
+    found = train_from_scratch(
+        task,
+        space,
+        architecture,
+        config.optimizer,
+        device="cpu",
+        seed=3,
+        num_batches=5,
+        rates=RateConfig(schedule="linear"),
+        reset_state_every=2,
+        as_published=False,
+    )
+    assert found.test_error == pytest.approx(task.error(model, "test", architecture), abs=1e-5)
+    assert found.test_error < task.error_of_guessing - 0.5
 
 
 def test_other_data_is_refused():

@@ -14,12 +14,14 @@ class Progress:
         total: Of how much; 0 where that is not known.
         label: What is being done.
         detail: What is known so far, in words.
+        seconds_left: How long it takes yet, at the present speed; None where that is not known.
     """
 
     done: float
     total: int
     label: str
     detail: str = ""
+    seconds_left: float | None = None
 
 
 OnProgress = Callable[[Progress], None]

@@ -5,6 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,9 +127,11 @@ def progress_bar() -> Iterator[Show]:
 
 
 def shown(show: Show) -> "OnProgress":
-    """Show progress: what is being done, and below it what is known so far."""
+    """Show progress: what is being done, and below it what is known so far and how long it takes yet."""
 
     def on_progress(progress: "Progress") -> None:
-        show(f"{progress.label}\n{progress.detail}", progress.done, progress.total)
+        left = "" if progress.seconds_left is None else f"{timedelta(seconds=round(progress.seconds_left))} left"
+        below = "; ".join(filter(None, (progress.detail, left)))
+        show(f"{progress.label}\n{below}", progress.done, progress.total)
 
     return on_progress

@@ -21,18 +21,19 @@ def load_images(name: str, data_dir: str | Path | None = None) -> ImageData:
     | name | train | importance | validation | test |
     |---|---|---|---|---|
     | `digits` | 1,037 | 200 | 200 | 360 |
+    | `digits-hard` | 5,185 | 1,000 | 2,000 | 3,600 |
     | `mnist` | 50,000 | 5,000 | 5,000 | the official 10,000 |
     | `cifar10` | 40,000 | 5,000 | 5,000 | the official 10,000 |
     | a path | the rest | 10 % | 10 %, or `valid` | 20 %, or `test` |
 
     A folder (or a .zip archive) has one folder for each class, or `train`, `test` and `valid` (also `validation`
     or `val`) with one folder for each class in them; only `train` is needed. Percentages are of the training images.
-    `digits` comes with scikit-learn. `mnist` and `cifar10` are found in a local folder first (see
-    `forgetless.data.sources.search_folders`), and otherwise downloaded once.
+    `digits` comes with scikit-learn, and `digits-hard` is made of it. `mnist` and `cifar10` are found in a local folder
+    first (see `forgetless.data.sources.search_folders`), and otherwise downloaded once.
 
     Args:
-        name: One of `digits`, `mnist`, `cifar10`, or the path of a folder or .zip archive of images. A name
-            goes before a folder of the same name, which can be written `./mnist`.
+        name: One of `digits`, `digits-hard`, `mnist`, `cifar10`, or the path of a folder or .zip archive of images. A
+            name goes before a folder of the same name, which can be written `./mnist`.
         data_dir: The folder that has the named data set. Nothing is downloaded when it is given.
 
     Returns:

@@ -6,7 +6,7 @@ mean and standard deviation.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -125,6 +125,7 @@ def assemble(
     num_test: int = 0,
     num_importance: int,
     num_validation: int,
+    derive: Callable[[str, Labelled], Labelled] | None = None,
 ) -> ImageData:
     """Cut the missing splits from the training images and standardise all four.
 
@@ -135,6 +136,8 @@ def assemble(
         num_test: How many training images to hold out for the test, if no test images are given.
         num_importance: How many training images to hold out for the Fisher.
         num_validation: How many training images to hold out for validation, if none are given.
+        derive: Makes of a split, given its name, what is learnt in its place: other images of the same ones, so that
+            nothing of one split is in another. As it is if None.
 
     Returns:
         The four splits.
@@ -152,6 +155,8 @@ def assemble(
         stay, drawn = stratified_cut(train.labels[remaining], count, purpose)
         splits[purpose], remaining = train.take(remaining[drawn]), remaining[stay]
     splits["train"] = train.take(remaining)
+    if derive is not None:
+        splits = {purpose: derive(purpose, part) for purpose, part in splits.items()}
     mean, deviation = _channel_statistics(splits["train"].images)
 
     def standardised(part: Labelled) -> ImageSplit:

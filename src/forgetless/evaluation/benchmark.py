@@ -4,8 +4,10 @@ With one of them a search is judged in seconds, offline: `forgetless evaluate RU
 NAME` makes its file again; docs/benchmarks.md says what is in it.
 """
 
+import itertools
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +17,13 @@ from forgetless.parts import DataConfig, OptimizerConfig
 from forgetless.progress import OnProgress, Progress
 from forgetless.search import SearchConfig, load_task, make_space
 from forgetless.search.config import Schedule
+from forgetless.search.rates import RateConfig
 from forgetless.search.scratch import TrainingResult
+from forgetless.spaces import Space
 from forgetless.spaces.nas201 import Nas201Options
 from forgetless.spaces.recurrent import RecurrentOptions
 from forgetless.tasks import Task
 from forgetless.tasks.text import TextOptions
-
-COLUMNS = (
-    "architecture", "validation_error", "validation_error_std", "test_error", "test_error_std", "parameters", "seconds",
-    "num_diverged",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,17 +35,39 @@ class Benchmark:
         config: Space, sizes, data and optimizer: those of the searches that it is meant to judge.
         num_batches: Of each training.
         num_seeds: Trainings of each architecture.
+        rates: How the learning rate changes over a training; constant if None.
+        reset_state_every: See `train_from_scratch`.
     """
 
     version: int
     config: SearchConfig
     num_batches: int
     num_seeds: int = 3
+    rates: RateConfig | None = None
+    reset_state_every: int | None = None
+
+    def training(self, data_sha256: str, architecture: Any, seed: int) -> Training:
+        """One of its trainings.
+
+        Args:
+            data_sha256: As `Task.digest` gives it.
+            architecture: A member of its space.
+            seed: Of weights and batches.
+        """
+        return Training.of(
+            self.config,
+            data_sha256,
+            architecture,
+            seed=seed,
+            num_batches=self.num_batches,
+            rates=self.rates,
+            reset_state_every=self.reset_state_every,
+        )
 
 
 BENCHMARKS: dict[str, Benchmark] = {
     "recurrent-3": Benchmark(
-        version=1,
+        version=2,
         config=SearchConfig(
             space=RecurrentOptions(nodes=3, units=32),
             task=TextOptions(num_steps=20, vocabulary=1000),
@@ -55,9 +76,11 @@ BENCHMARKS: dict[str, Benchmark] = {
             schedule=Schedule(batch_size=32),
         ),
         num_batches=200,
+        num_seeds=5,
+        reset_state_every=7,
     ),
     "nas201-digits": Benchmark(
-        version=1,
+        version=2,  # a function is trained once, not in each notation
         config=SearchConfig(
             space=Nas201Options(operations=("none", "skip_connect", "nor_conv_3x3"), units=2),
             data=DataConfig(name="digits"),
@@ -65,6 +88,18 @@ BENCHMARKS: dict[str, Benchmark] = {
             schedule=Schedule(batch_size=32),
         ),
         num_batches=80,
+    ),
+    "nas201-digits-hard": Benchmark(
+        version=1,
+        config=SearchConfig(
+            space=Nas201Options(operations=("none", "skip_connect", "nor_conv_3x3"), units=4),
+            data=DataConfig(name="digits-hard"),
+            optimizer=OptimizerConfig(learning_rate=0.1),
+            schedule=Schedule(batch_size=32),
+        ),
+        num_batches=1000,
+        num_seeds=5,
+        rates=RateConfig(schedule="linear"),
     ),
 }
 """The benchmarks that come with forgetless, by name."""
@@ -105,27 +140,37 @@ def make_benchmark(
     name: str,
     store: TrainingStore,
     *,
+    seeds: int | None = None,
     workers: int | None = None,
     cluster: str | None = None,
     limit: int | None = None,
+    on_seed: Callable[[str], None] | None = None,
     on_progress: OnProgress | None = None,
 ) -> str:
     """Train every architecture of a benchmark's space, but those that the store has, and write the table.
 
-    A training that diverged counts with the error of guessing: log of the vocabulary, or 1 − 1 / classes. It did if its
-    error is not finite or, as a cross entropy has no bound, above that of guessing: one such number would be the mean.
+    Of architectures that are the same function the first is trained, and its numbers are those of all of them. All are
+    trained with seed 0 before any is with seed 1, so that after each whole seed there is a table of all architectures.
+
+    The table has a column for each quality and seed, with what that training came to, so that a reader can take the
+    mean, the median, the share that diverged, and what one half of the seeds says of the other. A training that
+    diverged, whose error is not finite or, as a cross entropy has no bound, above that of guessing, is `inf`: the
+    largest error, which leaves a median as it is as long as most trainings ended well, and which no measured error is
+    mistaken for. The comment `guessing` has the error of guessing, log of the vocabulary or 1 − 1 / classes, for
+    readers that want a mean.
 
     Args:
         name: Of BENCHMARKS.
         store: Where trainings are kept, so that an interrupted call goes on.
+        seeds: How many, from 0; as many as the benchmark has if None.
         workers: As for `run_trainings`.
         cluster: As for `run_trainings`.
         limit: Only the first so many architectures, for a look at it; all if None.
-        on_progress: Called after each training.
+        on_seed: Called with the table so far whenever all architectures have been trained with one more seed.
+        on_progress: Called after each training, with the time left at the present speed.
 
     Returns:
-        The file: comment lines with what it is, a header, one line per architecture; means and standard deviations
-        over seeds.
+        The file: comment lines with what it is, a header, one line per architecture.
 
     Raises:
         InputError: If the name is unknown, or a training failed.
@@ -134,54 +179,118 @@ def make_benchmark(
     benchmark = BENCHMARKS[name]
     task = load_task(benchmark.config)
     digest = task.digest()
-    architectures = list(make_space(benchmark.config))[:limit]
-    trainings = [
-        Training.of(benchmark.config, digest, a, seed=seed, num_batches=benchmark.num_batches)
-        for a in architectures
-        for seed in range(benchmark.num_seeds)
-    ]
-
-    def on_result(done: int, total: int) -> None:
-        if on_progress is not None:
-            on_progress(Progress(done, total, f"benchmark {name}"))
-
-    results, failures = run_trainings(trainings, store, workers=workers, cluster=cluster, on_result=on_result)
-    if failures:
-        first = failures[0]
-        raise InputError(
-            f"Expected every training to end, but {len(failures)} failed, first {first.job.architecture!r} with "
-            f"seed {first.job.seed} ({first.reason}). Run the command again; what is done is kept."
+    num_seeds = benchmark.num_seeds if seeds is None else seeds
+    functions = _Functions.of(make_space(benchmark.config), limit)
+    clock = _Clock(f"benchmark {name}", num_seeds * len(functions.trained), on_progress)
+    columns: list[Sequence[TrainingResult]] = []
+    text = ""
+    for seed in range(num_seeds):
+        made_before = clock.made
+        trainings = [benchmark.training(digest, architecture, seed) for architecture in functions.trained]
+        results, failures = run_trainings(
+            trainings, store, workers=workers, cluster=cluster, on_result=clock.of_seed(seed * len(trainings))
         )
-    guess, most = task.error_of_guessing, task.largest_error
-    lines = [f"# {key}: {value}" for key, value in _about(name, benchmark, digest, task).items()]
-    lines.append(",".join(COLUMNS))
-    for number, architecture in enumerate(architectures):
-        mine = results[number * benchmark.num_seeds : (number + 1) * benchmark.num_seeds]
-        lines.append(f"{architecture},{_row([result for result in mine if result is not None], guess, most)}")
-    return "\n".join(lines) + "\n"
+        if failures:
+            first = failures[0]
+            raise InputError(
+                f"Expected every training to end, but {len(failures)} failed, first {first.job.architecture!r} with "
+                f"seed {first.job.seed} ({first.reason}). Run the command again; what is done is kept."
+            )
+        columns.append([result for result in results if result is not None])
+        about = _about(name, benchmark, digest, task, seed + 1)
+        text = _table(about, functions, columns, task)
+        if on_seed is not None and clock.made > made_before:
+            on_seed(text)
+    return text
 
 
-def _about(name: str, benchmark: Benchmark, digest: str, task: Task[Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Functions:
+    """Architectures, and which of them are the same function.
+
+    Attributes:
+        architectures: All.
+        groups: The number of each one's function.
+        trained: The first architecture of each function.
+    """
+
+    architectures: list[Any]
+    groups: list[int]
+    trained: list[Any]
+
+    @classmethod
+    def of(cls, space: Space[Any], limit: int | None) -> "_Functions":
+        """The first so many of a space, by its canonical forms if it has them."""
+        form = space.canonical_form if space.has_canonical_form else str
+        numbers: dict[str, int] = {}
+        first: dict[int, Any] = {}
+        architectures, groups = [], []
+        for architecture in itertools.islice(space, limit):
+            group = numbers.setdefault(form(architecture), len(numbers))
+            first.setdefault(group, architecture)
+            architectures.append(architecture)
+            groups.append(group)
+        return cls(architectures, groups, list(first.values()))
+
+
+class _Clock:
+    """Tells how far the trainings of all seeds are, and how long they take yet."""
+
+    def __init__(self, label: str, total: int, on_progress: OnProgress | None) -> None:
+        self.made = 0
+        self._label, self._total, self._on_progress = label, total, on_progress
+        self._started = time.monotonic()
+
+    def of_seed(self, before: int) -> Callable[[int, int], None]:
+        """For `run_trainings` of one seed, after so many of earlier seeds."""
+        is_first = True
+
+        def on_result(done: int, _: int) -> None:
+            nonlocal is_first
+            self.made += not is_first  # the first call tells what was in the store
+            is_first = False
+            if self._on_progress is not None:
+                left = self._total - before - done
+                seconds = (time.monotonic() - self._started) / self.made * left if self.made else None
+                self._on_progress(Progress(before + done, self._total, self._label, seconds_left=seconds))
+
+        return on_result
+
+
+def _about(name: str, benchmark: Benchmark, digest: str, task: Task[Any], num_seeds: int) -> dict[str, Any]:
     config = benchmark.config
+    optimizer = config.optimizer
+    falling = "" if benchmark.rates is None else benchmark.rates.in_words
+    how = f"{optimizer.name} {optimizer.learning_rate:g}{falling}"
+    if benchmark.reset_state_every is not None:
+        how += f", from a zero state every {benchmark.reset_state_every} batches"
+    seeds = "" if num_seeds == benchmark.num_seeds else f" --seeds {num_seeds}"
     return {
         "name": name,
         "version": benchmark.version,
-        "command": f"forgetless benchmark {name}",
+        "command": f"forgetless benchmark {name}{seeds}",
         "space": str(make_space(config)),
         "data": f"{config.data.name}, SHA-256 {digest}",
         "unit": f"{task.error_name}, {task.error_unit}",
-        "training": f"{benchmark.num_batches} batches of {config.schedule.batch_size}, {benchmark.num_seeds} seeds",
+        "training": f"{benchmark.num_batches} batches of {config.schedule.batch_size}, {how}, {num_seeds} seeds",
+        "guessing": f"{task.error_of_guessing:.5f}",
     }
 
 
-def _row(results: Sequence[TrainingResult], guess: float, most: float) -> str:
-    def diverged(error: float) -> bool:
-        return not error <= most  # nor is NaN
-
-    cells: list[str] = []
-    for measured in ([r.validation_error for r in results], [r.test_error for r in results]):
-        errors = [guess if diverged(error) else error for error in measured]
-        cells += [f"{statistics.fmean(errors):.5f}", f"{statistics.stdev(errors):.5f}"]
-    num_diverged = sum(diverged(result.validation_error) for result in results)
-    seconds = statistics.fmean(result.seconds for result in results)
-    return ",".join([*cells, str(results[0].parameters), f"{seconds:.2f}", str(num_diverged)])
+def _table(
+    about: dict[str, Any], functions: _Functions, columns: Sequence[Sequence[TrainingResult]], task: Task[Any]
+) -> str:
+    """The file, of the results of each seed: one per function."""
+    lines = [f"# {key}: {value}" for key, value in about.items()]
+    qualities = ("validation_error", "test_error")
+    seeds = [f"{quality}_seed{seed}" for quality in qualities for seed in range(len(columns))]
+    lines.append(",".join(["architecture", *seeds, "parameters", "seconds", "iso_group"]))
+    of_function = []
+    for results in zip(*columns, strict=True):
+        errors = [getattr(result, quality) for quality in qualities for result in results]
+        cells = [f"{error:.5f}" if error <= task.largest_error else "inf" for error in errors]  # nor is NaN
+        seconds = statistics.fmean(result.seconds for result in results)
+        of_function.append(",".join([*cells, str(results[0].parameters), f"{seconds:.2f}"]))
+    rows = zip(functions.architectures, functions.groups, strict=True)
+    lines += [f"{architecture},{of_function[group]},{group}" for architecture, group in rows]
+    return "\n".join(lines) + "\n"

@@ -24,6 +24,7 @@ from forgetless.parts import DataConfig, OptimizerConfig, Resources
 from forgetless.runs import environment, read_sealed, write_sealed, writing_to
 from forgetless.runs.states import load_state, save_state
 from forgetless.search import SearchConfig
+from forgetless.search.rates import RateConfig
 from forgetless.search.scratch import TrainingResult, train_from_scratch
 from forgetless.spaces import SpaceOptions
 from forgetless.tasks import TASKS, Task, TaskOptions
@@ -50,6 +51,8 @@ class TrainingSpec(Part):
         seed: Of weights and batches.
         num_batches: How long it trains.
         as_published: Whether the test error is measured as it is published; see `train_from_scratch`.
+        rates: How the learning rate changes; constant if None, which keeps the keys from before there was a choice.
+        reset_state_every: See `train_from_scratch`; None keeps the keys, too.
     """
 
     space: SpaceOptions
@@ -63,6 +66,8 @@ class TrainingSpec(Part):
     seed: int
     num_batches: int
     as_published: bool = False
+    rates: RateConfig | None = None
+    reset_state_every: int | None = None
 
     @property
     def key(self) -> str:
@@ -97,6 +102,8 @@ class Training:
         seed: int,
         num_batches: int,
         as_published: bool = False,
+        rates: RateConfig | None = None,
+        reset_state_every: int | None = None,
     ) -> "Training":
         """The training of an architecture in the way of a search.
 
@@ -107,6 +114,8 @@ class Training:
             seed: Of weights and batches.
             num_batches: How long to train.
             as_published: See `train_from_scratch`.
+            rates: How the learning rate changes; constant if None, whatever it does in the search.
+            reset_state_every: See `train_from_scratch`.
         """
         spec = TrainingSpec(
             space=config.space,
@@ -120,6 +129,8 @@ class Training:
             seed=seed,
             num_batches=num_batches,
             as_published=as_published,
+            rates=rates,
+            reset_state_every=reset_state_every,
         )
         return cls(spec, config.resources)
 
@@ -186,6 +197,8 @@ def _run_from(
             device=spec.device,
             seed=spec.seed,
             num_batches=spec.num_batches,
+            rates=spec.rates,
+            reset_state_every=spec.reset_state_every,
             as_published=spec.as_published,
             state=state,
             on_step=(checkpoints or no_checkpoints()).point,

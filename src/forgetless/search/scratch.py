@@ -1,7 +1,7 @@
 """One architecture trained from scratch, with weights of its own: what a search's findings are worth."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,11 @@ from forgetless.parts import OptimizerConfig
 from forgetless.protection.none import NoProtection
 from forgetless.records import Record
 from forgetless.schema import Measured
+from forgetless.search.rates import RateConfig, rate_factor
 from forgetless.search.setup import make_supernet
 from forgetless.spaces import SearchSpace
 from forgetless.tasks import Task
+from forgetless.tasks.base import BatchLoss
 from forgetless.training import make_optimizer, train
 
 
@@ -44,6 +46,8 @@ def train_from_scratch(
     device: str,
     seed: int,
     num_batches: int,
+    rates: RateConfig | None = None,
+    reset_state_every: int | None = None,
     as_published: bool = True,
     state: Mapping[str, Any] | None = None,
     on_step: Callable[[Callable[[], dict[str, Any]]], None] | None = None,
@@ -58,6 +62,11 @@ def train_from_scratch(
         device: Where to train.
         seed: Of the initial weights and of the batches.
         num_batches: How many.
+        rates: How the learning rate changes over them, the whole training being one epoch; constant if None.
+        reset_state_every: After how many batches the state that a text carries from batch to batch is zero again; only
+            at the start if None. Errors are measured from a zero state. Weights that have not seen one for hundreds of
+            batches may have learnt to rely on a state that it does not lead to: then the error is anything, although
+            the training loss is low.
         as_published: Measure the test error as it is published, which for text is slow: over the whole file as one
             stream; else as the validation error.
         state: To go on from: of an earlier call's `on_step`, with the same other arguments. The result is the same,
@@ -96,8 +105,17 @@ def train_from_scratch(
             if on_step is not None:
                 on_step(present)
 
-        train(
+        batches = _prepared(
             task.training_batches(num_batches - done, torch.Generator().manual_seed(seed), start=done),
+            optimizer,
+            loss,
+            start=done,
+            total=num_batches,
+            rates=rates or RateConfig(),
+            reset_state_every=reset_state_every,
+        )
+        train(
+            batches,
             loss,
             optimizer,
             NoProtection([]),
@@ -115,3 +133,23 @@ def train_from_scratch(
         parameters=sum(weight.numel() for weight in model.used_parameters(architecture).values()),
         seconds=before + time.perf_counter() - started,
     )
+
+
+def _prepared(
+    batches: Iterable[Any],
+    optimizer: torch.optim.Optimizer,
+    loss: BatchLoss,
+    *,
+    start: int,
+    total: int,
+    rates: RateConfig,
+    reset_state_every: int | None,
+) -> Iterator[Any]:
+    """Batches number `start`, … of `total`; before each, the learning rate and the state are as they should be."""
+    full = optimizer.defaults["lr"]  # a group's own may be that of an interrupted call's last step
+    for step, batch in enumerate(batches, start):
+        for group in optimizer.param_groups:
+            group["lr"] = full * rate_factor(rates, step, per_epoch=total, total=total)
+        if reset_state_every is not None and step % reset_state_every == 0:
+            loss.state = None
+        yield batch
