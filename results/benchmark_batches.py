@@ -205,7 +205,7 @@ def reliability(table: Sequence[Sequence[float]]) -> float:
     cells, seeds = errors.mean(1, keepdims=True), errors.mean(0, keepdims=True)
     between = k * float(cells.var(ddof=1))
     within = float(((errors - cells - seeds + errors.mean()) ** 2).sum()) / ((n - 1) * (k - 1))
-    return (between - within) / (between + (k - 1) * within)
+    return float((between - within) / (between + (k - 1) * within))
 
 
 def in_three_hours(share: float, num_functions: int, cpu_seconds: float) -> dict[str, Any]:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 class L2Options(QuadraticOptions):
     """Options of L2 anchoring; importance is 1, so that α has another scale than that of `wpl`."""
 
-    fits: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {"strength": 1.0, "rule": "replace"}}
+    fits: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "": {"strength": 1.0, "rule": "replace"},
+        "fine-tune": {"strength": 0.1},
+    }
 
 
 @PROTECTIONS.register

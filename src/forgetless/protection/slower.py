@@ -24,7 +24,7 @@ class SlowerOptions(StrengthOptions):
         strength: What the learning rate is divided by, at least 1.
     """
 
-    fits: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {"strength": 10.0}}
+    fits: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {"strength": 10.0}, "fine-tune": {"strength": 3.0}}
 
     def check_strength(self) -> None:
         """Refuse a divisor below 1."""

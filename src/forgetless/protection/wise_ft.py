@@ -23,7 +23,7 @@ class WiSEFTOptions(StrengthOptions):
         strength: w in [0, 1], the share of the earlier weights: 0 keeps what was trained, 1 takes it back.
     """
 
-    fits: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {"strength": 0.5}}
+    fits: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {"strength": 0.5}, "fine-tune": {"strength": 0.4}}
 
     def check_strength(self) -> None:
         """Refuse a share outside of [0, 1]."""

@@ -28,7 +28,7 @@ class WPLOptions(QuadraticOptions):
         "": {"strength": 1e5, "damping": 0.0},
         "two-model": {"damping": 1e-3},
         "landscape": {"strength": 10.0},
-        "fine-tune": {"strength": 10.0},
+        "fine-tune": {"strength": 100.0},
         "search on text": {"strength": 3e3},
         "search on images": {"strength": 30.0},
     }
