@@ -72,7 +72,7 @@ def frontier() -> Page:
     lost = {to: next(s for s in result.summary() if s.to == to and s.protection == "none") for to in targets}
     plain = listed([f"{s.old_increase.mean:.2f} nats on {TITLES[to].partition(': ')[2]}" for to, s in lost.items()])
     fronts = " ".join(
-        f"{TITLES[to].partition(':')[0]}, from the least lost to the best learnt: {listed(best[to])}."
+        f"{TITLES[to].partition(':')[0]}, from the least lost to the best learnt: {', '.join(best[to])}."
         for to in reversed(targets)
     )
     return Page(
@@ -81,7 +81,9 @@ def frontier() -> Page:
         question="A small Transformer knows the Old Testament and is fine-tuned on another text, at equal training "
         "time. What is lost of the old text, what is learnt of the new, and which remedy loses least for what it "
         "learns?",
-        answer=f"Without protection the old loss rises by {plain}.",
+        answer=f"Without protection the old loss rises by {plain}. The least sum of both losses have "
+        + " and ".join(f"{best_sum(result, to)} on {TITLES[to].partition(': ')[2]}" for to in targets)
+        + " (rise, new loss).",
         more=f"Not dominated, in means over seeds: {fronts}",
         parts=[
             *(run_block(FOLDER / name, time_of(result_of(name))) for name in RUNS),
@@ -236,12 +238,12 @@ def defaults() -> Page:
     result = result_of("frontier")
     methods = methods_of(result)
     safe = {method: safe_strengths(result, method) for method in methods}
-    named = [f"`{name}` {listed([f'{s:g}' for s in found])}" for (name, _), found in safe.items() if found]
+    named = [f"`{name}` {' or '.join(f'{s:g}' for s in found)}" for (name, _), found in safe.items() if found]
     without = [f"`{name}`" for (name, _), found in safe.items() if not found]
     answer = (
-        f"Within {WITHIN} nats of their best on both texts: {listed(named)}." if named else "No protection has one."
+        f"Within {WITHIN} nats of their best on both texts: {', '.join(named)}." if named else "No protection has one."
     )
-    more = f"There is no such strength of {listed(without)}." if named and without else ""
+    more = f"There is no such strength of {', '.join(without)}." if named and without else ""
     return Page(
         name="fine-tune-defaults",
         title="One strength for every text",

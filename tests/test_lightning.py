@@ -179,7 +179,11 @@ def test_several_optimizers_in_a_loop_of_the_module():
 
 
 @pytest.fixture
-def _no_process_group_stays():
+def _no_process_group_stays(monkeypatch):
+    monkeypatch.setenv(
+        "LOCAL_RANK", "0"
+    )  # which Lightning sets, and others take for a launcher's: taken back at the end
+    monkeypatch.delenv("LOCAL_RANK")
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
