@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -258,3 +260,11 @@ def test_a_state_of_another_format_is_refused():
     with pytest.raises(InputError, match="got format None"):
         reconcile(config, [], {**state, "format": None})
     assert math.isfinite(seconds_of(config.resources.checkpoint_every))
+
+
+def test_a_signal_while_a_state_is_stored_stops_there():
+    """Not a step later, of which nothing would be kept."""
+    with interruption.handled():
+        checkpoints = Checkpoints(lambda _: os.kill(os.getpid(), signal.SIGTERM), 0)
+        with pytest.raises(interruption.Interrupted):
+            checkpoints.point(dict)

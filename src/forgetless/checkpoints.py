@@ -67,7 +67,8 @@ class Checkpoints:
         if asked or is_due:
             self._save(make_state())
             self.stored()
-            processes.meet()  # none leaves before it is stored, which would end the others
+            # None leaves before it is stored, which would end the others. A signal may have come meanwhile.
+            (asked,) = processes.largest(asked or interruption.signal_number())
         elif keep:
             self._kept = copy.deepcopy(make_state())
         if asked:
