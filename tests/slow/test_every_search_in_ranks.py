@@ -21,6 +21,12 @@ def test_a_search_is_that_of_one_process(name):
     test_ranks.test_a_search_is_that_of_one_process(name)
 
 
+@pytest.mark.usefixtures("pair")
+@pytest.mark.parametrize("name", ["images, importance of training", "text, with dropout"])
+def test_a_training_from_scratch_is_that_of_one_process(name):
+    test_ranks.test_a_training_from_scratch_is_that_of_one_process(name)
+
+
 def test_a_run_goes_on_with_any_number_of_processes_and_is_evaluated_by_several(tmp_path):
     stopped = tmp_path / "stopped"
     stopped.mkdir()
