@@ -15,7 +15,7 @@ COUNTS ?= runs/reliability.json
 demo: $(PACKAGE)  ## two models and a search on embedded digits, a fine-tuning on embedded text; one report of all
 	$(BIN)/forgetless two-model --seeds 3 --wpl.strength 10 1e3 --iterations 500 --iterations-a 1200 --workers 2 --output runs/demo --overwrite
 	$(BIN)/forgetless search --space nas201 --protection none wpl --seeds 3 --epochs 6 --strategy-steps 2 --final-samples 20 --final-batches 150 --workers 2 --output runs/demo-search --overwrite
-	$(BIN)/forgetless fine-tune --seeds 3 --layers 2 --width 64 --num-tokens 500 --pretraining 300 --steps 60 --evaluate-every 120 --samples 48 --learning-rate 3e-3 --protection none wise-ft wpl lwf --wise-ft.strength 0.25 0.5 0.75 --workers 3 --output runs/demo-fine-tune --overwrite
+	$(BIN)/forgetless fine-tune --seeds 3 --layers 2 --width 64 --num-tokens 500 --pretraining 200 --steps 40 --evaluate-every 80 --samples 24 --learning-rate 4e-3 --protection none wise-ft wpl lwf --wise-ft.strength 0.25 0.5 0.75 --workers 3 --output runs/demo-fine-tune --overwrite
 	$(BIN)/forgetless report runs/demo runs/demo-search runs/demo-fine-tune
 
 test: $(DEV)  ## every test and docstring example, a process per core, a thread per process

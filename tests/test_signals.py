@@ -104,6 +104,25 @@ with interruption.handled(), interruption.last_words(lambda: print("last words",
     assert (ended.returncode, ended.stdout) == (143, "last words\n")
 
 
+def test_a_second_signal_waits_for_the_last_words():
+    """Which may hold a lock, as those on a terminal do: said by another thread, they would be lost."""
+    program = """
+import os, signal, threading, time
+from forgetless import interruption
+lock = threading.Lock()
+def say():
+    with lock:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        print("last words", flush=True)
+with interruption.handled(), interruption.last_words(say):
+    os.kill(os.getpid(), signal.SIGINT)
+    interruption.stop_if_asked()
+"""
+    ended = run(program)
+    assert (ended.returncode, ended.stdout) == (130, "last words\n")
+
+
 def test_a_second_signal_is_heard_during_a_long_call_of_a_library():
     program = """
 import hashlib, os, signal, threading, time

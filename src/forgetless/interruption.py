@@ -67,6 +67,8 @@ class _State:
     signal_number: int | None = None
     asked_at = 0.0
     last_words: Callable[[], object] | None = None
+    speaker: threading.Event | None = None
+    """Of last words that are being said or were: set when they are."""
     stop_watching: Callable[[], None] | None = None
     """Of a worker."""
     ender: int | None = None
@@ -130,7 +132,7 @@ def handled(*, to_the_end: bool = False) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, _leave if to_the_end else handler)
         stop_watching()
-        _State.is_handled, _State.signal_number, _State.last_words = False, None, None
+        _State.is_handled, _State.signal_number, _State.last_words, _State.speaker = False, None, None, None
         _State.is_ending, _State.children = False, frozenset()
 
 
@@ -212,7 +214,7 @@ def _is_the_same(number: int, asked_at: float) -> bool:
 
 
 def _ask(number: int, _frame: FrameType | None) -> None:
-    if _State.is_ending:
+    if _State.is_ending or _State.speaker is not None:  # what speaks ends then
         return
     if _State.signal_number is not None and _is_the_same(number, _State.asked_at):
         return
@@ -259,14 +261,23 @@ def _leave(number: int, _frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def last_words(say: Callable[[], object]) -> Iterator[None]:
-    """Within it, what is said when the process is ended at once, such as how to go on.
+    """Within it an interruption, also one that ends the process at once, ends with such words as how to go on.
+
+    They are said once. A signal meanwhile waits for them, half a second at most.
 
     Args:
-        say: Prints it.
+        say: Prints them.
     """
     before, _State.last_words = _State.last_words, say
     try:
         yield
+    except KeyboardInterrupt:
+        _State.speaker = threading.Event()
+        try:
+            say()
+        finally:
+            _State.speaker.set()
+        raise
     finally:
         _State.last_words = before
 
@@ -301,6 +312,9 @@ def end_at_once(number: int) -> None:
             sys.stderr.flush()
         said.set()
 
+    if _State.speaker is not None:
+        _State.speaker.wait(_SECONDS_OF_LAST_WORDS)
+        os._exit(128 + number)
     with contextlib.suppress(Exception):
         # In a thread, because a pipe or a terminal may take nothing; a low one, because a handler may have interrupted
         # the start of another, which has a lock.

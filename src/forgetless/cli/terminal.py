@@ -63,11 +63,7 @@ def last_words(advice: str) -> Iterator[None]:
         complain(f"interrupted; {advice}")
 
     with interruption.last_words(say):
-        try:
-            yield
-        except KeyboardInterrupt:
-            say()
-            raise
+        yield
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ SPLITS = ("train", "importance", "validation", "test")
 MOST_UNKNOWN = 0.5
 """The share of a text that may be outside a model's vocabulary."""
 
-EVALUATION_WINDOWS = 128
+EVALUATION_WINDOWS = 32
 """Windows that go through a model at a time where nothing is trained."""
 
 _UNKNOWN, _FIRST = 0, 1  # tokens of word pieces that are no text
