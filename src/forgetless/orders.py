@@ -18,7 +18,7 @@ def endless_order(num_examples: int, start: int, number: int, seed: int = 0) -> 
         seed: Of the orders.
 
     Returns:
-        Places (number,), on the CPU. Each pass has every place once, in an order that the seed decides.
+        Indices (number,), on the CPU. Each pass has every index once, in an order that the seed decides.
 
     >>> sorted(endless_order(4, 4, 4).tolist())
     [0, 1, 2, 3]

@@ -98,9 +98,6 @@ class Ranks:
         """
         return rows
 
-    def meet(self) -> None:
-        """Wait for the others."""
-
 
 class _Joined(Ranks):
     """Some processes, of `torch.distributed`."""
@@ -171,9 +168,6 @@ class _Joined(Ranks):
         found = [torch.empty_like(rows) for _ in range(self.size)]
         dist.all_gather(found, rows.contiguous())
         return torch.cat(found)
-
-    def meet(self) -> None:
-        self.largest(0)
 
 
 class _State:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from forgetless import interruption
+from forgetless.experiments.pieces import beside
 from forgetless.workers import fan_out
 
 if TYPE_CHECKING:
@@ -110,9 +111,8 @@ def run_arrived(arrived: ArrivedPiece, tell: Tell) -> Files:
 @contextlib.contextmanager
 def _sending(path: Path, tell: Tell) -> Iterator[None]:
     """While it lasts, another thread sends files that changed, and asks this process to stop if it hears so."""
-    ended = threading.Event()
 
-    def send() -> None:
+    def send(ended: threading.Event) -> None:
         sent = _stamps(path)
         while not ended.wait(_SECONDS_BETWEEN_LOOKS):
             stamps = _stamps(path)
@@ -124,13 +124,8 @@ def _sending(path: Path, tell: Tell) -> Iterator[None]:
                 signal.raise_signal(signal.SIGTERM)  # handled in the main thread, as a request
                 return
 
-    thread = threading.Thread(target=send, daemon=True)
-    thread.start()
-    try:
+    with beside(send):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 # ---- here --------------------------------------------------------------------------------------------------------

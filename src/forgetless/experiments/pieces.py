@@ -232,16 +232,27 @@ def followed(
     if on_progress is None:
         yield
         return
-    ended = threading.Event()
     seen: dict[Path, int] = {}
 
-    def look() -> None:
+    def look(ended: threading.Event) -> None:
         while True:
             on_progress(_progress(pieces, sizes, done, seen, at_last))
             if ended.wait(_SECONDS_BETWEEN_LOOKS):
                 return
 
-    thread = threading.Thread(target=look, daemon=True)
+    with beside(look):
+        yield
+
+
+@contextlib.contextmanager
+def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """While it lasts, another thread works.
+
+    Args:
+        work: Called with what tells that it is over.
+    """
+    ended = threading.Event()
+    thread = threading.Thread(target=work, args=(ended,), daemon=True)
     thread.start()
     try:
         yield
